@@ -1,0 +1,105 @@
+"""Engines: ways to carry out one AdamNX step on many tensors at once.
+
+An engine is a module with
+
+- `why_not(device, dtype, *, host_schedule, differentiable) -> str | None`: the reason it cannot serve
+  tensors of that device type and dtype, or None if it can;
+- `step_(params, grads, exp_avgs, exp_avg_sqs, *, weight1, weight2, lr, weight_decay, eps, maximize)`:
+  the step of :func:`adamnx_hf.optim.update.adamnx_update` in place on four lists of tensors.
+
+It is given real tensors of one device and one dtype (float32 or float64) that are laid out alike in
+dense memory, and knows nothing of param_groups, `step` counters, complex numbers or half precision: see
+:func:`adamnx_hf.optim.functional.adamnx`. `weight1` and `weight2` are floats (`host_schedule=True`) or one
+0-d tensor per parameter. An engine is added here, in :data:`ENGINES`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from adamnx_hf.optim.engines import aten, foreach, reference
+
+__all__ = ["ENGINES", "Engine", "Weight", "choose_engine"]
+
+#: A schedule's weight: one float for the whole list, or a 0-d tensor for each of its tensors.
+Weight = float | list[Tensor]
+
+
+class Engine(Protocol):
+    """What an engine module offers."""
+
+    def why_not(
+        self, device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool
+    ) -> str | None:
+        """The reason it cannot serve, or None."""
+
+    def step_(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        *,
+        weight1: Weight,
+        weight2: Weight,
+        lr: float | Tensor,
+        weight_decay: float,
+        eps: float,
+        maximize: bool,
+    ) -> None:
+        """One step, in place."""
+
+
+#: By name, the fastest first: the default is the first that applies.
+ENGINES: dict[str, Engine] = {
+    "aten": cast(Engine, aten),
+    "foreach": cast(Engine, foreach),
+    "reference": cast(Engine, reference),
+}
+
+#: The engines that `fused=True` asks for, the fastest first.
+_FUSED = ("aten",)
+
+
+def choose_engine(
+    device: str,
+    dtype: torch.dtype,
+    *,
+    foreach: bool | None,
+    fused: bool | None,
+    host_schedule: bool,
+    differentiable: bool,
+) -> Engine:
+    """The engine for tensors of a device type and dtype, by torch.optim's rules for `foreach` and `fused`.
+
+    Both None: the fastest that applies. One True: that kind, or an error. Otherwise: the reference.
+
+    Raises:
+        RuntimeError: what was asked for cannot serve; the message gives each engine's reason.
+    """
+    if fused:
+        names: Sequence[str] = _FUSED
+    elif foreach:
+        names = ("foreach",)
+    elif fused is None and foreach is None:
+        names = tuple(ENGINES)
+    else:
+        names = ("reference",)
+
+    reasons = {}
+    for name in names:
+        reason = ENGINES[name].why_not(
+            device, dtype, host_schedule=host_schedule, differentiable=differentiable
+        )
+        if reason is None:
+            return ENGINES[name]
+        reasons[name] = reason
+    asked = "fused=True" if fused else "foreach=True"
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise RuntimeError(
+        f"AdamNX: {asked} cannot be used here ({why}). Leave it at None for the fastest that can."
+    )

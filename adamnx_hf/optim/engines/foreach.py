@@ -1,0 +1,58 @@
+"""torch._foreach_*: a handful of kernels for the whole list, on any device, at the cost of temporaries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from adamnx_hf.optim.engines import Weight
+
+
+def why_not(device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool) -> str | None:
+    """Applies everywhere but under autograd."""
+    if differentiable:
+        return "torch's foreach operations do not support differentiable=True"
+    return None
+
+
+def step_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    *,
+    weight1: Weight,
+    weight2: Weight,
+    lr: float | Tensor,
+    weight_decay: float,
+    eps: float,
+    maximize: bool,
+) -> None:
+    """One step in place; see :mod:`adamnx_hf.optim.engines`."""
+    if maximize:
+        grads = list(torch._foreach_neg(grads))
+    if weight_decay != 0:
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+    if isinstance(weight1, float) and isinstance(weight2, float):
+        torch._foreach_lerp_(exp_avgs, grads, weight1)
+        torch._foreach_mul_(exp_avg_sqs, 1 - weight2)
+        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, weight2)
+    else:
+        # Weights on the device: average += weight · (new − average), by broadcasting 0-d tensors.
+        for averages, news, weights in (
+            (exp_avgs, grads, weight1),
+            (exp_avg_sqs, torch._foreach_mul(grads, grads), weight2),
+        ):
+            change = torch._foreach_sub(news, averages)
+            torch._foreach_mul_(change, weights)
+            torch._foreach_add_(averages, change)
+    denominators = torch._foreach_sqrt(exp_avg_sqs)
+    torch._foreach_add_(denominators, eps)
+    if isinstance(lr, Tensor):
+        torch._foreach_div_(denominators, -lr)
+        torch._foreach_addcdiv_(params, exp_avgs, denominators)
+    else:
+        torch._foreach_addcdiv_(params, exp_avgs, denominators, -lr)

@@ -1,0 +1,300 @@
+"""The optimizer class: arguments, param_groups, state. The step itself is in functional.py."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import (
+    Optimizer,
+    ParamsT,
+    StateDict,
+    _get_scalar_dtype,
+    _to_scalar,
+    _use_grad_for_differentiable,
+)
+
+from adamnx_hf.optim.functional import Memo, adamnx, moment_dtype, pack_steps
+from adamnx_hf.optim.schedules import BETA2_SCHEDULES
+
+__all__ = ["AdamNX"]
+
+
+class AdamNX(Optimizer):
+    r"""AdamW whose second-moment decay rate rises to 1 (AdamNX, Algorithm 1 of the paper).
+
+    .. math::
+        \theta &\leftarrow \theta\,(1 - \eta\lambda) \\
+        m &\leftarrow \hat\beta_{1,t}\, m + (1 - \hat\beta_{1,t})\, g, \quad
+            \hat\beta_{1,t} = (\beta_1 - \beta_1^t) / (1 - \beta_1^t) \\
+        v &\leftarrow \hat\beta_{2,t}\, v + (1 - \hat\beta_{2,t})\, g^2, \quad
+            \hat\beta_{2,t} = (1 - q^{t-1}) / (1 - q^t), \quad q = \beta_2^{1-\beta_2} \\
+        \theta &\leftarrow \theta - \eta\, m / (\sqrt v + \epsilon)
+
+    Used exactly as :class:`torch.optim.AdamW`. Early on v is the plain mean of all squared gradients;
+    after about `horizon(beta2)` steps (9,950 at 0.99) it stands still and AdamNX becomes momentum SGD
+    with a fixed diagonal preconditioner.
+
+    Args:
+        params: iterable of parameters, of `(name, parameter)` pairs, or of dicts defining groups. Real
+            or complex, any device, dtype and layout; DTensors too. Moments are kept in at least float32.
+        lr: learning rate η; a 1-element tensor with `fused`, `capturable` or the reference.
+        betas: β1 and β2, both floats or both 1-element tensors, in [0, 1). Mind that β2 = 0.99 here
+            plays the role of AdamW's 0.999: its horizon is 1/(1−β2)², not 1/(1−β2), steps.
+        eps: term added to √v for numerical stability.
+        weight_decay: decoupled weight decay λ.
+        maximize: maximize the objective.
+        foreach: True for torch's foreach kernels, False for the reference loop. None, with `fused` None
+            too, picks the fastest that applies: fused on CPU, CUDA, MPS and XPU.
+        capturable: keep `step` and the schedule on the parameters' device, for CUDA graphs. Not with
+            `fused=True`.
+        differentiable: let autograd through the step (reference loop).
+        fused: True for a fused kernel; an error, with the reason, where there is none.
+        beta2_schedule: how β̂2 rises: `"adamnx"`, or for the paper's ablation `"adam"` (the result is
+            AdamW), `"adafactor"` (β2 has no effect) or `"adax"` (b = (1−β2)²). See
+            :mod:`adamnx_hf.optim.schedules`.
+
+    Raises:
+        ValueError: a hyperparameter out of range, or of the wrong kind.
+        RuntimeError: flags that exclude each other; in `step`, sparse gradients, or an implementation
+            that was asked for and cannot serve the parameters.
+
+    State, as torch.optim names it: `step` (float 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v). m and v
+    *are* the bias-corrected moments, so a torch.optim.AdamW checkpoint is not one of AdamNX: convert it
+    with :func:`adamnx_hf.from_adamw`.
+
+    Example:
+        >>> optimizer = AdamNX(model.parameters(), lr=1e-3)
+        >>> loss_fn(model(inputs), targets).backward()
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
+
+    Reference: "AdamNX: An Adam improvement algorithm based on a novel exponential decay mechanism for the
+    second-order moment estimate"; the authors' code: https://github.com/mengzhu0308/AdamNX.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        beta2_schedule: str = "adamnx",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "beta2_schedule": beta2_schedule,
+        }
+        _check(defaults)
+        defaults["betas"] = (_to_scalar(betas[0]), _to_scalar(betas[1]))
+        super().__init__(params, defaults)
+        self._memos: defaultdict[int, Memo] = defaultdict(dict)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as torch.optim does; its options are checked before anything is changed."""
+        if isinstance(param_group, dict):  # torch says what is wrong with anything else
+            _check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Fills in what older checkpoints, and the authors', lack."""
+        super().__setstate__(state)
+        self._memos = defaultdict(dict)
+        for group in self.param_groups:
+            for option, default in (
+                ("maximize", False),
+                ("foreach", None),
+                ("capturable", False),
+                ("differentiable", False),
+                ("fused", None),
+                ("beta2_schedule", "adamnx"),
+            ):
+                group.setdefault(option, default)
+            for param in group["params"]:
+                param_state = self.state.get(param, {})
+                if "step" in param_state:
+                    step = torch.as_tensor(param_state["step"], dtype=_get_scalar_dtype())
+                    param_state["step"] = step.to(param.device if group["capturable"] else "cpu")
+            pack_steps([self.state[p] for p in group["params"] if "step" in self.state.get(p, {})])
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Loads a state as it was saved: moments keep the dtype they have in `state_dict`.
+
+        torch.optim casts them to the parameter's (pytorch #43706), which would lose float32 moments of
+        bfloat16 parameters at every resume.
+
+        Raises:
+            ValueError: `state_dict` is torch.optim.Adam's or AdamW's, or does not fit the parameters.
+        """
+        if any("amsgrad" in group for group in state_dict["param_groups"]):
+            raise ValueError(
+                "this state_dict was saved by torch.optim.Adam or AdamW, whose moments are not "
+                "bias-corrected as AdamNX's are. Load it into that optimizer, then convert it: "
+                "optimizer = adamnx_hf.from_adamw(adamw)"
+            )
+
+        uncast: StateDict = {}
+
+        def remember(_: Optimizer, state_dict: StateDict) -> None:
+            uncast.update(state_dict)
+
+        def restore(_: Optimizer) -> None:
+            ids = chain.from_iterable(group["params"] for group in uncast["param_groups"])
+            params = chain.from_iterable(group["params"] for group in self.param_groups)
+            for id_, param in zip(ids, params, strict=True):
+                for key, saved in uncast["state"].get(id_, {}).items():
+                    loaded = self.state[param][key]
+                    if key != "step" and isinstance(saved, Tensor) and loaded.dtype != saved.dtype:
+                        self.state[param][key] = saved.to(param.device)
+
+        # The last of the pre-hooks and the first of the post-hooks: other hooks see the whole.
+        remembering = self.register_load_state_dict_pre_hook(remember)
+        restoring = self.register_load_state_dict_post_hook(restore, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            remembering.remove()
+            restoring.remove()
+
+    def _init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        # Lazily, and like the parameter as it is now: FSDP2 puts DTensors in its place after __init__.
+        dtype = moment_dtype(param.dtype)
+        return {
+            "step": torch.zeros(
+                (), dtype=_get_scalar_dtype(), device=param.device if group["capturable"] else "cpu"
+            ),
+            "exp_avg": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
+        }
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Performs a single optimization step.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, if there is one.
+        """
+        # torch < 2.9 has it under the older name.
+        getattr(
+            self,
+            "_accelerator_graph_capture_health_check",
+            getattr(self, "_cuda_graph_capture_health_check", lambda: None),
+        )()
+
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        for index, group in enumerate(self.param_groups):
+            grads: list[Tensor]
+            params, grads = [], []
+            for param in group["params"]:
+                if (grad := param.grad) is not None:
+                    params.append(param)
+                    grads.append(grad)
+            if any(grad.is_sparse for grad in grads):
+                raise RuntimeError(
+                    "AdamNX does not support sparse gradients; use dense ones, as of "
+                    "torch.nn.Embedding(sparse=False)"
+                )
+            states = [self.state[param] for param in params]
+            if not all(states):
+                for param, state in zip(params, states, strict=True):
+                    if not state:
+                        state.update(self._init_state(param, group))
+                pack_steps(states)
+
+            beta1, beta2 = group["betas"]
+            adamnx(
+                params,
+                grads,
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [state["step"] for state in states],
+                foreach=group["foreach"],
+                capturable=group["capturable"],
+                differentiable=group["differentiable"],
+                fused=group["fused"],
+                beta1=beta1,
+                beta2=beta2,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=group["maximize"],
+                beta2_schedule=group["beta2_schedule"],
+                memo=self._memos[index],
+            )
+        return loss
+
+
+def _check(group: dict[str, Any]) -> None:
+    """Raises where a group's options are out of range or exclude each other, in torch.optim.AdamW's words."""
+    lr, betas, foreach, fused = group["lr"], group["betas"], group["foreach"], group["fused"]
+    capturable = group["capturable"]
+    if isinstance(lr, Tensor):
+        if foreach and not capturable:
+            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+        if lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+    for name, label in (
+        ("lr", "learning rate"),
+        ("eps", "epsilon value"),
+        ("weight_decay", "weight_decay value"),
+    ):
+        if not 0.0 <= group[name]:  # so phrased that nan is caught
+            raise ValueError(f"Invalid {label}: {group[name]}")
+    if len(betas) != 2:
+        raise ValueError(f"betas must be two numbers, β1 and β2, got {betas}")
+    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
+        raise ValueError("betas must be either both floats or both Tensors")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor):
+            if foreach and not capturable:
+                raise ValueError(
+                    f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
+                )
+            if beta.numel() != 1:
+                raise ValueError(f"Tensor betas[{i}] must be 1-element")
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+    if group["beta2_schedule"] not in BETA2_SCHEDULES:
+        raise ValueError(
+            f"Invalid beta2_schedule: {group['beta2_schedule']!r}; choose one of {', '.join(BETA2_SCHEDULES)}"
+        )
+    if fused and foreach:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    if fused and group["differentiable"]:
+        raise RuntimeError("`fused` does not support `differentiable`")
+    if fused and capturable:
+        raise RuntimeError(
+            "AdamNX: fused=True with capturable=True needs a kernel that computes the schedule on the "
+            "device, which torch's fused AdamW does not; leave fused=None with capturable=True"
+        )
