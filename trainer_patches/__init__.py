@@ -1,0 +1,1 @@
+"""Makes optimizer names known to Transformers."""

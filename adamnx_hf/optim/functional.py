@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.optim.engines import Engine, Weight, choose_engine
-from adamnx_hf.optim.schedules import BETA2_SCHEDULES, adam
+from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
 __all__ = ["Memo", "adamnx", "moment_dtype", "pack_steps"]
 
@@ -127,7 +127,7 @@ def adamnx(
 
     for (step, device, dtype), members in buckets.items():
         weights: list[Weight] = []
-        for scheme, beta in ((cast(Callable[..., float | Tensor], adam), beta1), (schedule, beta2)):
+        for scheme, beta in ((adam, beta1), (schedule, beta2)):
             if host_schedule:
                 weight = scheme(step + 1, beta.double() if isinstance(beta, Tensor) else beta)
                 weights.append([weight] * len(members) if isinstance(weight, Tensor) else weight)
@@ -189,9 +189,9 @@ def _same(tensors: list[Tensor], others: list[Tensor]) -> bool:
 
 
 def _device_weights(
-    scheme: Callable[..., float | Tensor],
+    scheme: Callable[[Scalar, Scalar], Scalar],
     state_steps: list[Tensor],
-    beta: float | Tensor,
+    beta: Scalar,
     device: torch.device,
 ) -> list[Tensor]:
     """`scheme` at each of `state_steps` without asking the host for their values: 0-d tensors on `device`."""

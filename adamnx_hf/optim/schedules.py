@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -28,30 +27,30 @@ __all__ = [
     "horizon",
 ]
 
-# One formula serves numbers on the host and tensors on the device (`capturable=True`, torch.compile).
-Scalar = TypeVar("Scalar", float, Tensor)
+#: One formula serves numbers on the host and tensors on the device (`capturable=True`, torch.compile).
+Scalar = float | Tensor
 
 # exp(709.8) is the largest float64. Past it the weight is below 1e-308, which is 0.
 _LARGEST_EXPONENT = 709.0
 
 
-def _expm1(x: float | Tensor) -> float | Tensor:
+def _expm1(x: Scalar) -> Scalar:
     if isinstance(x, Tensor):
         return torch.expm1(x)
     return math.expm1(x) if x < _LARGEST_EXPONENT else math.inf
 
 
-def _log1p(x: float | Tensor) -> float | Tensor:
+def _log1p(x: Scalar) -> Scalar:
     if isinstance(x, Tensor):
         return torch.log1p(x)
     return math.log1p(x) if x > -1.0 else -math.inf
 
 
-def _clamp(x: float | Tensor, bound: float) -> float | Tensor:
+def _clamp(x: Scalar, bound: float) -> Scalar:
     return x.clamp(-bound, bound) if isinstance(x, Tensor) else min(max(x, -bound), bound)
 
 
-def exponential_weight(rate: float | Tensor, step: float | Tensor) -> float | Tensor:
+def exponential_weight(rate: Scalar, step: Scalar) -> Scalar:
     """Weight of the newest of `step` values in an average whose weights are `exp(−rate · s)`, s = 1 … step.
 
     `exp(−rate·t) / Σ_{s≤t} exp(−rate·s) = expm1(rate) / expm1(rate·t)`, a form without cancellation:
@@ -67,44 +66,43 @@ def exponential_weight(rate: float | Tensor, step: float | Tensor) -> float | Te
     """
     # At an infinite rate inf/inf would be nan. This bound is far enough for the limits to be exact.
     rate = _clamp(rate, _LARGEST_EXPONENT - 1.0)
-    return cast(float, _expm1(rate)) / cast(float, _expm1(cast(float, rate) * cast(float, step)))
+    return _expm1(rate) / _expm1(rate * step)
 
 
-def adam(step: Scalar, beta: float | Scalar) -> Scalar:
+def adam(step: Scalar, beta: Scalar) -> Scalar:
     """Adam's bias-corrected average: `β̂_t = (β − β^t) / (1 − β^t)`, so `1 − β̂_t = (1 − β) / (1 − β^t)`.
 
     AdamNX's first moment uses this too, and the ablation's "Adam" row its second moment (β2 = 0.999).
     Source: Kingma & Ba 2015 (arXiv:1412.6980), the two-line form of the paper's Eq. 13.
     """
-    return cast(Scalar, exponential_weight(_log1p(cast(float, beta) - 1.0), step))
+    return exponential_weight(_log1p(beta - 1.0), step)
 
 
-def adamnx(step: Scalar, beta2: float | Scalar) -> Scalar:
+def adamnx(step: Scalar, beta2: Scalar) -> Scalar:
     """AdamNX's second moment: `β̂2_t = (1 − q^(t−1)) / (1 − q^t)` with `q = β2^(1−β2)` (paper, Eq. 11).
 
     β2 = 0 gives q = 0: weight 1 at t = 1 and 0 afterwards, so v stays at the first squared gradient.
     """
-    one_minus_beta2 = 1.0 - cast(float, beta2)
-    return cast(Scalar, exponential_weight(-one_minus_beta2 * cast(float, _log1p(-one_minus_beta2)), step))
+    return exponential_weight(-(1.0 - beta2) * _log1p(beta2 - 1.0), step)
 
 
-def adax(step: Scalar, beta2: float | Scalar) -> Scalar:
+def adax(step: Scalar, beta2: Scalar) -> Scalar:
     """AdaX's second moment: `1 − β̂2_t = b / ((1 + b)^t − 1)`, with `b = (1 − β2)²`.
 
     AdaX (arXiv:2004.09740) publishes b = 1e-4, which is β2 = 0.99 here, AdamNX's own default; for
     another b pass `beta2 = 1 − sqrt(b)`. With `b = β2^−(1−β2) − 1` (1.00508e-4) it would *be* AdamNX's
     schedule. Only the second moment: AdaX itself does not correct the first moment's bias.
     """
-    return cast(Scalar, exponential_weight(_log1p((1.0 - cast(float, beta2)) ** 2), step))
+    return exponential_weight(_log1p((1.0 - beta2) ** 2), step)
 
 
-def adafactor(step: Scalar, beta2: float | Scalar) -> Scalar:
+def adafactor(step: Scalar, beta2: Scalar) -> Scalar:
     """Adafactor's second moment: `β̂2_t = 1 − t^(−0.8)` (arXiv:1804.04235, Sec. 7.2). β2 has no effect."""
     return step**-0.8
 
 
 #: Second-moment schedules by the name `AdamNX(beta2_schedule=...)` takes.
-BETA2_SCHEDULES: dict[str, Callable[..., float | Tensor]] = {
+BETA2_SCHEDULES: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
     "adamnx": adamnx,
     "adam": adam,
     "adafactor": adafactor,

@@ -58,7 +58,7 @@ def step_(
         [],
         [bias_corrected] * len(params),
         amsgrad=False,
-        lr=lr,  # type: ignore[arg-type]  # there is an overload for tensors
+        lr=lr,
         beta1=min(1 - weight1, _BELOW_ONE),
         beta2=min(1 - weight2, _BELOW_ONE),
         weight_decay=weight_decay,
