@@ -1,1 +1,13 @@
-"""Makes optimizer names known to Transformers."""
+"""Makes any torch optimizer a valid `optim=` string of the Transformers Trainer.
+
+    from trainer_patches import register_optimizer
+
+    register_optimizer("my_lion", "pytorch_optimizer:Lion", defaults={"betas": (0.95, 0.98)})
+    TrainingArguments(..., optim="my_lion", optim_args="weight_decouple=true")
+
+Importing this package imports neither Transformers nor torch.
+"""
+
+from trainer_patches.registry import RunInfo, register_optimizer, registered_optimizers
+
+__all__ = ["RunInfo", "register_optimizer", "registered_optimizers"]

@@ -1,0 +1,51 @@
+# `make demo`, `make test` and `make quality` set up what they need in .venv, from the package index alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The oldest versions supported, for `make test-oldest`. datasets is named because 4.57's hub limit
+# lets the resolver fall back to releases that no longer import.
+OLDEST := "torch==2.8.*" "transformers==4.57.*" "datasets>=4.0"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-oldest quality format bench figures clean
+
+help:  ## Show this list.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "adamnx-hf needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) --version). Try make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV) (once; torch is a large download) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade uv
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[dev]" $(EXTRA)
+	@touch $@
+
+setup: $(VENV)/.ready  ## Install the project and its tools into .venv.
+
+demo: setup  ## Train a small vision transformer with AdamNX and with AdamW, and draw the curves (3 minutes).
+	$(BIN)/adamnx-hf demo
+
+test: setup  ## Run the tests.
+	$(BIN)/python -m pytest -n 2
+
+test-oldest: ## Run the tests on the oldest torch and Transformers supported, in .venv-oldest.
+	$(MAKE) test VENV=.venv-oldest EXTRA='$(OLDEST)'
+
+quality: setup  ## Lint, check the format and the types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## Put the code into its format.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## Time AdamNX's step beside torch's fused AdamW on this machine.
+	$(BIN)/adamnx-hf bench
+
+figures: setup  ## Draw the documentation's figures again.
+	$(BIN)/python -m adamnx_hf.figures docs/images
+
+clean:  ## Remove what the other targets made.
+	rm -rf .venv .venv-oldest demo-output .mypy_cache .ruff_cache .pytest_cache

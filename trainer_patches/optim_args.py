@@ -1,0 +1,176 @@
+"""Reads `TrainingArguments.optim_args`: typed and checked against the optimizer's own signature.
+
+Transformers splits it at every comma and hands out strings, so that `betas=(0.9,0.99)` crashes and
+`bool("False")` is True (transformers #21317).
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Union
+
+__all__ = ["Option", "convert", "options_of", "split"]
+
+_BRACKETS = {"(": ")", "[": "]"}
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+
+class Option(typing.NamedTuple):
+    """A keyword that may stand in optim_args: its type, as annotated or as its default has it."""
+
+    hint: Any
+    default: Any
+
+
+def split(text: str) -> dict[str, str]:
+    """`"beta2=0.95, betas=(0.9, 0.99)"` as keys and values, both still text.
+
+    Raises:
+        ValueError: a part that is not `key=value`, a key given twice, or a bracket left open.
+    """
+    parts, depth, start = [], [], 0
+    for i, char in enumerate(text):
+        if char in _BRACKETS:
+            depth.append(_BRACKETS[char])
+        elif depth and char == depth[-1]:
+            depth.pop()
+        elif char == "," and not depth:
+            parts.append(text[start:i])
+            start = i + 1
+    parts.append(text[start:])
+    if depth:
+        raise ValueError(f"optim_args={text!r}: missing {depth[-1]!r}")
+
+    pairs: dict[str, str] = {}
+    for part in parts:
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and value):
+            raise ValueError(
+                f"optim_args={text!r}: {part.strip()!r} is not key=value; write them as key=value,key=value"
+            )
+        if key in pairs:
+            raise ValueError(f"optim_args={text!r}: {key!r} is given twice")
+        pairs[key] = value
+    return pairs
+
+
+def options_of(function: Callable[..., Any], kinds: Iterable[Any]) -> dict[str, Option]:
+    """The parameters of `function` of the given `inspect.Parameter` kinds, with their types."""
+    try:
+        annotated = inspect.getattr_static(function, "__init__") if isinstance(function, type) else function
+        hints = typing.get_type_hints(annotated)
+    except Exception:  # annotations that cannot be evaluated say nothing; defaults still do
+        hints = {}
+    options = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in kinds:
+            options[name] = Option(hints.get(name, Any), parameter.default)
+    return options
+
+
+def convert(
+    text: str, options: Mapping[str, Option], owner: str, elsewhere: Mapping[str, str]
+) -> dict[str, Any]:
+    """Splits `text` and gives each value the type its option asks for.
+
+    Args:
+        text: the whole of optim_args.
+        options: the valid keys.
+        owner: whose options they are, for error messages: `optim='adamnx'`.
+        elsewhere: keys that are not set here, with the TrainingArguments field that sets them.
+
+    Raises:
+        ValueError: a key that is not valid, named with the nearest one and the list; a value of the
+            wrong type; text that cannot be split.
+    """
+    values = {}
+    for key, raw in split(text).items():
+        if key in elsewhere:
+            raise ValueError(
+                f"optim_args: {key!r} is not set here but by TrainingArguments({elsewhere[key]}={raw})"
+            )
+        if key not in options:
+            valid = sorted(set(options) - set(elsewhere))
+            near = difflib.get_close_matches(key, valid, n=1)
+            guess = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"optim_args: {key!r} is not an option of {owner}.{guess} Valid: {', '.join(valid)}"
+            )
+        hint, default = options[key]
+        if hint is Any and default not in (None, inspect.Parameter.empty):
+            hint = type(default)
+        fits, value = _fit(raw, _literal(raw), hint)
+        if not fits:
+            raise ValueError(f"optim_args: {key}={raw} does not fit {owner}: {key} is {_describe(hint)}")
+        values[key] = value
+    return values
+
+
+def _literal(raw: str) -> Any:
+    if raw.lower() in _WORDS:
+        return _WORDS[raw.lower()]
+    try:
+        return ast.literal_eval(raw)
+    except (ValueError, SyntaxError):
+        return raw
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _fit(raw: str, value: Any, hint: Any) -> tuple[bool, Any]:
+    """Whether `value`, written `raw`, is of type `hint`, and `value` as that type."""
+    for kind in sorted(_alternatives(hint), key=lambda kind: kind is str):  # str takes anything: last
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if kind is Any:
+            return True, value
+        if kind in (None, type(None)):
+            if value is None:
+                return True, None
+        elif origin is Literal:
+            if raw in arguments or value in arguments:
+                return True, raw if raw in arguments else value
+        elif kind is float:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return True, float(value)
+        elif kind is int:
+            if isinstance(value, int) and not isinstance(value, bool):
+                return True, value
+        elif kind is str:
+            return True, value if isinstance(value, str) else raw
+        elif kind in (tuple, list) or origin in (tuple, list):
+            if isinstance(value, tuple | list):
+                # tuple[X, ...] and list[X] repeat X; a bare tuple takes anything.
+                items = arguments if arguments and arguments[-1] is not Ellipsis and origin is tuple else None
+                item_hints = items or (arguments[0] if arguments else Any,) * len(value)
+                if len(item_hints) == len(value):
+                    fitted = [_fit(str(v), v, h) for v, h in zip(value, item_hints, strict=True)]
+                    if all(fits for fits, _ in fitted):
+                        return True, (list if list in (kind, origin) else tuple)(v for _, v in fitted)
+        elif isinstance(kind, type) and isinstance(value, kind):
+            return True, value
+    return False, None
+
+
+def _describe(hint: Any) -> str:
+    names = []
+    for kind in _alternatives(hint):
+        if kind is bool:
+            names.append("true or false")
+        elif kind in (None, type(None)):
+            names.append("none")
+        elif typing.get_origin(kind) is Literal:
+            names += [str(value) for value in typing.get_args(kind)]
+        elif kind is float or kind is int:
+            names.append({float: "a number", int: "a whole number"}[kind])
+        elif isinstance(kind, type) and not typing.get_args(kind) and kind.__name__ == "Tensor":
+            continue  # cannot be written on a command line
+        else:
+            names.append(str(kind).removeprefix("<class '").removesuffix("'>"))
+    return " or ".join(names)

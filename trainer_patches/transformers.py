@@ -1,0 +1,191 @@
+"""The patch of Transformers: an enum member per name, and four methods that look our names up first.
+
+Nothing is imported from Transformers: its modules are patched when somebody imports them. Where a
+version does not fit, one warning says so and Transformers is left as it was.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import importlib.util
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer_patches.registry import RegisteredOptimizer
+
+__all__ = ["add_name", "install"]
+
+OLDEST = (4, 57)
+
+# The fields of TrainingArguments that give way to an optimizer's own default, and the parameter of
+# `set_optimizer` that sets each.
+_FIELDS = {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "epsilon"}
+
+_names: list[str] = []
+_registered: Mapping[str, RegisteredOptimizer] = {}
+_undo: list[Callable[[], None]] = []
+_failed = False
+_planned_steps: contextvars.ContextVar[int | None] = contextvars.ContextVar("planned_steps", default=None)
+
+
+def install(registered: Mapping[str, RegisteredOptimizer]) -> None:
+    """Arranges for Transformers to be patched as soon as it is imported, or now if it has been."""
+    global _registered
+    _registered = registered
+    if "transformers" not in sys.modules and importlib.util.find_spec("transformers") is None:
+        return
+    from wrapt import register_post_import_hook
+
+    register_post_import_hook(_guarded(_patch_training_args), "transformers.training_args")
+    register_post_import_hook(_guarded(_patch_trainer), "transformers.trainer")
+
+
+def add_name(name: str) -> None:
+    """Adds `name` to OptimizerNames, now or when it is imported.
+
+    Raises:
+        ValueError: Transformers has an optimizer of that name.
+    """
+    if name in _names:
+        return
+    training_args = sys.modules.get("transformers.training_args")
+    optimizer_names = getattr(training_args, "OptimizerNames", None)
+    if optimizer_names is not None and not _failed:
+        if name in optimizer_names._value2member_map_:
+            raise ValueError(f"optim={name!r} is one of Transformers' own names; choose another")
+        _guarded(lambda module: _add_member(module.OptimizerNames, name))(training_args)
+    _names.append(name)
+
+
+def _guarded(patch: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`patch`, but a failure ends in a warning and takes everything back."""
+
+    def apply(module: Any) -> None:
+        global _failed
+        if _failed:
+            return
+        try:
+            version = sys.modules["transformers"].__version__
+            if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+                raise RuntimeError(f"it is older than {'.'.join(map(str, OLDEST))}")
+            patch(module)
+        except Exception as error:
+            _failed = True
+            while _undo:
+                _undo.pop()()
+            version = getattr(sys.modules.get("transformers"), "__version__", "?")
+            warnings.warn(
+                f"optim={', '.join(map(repr, _names))} cannot be made known to transformers {version}: "
+                f"{error}. Transformers is left as it was; pass the optimizer itself, "
+                "Trainer(optimizer_cls_and_kwargs=(AdamNX, {...})), or use another version.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    return apply
+
+
+def _patch_training_args(module: Any) -> None:
+    for name in _names:
+        if name in module.OptimizerNames._value2member_map_:
+            raise RuntimeError(f"it has an optimizer named {name!r} of its own")
+        _add_member(module.OptimizerNames, name)
+
+    cls = module.TrainingArguments
+    _require(cls, "set_optimizer", *_FIELDS.values())
+    set_optimizer = inspect.signature(cls.set_optimizer).parameters
+    pristine = {
+        field: (cls.__dataclass_fields__[field].default, set_optimizer[parameter].default)
+        for field, parameter in _FIELDS.items()
+    }
+
+    def settle(args: Any) -> None:
+        if registered := _lookup(args.optim):
+            registered.settle(args, pristine)
+            registered.parse_optim_args(args.optim_args)  # errors now, not when training starts
+
+    def after(wrapped: Any, args: Any, arguments: Any, keywords: Any) -> Any:
+        result = wrapped(*arguments, **keywords)
+        settle(args)
+        return result
+
+    _wrap(cls, "__post_init__", after)
+    _wrap(cls, "set_optimizer", after)
+
+
+def _patch_trainer(module: Any) -> None:
+    cls = module.Trainer
+    _require(cls, "get_optimizer_cls_and_kwargs", "args", "model")
+    _require(cls, "create_optimizer_and_scheduler", "num_training_steps")
+
+    def get_optimizer_cls_and_kwargs(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
+        args = arguments[0] if arguments else keywords["args"]
+        if registered := _lookup(args.optim):
+            return registered.class_and_kwargs(args, _planned_steps.get())
+        return wrapped(*arguments, **keywords)
+
+    def create_optimizer_and_scheduler(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
+        token = _planned_steps.set(arguments[0] if arguments else keywords["num_training_steps"])
+        try:
+            return wrapped(*arguments, **keywords)
+        finally:
+            _planned_steps.reset(token)
+
+    _wrap(cls, "get_optimizer_cls_and_kwargs", get_optimizer_cls_and_kwargs)
+    _wrap(cls, "create_optimizer_and_scheduler", create_optimizer_and_scheduler)
+
+
+def _lookup(optim: Any) -> RegisteredOptimizer | None:
+    return _registered.get(optim.value if isinstance(optim, Enum) else optim)
+
+
+def _require(cls: type, method: str, *parameters: str) -> None:
+    function = getattr(cls, method, None)
+    missing = set(parameters) - set(inspect.signature(function).parameters if function else ())
+    if missing:
+        raise RuntimeError(f"{cls.__name__}.{method} does not take {', '.join(sorted(missing))}")
+
+
+def _wrap(cls: type, method: str, wrapper: Callable[..., Any]) -> None:
+    from wrapt import wrap_function_wrapper
+
+    original = cls.__dict__[method]
+    wrap_function_wrapper(cls, method, wrapper)
+    _undo.append(lambda: setattr(cls, method, original))
+
+
+def _add_member(enum: Any, value: str) -> None:
+    """Adds a member to a str enum after its class was made. Python has no way of its own to do this."""
+    name = re.sub(r"\W", "_", value).upper()
+    member: Any = str.__new__(enum, value)
+    member._name_ = name
+    member._value_ = value
+    member.__objclass__ = enum
+    member._sort_order_ = len(enum._member_names_)
+    # Pickled as plain text: a training_args.bin opens where this package is not imported.
+    member.__reduce_ex__ = lambda protocol: (str, (value,))
+
+    def remove() -> None:
+        enum._member_names_.remove(name)
+        del enum._member_map_[name], enum._value2member_map_[value]
+        if value in getattr(enum, "_hashable_values_", ()):  # Python 3.12 and later
+            enum._hashable_values_.remove(value)
+        if name in enum.__dict__:
+            type.__delattr__(enum, name)
+
+    enum._member_names_.append(name)
+    enum._member_map_[name] = member
+    enum._value2member_map_[value] = member
+    if hasattr(enum, "_hashable_values_"):
+        enum._hashable_values_.append(value)
+    if sys.version_info >= (3, 11):  # before, EnumMeta.__getattr__ looks members up
+        type.__setattr__(enum, name, member)
+    _undo.append(remove)
+    if enum(value) is not member or member not in list(enum):
+        raise RuntimeError(f"{enum.__name__} does not take new members")
