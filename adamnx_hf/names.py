@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 from adamnx_hf.optim.schedules import beta2_for_horizon
@@ -42,4 +43,7 @@ def fit_horizon(
 
 def register() -> None:
     """Registers all our names. Called when `adamnx_hf` is imported."""
-    register_optimizer("adamnx", "adamnx_hf.optim:AdamNX", configure=fit_horizon, overwrite=True)
+    try:
+        register_optimizer("adamnx", "adamnx_hf.optim:AdamNX", configure=fit_horizon, overwrite=True)
+    except ValueError as error:  # Transformers has come to know the name itself: no reason not to import
+        warnings.warn(str(error), RuntimeWarning, stacklevel=3)

@@ -27,8 +27,12 @@ OLDEST = (4, 57)
 # `set_optimizer` that sets each.
 _FIELDS = {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "epsilon"}
 
+_OWN_NAME = "optim={!r} is one of Transformers' own names and stays so; register another"
+
 _names: list[str] = []
+_added: set[str] = set()
 _registered: Mapping[str, RegisteredOptimizer] = {}
+_pristine: dict[str, tuple[Any, ...]] = {}
 _undo: list[Callable[[], None]] = []
 _failed = False
 _planned_steps: contextvars.ContextVar[int | None] = contextvars.ContextVar("planned_steps", default=None)
@@ -58,7 +62,7 @@ def add_name(name: str) -> None:
     optimizer_names = getattr(training_args, "OptimizerNames", None)
     if optimizer_names is not None and not _failed:
         if name in optimizer_names._value2member_map_:
-            raise ValueError(f"optim={name!r} is one of Transformers' own names; choose another")
+            raise ValueError(_OWN_NAME.format(name))
         _guarded(lambda module: _add_member(module.OptimizerNames, name))(training_args)
     _names.append(name)
 
@@ -81,9 +85,9 @@ def _guarded(patch: Callable[[Any], None]) -> Callable[[Any], None]:
                 _undo.pop()()
             version = getattr(sys.modules.get("transformers"), "__version__", "?")
             warnings.warn(
-                f"optim={', '.join(map(repr, _names))} cannot be made known to transformers {version}: "
-                f"{error}. Transformers is left as it was; pass the optimizer itself, "
-                "Trainer(optimizer_cls_and_kwargs=(AdamNX, {...})), or use another version.",
+                f"optimizer names cannot be made known to transformers {version}: {error}. It is left as it "
+                "was; pass the optimizer itself, Trainer(optimizer_cls_and_kwargs=(AdamNX, {...})), or use "
+                "another version.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -94,20 +98,19 @@ def _guarded(patch: Callable[[Any], None]) -> Callable[[Any], None]:
 def _patch_training_args(module: Any) -> None:
     for name in _names:
         if name in module.OptimizerNames._value2member_map_:
-            raise RuntimeError(f"it has an optimizer named {name!r} of its own")
-        _add_member(module.OptimizerNames, name)
+            warnings.warn(_OWN_NAME.format(name), RuntimeWarning, stacklevel=2)
+        else:
+            _add_member(module.OptimizerNames, name)
 
     cls = module.TrainingArguments
     _require(cls, "set_optimizer", *_FIELDS.values())
     set_optimizer = inspect.signature(cls.set_optimizer).parameters
-    pristine = {
-        field: (cls.__dataclass_fields__[field].default, set_optimizer[parameter].default)
-        for field, parameter in _FIELDS.items()
-    }
+    for field, parameter in _FIELDS.items():
+        _pristine[field] = (cls.__dataclass_fields__[field].default, set_optimizer[parameter].default)
 
     def settle(args: Any) -> None:
         if registered := _lookup(args.optim):
-            registered.settle(args, pristine)
+            registered.settle(args, _pristine)
             registered.parse_optim_args(args.optim_args)  # errors now, not when training starts
 
     def after(wrapped: Any, args: Any, arguments: Any, keywords: Any) -> Any:
@@ -127,6 +130,7 @@ def _patch_trainer(module: Any) -> None:
     def get_optimizer_cls_and_kwargs(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
         args = arguments[0] if arguments else keywords["args"]
         if registered := _lookup(args.optim):
+            registered.settle(args, _pristine)  # again: `args.optim` may have been assigned since
             return registered.class_and_kwargs(args, _planned_steps.get())
         return wrapped(*arguments, **keywords)
 
@@ -142,7 +146,8 @@ def _patch_trainer(module: Any) -> None:
 
 
 def _lookup(optim: Any) -> RegisteredOptimizer | None:
-    return _registered.get(optim.value if isinstance(optim, Enum) else optim)
+    name = optim.value if isinstance(optim, Enum) else optim
+    return _registered.get(name) if name in _added else None
 
 
 def _require(cls: type, method: str, *parameters: str) -> None:
@@ -173,6 +178,7 @@ def _add_member(enum: Any, value: str) -> None:
 
     def remove() -> None:
         enum._member_names_.remove(name)
+        _added.discard(value)
         del enum._member_map_[name], enum._value2member_map_[value]
         if value in getattr(enum, "_hashable_values_", ()):  # Python 3.12 and later
             enum._hashable_values_.remove(value)
@@ -186,6 +192,7 @@ def _add_member(enum: Any, value: str) -> None:
         enum._hashable_values_.append(value)
     if sys.version_info >= (3, 11):  # before, EnumMeta.__getattr__ looks members up
         type.__setattr__(enum, name, member)
+    _added.add(value)
     _undo.append(remove)
     if enum(value) is not member or member not in list(enum):
         raise RuntimeError(f"{enum.__name__} does not take new members")

@@ -1,0 +1,141 @@
+import pytest
+import torch
+from torch import nn
+
+import trainer_patches.registry
+from trainer_patches import register_optimizer, registered_optimizers
+
+transformers = pytest.importorskip("transformers")
+from transformers import Trainer, TrainingArguments  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def forget_afterwards(monkeypatch):
+    """Tests register names; the enum keeps them (harmlessly), the registry does not."""
+    before = registered_optimizers()
+    yield
+    registry = trainer_patches.registry._REGISTERED
+    registry.clear()
+    registry.update(before)
+
+
+def arguments(tmp_path, **kwargs):
+    return TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, **kwargs)
+
+
+def build(args):
+    """The optimizer the Trainer makes of `args`."""
+    trainer = Trainer(nn.Linear(3, 2), args)
+    return trainer.create_optimizer()
+
+
+def test_an_optimizer_class(tmp_path):
+    register_optimizer("t_nadam", torch.optim.NAdam)
+    optimizer = build(
+        arguments(
+            tmp_path, optim="t_nadam", learning_rate=0.1, weight_decay=0.3, optim_args="momentum_decay=0.01"
+        )
+    )
+    assert type(optimizer) is torch.optim.NAdam
+    assert optimizer.defaults["lr"] == 0.1
+    assert optimizer.defaults["momentum_decay"] == 0.01
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+
+
+def test_an_optimizer_named_by_its_module_is_imported_late(tmp_path):
+    register_optimizer("t_late", "torch.optim:RMSprop")
+    assert type(build(arguments(tmp_path, optim="t_late", optim_args="centered=true"))) is torch.optim.RMSprop
+
+
+def test_a_module_that_is_not_there_is_named(tmp_path):
+    register_optimizer("t_missing", "no_such_package:Lion")
+    with pytest.raises(ImportError, match="optim='t_missing' stands for 'no_such_package:Lion'"):
+        arguments(tmp_path, optim="t_missing")
+
+
+def test_a_function_as_decorator(tmp_path):
+    @register_optimizer("t_sgd")
+    def sgd(params, lr, momentum: float = 0.9):
+        return torch.optim.SGD(params, lr=lr, momentum=momentum)
+
+    optimizer = build(arguments(tmp_path, optim="t_sgd", learning_rate=0.2, optim_args="momentum=0.5"))
+    assert type(optimizer) is torch.optim.SGD
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.2, 0.5)
+
+
+def test_a_function_that_takes_anything(tmp_path):
+    register_optimizer("t_any", lambda params, **kwargs: torch.optim.SGD(params, **kwargs))
+    optimizer = build(
+        arguments(tmp_path, optim="t_any", learning_rate=0.2, optim_args="momentum=0.5,nesterov=true")
+    )
+    assert (optimizer.defaults["lr"], optimizer.defaults["nesterov"]) == (0.2, True)
+
+
+def test_defaults_hold_until_the_user_sets_them(tmp_path):
+    register_optimizer(
+        "t_adam", torch.optim.Adam, defaults={"betas": (0.8, 0.7), "eps": 1e-4, "amsgrad": True}
+    )
+    args = arguments(tmp_path, optim="t_adam")
+    assert build(args).defaults["betas"] == (0.8, 0.7)
+    assert build(args).defaults["eps"] == 1e-4
+    assert build(args).defaults["amsgrad"]
+    args = arguments(tmp_path, optim="t_adam", adam_beta1=0.5, adam_epsilon=1e-6, optim_args="amsgrad=false")
+    assert build(args).defaults["betas"] == (0.5, 0.7)
+    assert build(args).defaults["eps"] == 1e-6
+    assert not build(args).defaults["amsgrad"]
+
+
+def test_three_betas_keep_their_third(tmp_path):
+    class Three(torch.optim.SGD):
+        def __init__(self, params, lr: float = 0.1, betas: tuple[float, float, float] = (0.9, 0.99, 0.999)):
+            super().__init__(params, lr)
+            self.defaults["betas"] = betas
+
+    register_optimizer("t_three", Three)
+    assert build(arguments(tmp_path, optim="t_three", adam_beta1=0.5)).defaults["betas"] == (0.5, 0.99, 0.999)
+
+
+def test_configure_knows_the_run_and_adds_options(tmp_path):
+    def configure(kwargs, run, *, halve: bool = False):
+        return kwargs | {"momentum": run.num_training_steps / (2 if halve else 1)}
+
+    register_optimizer("t_configured", torch.optim.SGD, configure=configure)
+    args = arguments(tmp_path, optim="t_configured", optim_args="halve=true", max_steps=10)
+    assert build(args).defaults["momentum"] == 5
+    trainer = Trainer(nn.Linear(3, 2), args)
+    trainer.create_optimizer_and_scheduler(num_training_steps=40)
+    assert trainer.optimizer.defaults["momentum"] == 20
+    with pytest.raises(ValueError, match="number of training steps is not known"):
+        build(arguments(tmp_path, optim="t_configured"))
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "error", "message"),
+    [
+        ("adamw_torch", torch.optim.SGD, ValueError, "one of Transformers' own names"),
+        ("two words", torch.optim.SGD, ValueError, "got 'two words'"),
+        ("", torch.optim.SGD, ValueError, "got ''"),
+        ("t_bad", 3, TypeError, "got 3"),
+        ("t_bad", "torch.optim.SGD", TypeError, "'module:attribute', got 'torch.optim.SGD'"),
+        ("adamnx", torch.optim.SGD, ValueError, "overwrite=True"),
+    ],
+)
+def test_bad_registrations_are_refused(name, optimizer, error, message):
+    import adamnx_hf  # noqa: F401  # registers adamnx
+
+    before = registered_optimizers()
+    with pytest.raises(error, match=message):
+        register_optimizer(name, optimizer)
+    assert registered_optimizers() == before
+
+
+def test_overwrite(tmp_path):
+    register_optimizer("t_again", torch.optim.SGD)
+    register_optimizer("t_again", torch.optim.Adagrad, overwrite=True)
+    assert type(build(arguments(tmp_path, optim="t_again"))) is torch.optim.Adagrad
+
+
+def test_transformers_own_optimizers_are_untouched(tmp_path):
+    args = arguments(tmp_path, optim="adamw_torch")
+    assert build(args).defaults["betas"] == (0.9, 0.999)
+    assert args.adam_beta2 == 0.999
