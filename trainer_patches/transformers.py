@@ -27,6 +27,12 @@ OLDEST = (4, 57)
 # `set_optimizer` that sets each.
 _FIELDS = {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "epsilon"}
 
+# The Trainer's methods that know the number of optimizer steps while they create the optimizer.
+_STEPS = {
+    "create_optimizer_and_scheduler": "num_training_steps",  # called by train() up to 5.0
+    "_prepare_for_training": "max_steps",  # called by train() in later versions
+}
+
 _OWN_NAME = "optim={!r} is one of Transformers' own names and stays so; register another"
 
 _names: list[str] = []
@@ -125,7 +131,6 @@ def _patch_training_args(module: Any) -> None:
 def _patch_trainer(module: Any) -> None:
     cls = module.Trainer
     _require(cls, "get_optimizer_cls_and_kwargs", "args", "model")
-    _require(cls, "create_optimizer_and_scheduler", "num_training_steps")
 
     def get_optimizer_cls_and_kwargs(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
         args = arguments[0] if arguments else keywords["args"]
@@ -134,15 +139,19 @@ def _patch_trainer(module: Any) -> None:
             return registered.class_and_kwargs(args, _planned_steps.get())
         return wrapped(*arguments, **keywords)
 
-    def create_optimizer_and_scheduler(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-        token = _planned_steps.set(arguments[0] if arguments else keywords["num_training_steps"])
+    def remember_steps(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
+        given = inspect.signature(wrapped).bind(*arguments, **keywords).arguments
+        token = _planned_steps.set(given[_STEPS[wrapped.__name__]])
         try:
             return wrapped(*arguments, **keywords)
         finally:
             _planned_steps.reset(token)
 
     _wrap(cls, "get_optimizer_cls_and_kwargs", get_optimizer_cls_and_kwargs)
-    _wrap(cls, "create_optimizer_and_scheduler", create_optimizer_and_scheduler)
+    for method, parameter in _STEPS.items():
+        if method in cls.__dict__:
+            _require(cls, method, parameter)
+            _wrap(cls, method, remember_steps)
 
 
 def _lookup(optim: Any) -> RegisteredOptimizer | None:

@@ -1,0 +1,218 @@
+"""`optim="adamnx"` in the real Trainer, on a tiny Llama."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+import adamnx_hf
+from adamnx_hf import AdamNX
+
+transformers = pytest.importorskip("transformers")
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments  # noqa: E402
+
+VOCABULARY, LENGTH, EXAMPLES = 32, 8, 16
+
+
+def tiny_llama(dtype=torch.float32):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=LENGTH,
+    )
+    return LlamaForCausalLM(config).to(dtype)
+
+
+def examples():
+    """Counting upwards from a random start: learnable, so that the loss falls."""
+    starts = torch.randint(VOCABULARY, (EXAMPLES,), generator=torch.Generator().manual_seed(1)).tolist()
+    rows = [[(start + i) % VOCABULARY for i in range(LENGTH)] for start in starts]
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def make_trainer(output_dir, model=None, **kwargs):
+    arguments = dict(
+        optim="adamnx",
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        per_device_train_batch_size=4,
+        max_steps=8,
+        save_strategy="no",
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=3,
+    )
+    args = TrainingArguments(str(output_dir), **{**arguments, **kwargs})
+    data = examples()
+    return Trainer(model or tiny_llama(), args, train_dataset=data, eval_dataset=data)
+
+
+def adamnx_of(trainer):
+    """The optimizer below accelerate's wrapper."""
+    return trainer.optimizer.optimizer
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def assert_same_parameters(a, b, **tolerance):
+    for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
+        if tolerance:
+            torch.testing.assert_close(x, y, msg=lambda message, name=name: f"{name}: {message}", **tolerance)
+        else:
+            assert torch.equal(x, y), name
+
+
+def test_it_trains(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=40)
+    trainer.train()
+    optimizer = adamnx_of(trainer)
+    assert type(optimizer) is AdamNX
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert all(group["betas"] == (0.9, 0.99) for group in optimizer.param_groups)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {40}
+    assert losses(trainer)[-1] < 0.5 * losses(trainer)[0]
+
+
+def test_clipping_and_decay_are_those_of_a_loop_by_hand(tmp_path):
+    """One batch holds all examples, so that their order makes no difference."""
+    trainer = make_trainer(
+        tmp_path,
+        per_device_train_batch_size=EXAMPLES,
+        max_steps=5,
+        max_grad_norm=0.1,
+        lr_scheduler_type="constant",
+    )
+    by_hand = copy.deepcopy(trainer.model)
+    trainer.train()
+
+    optimizer = AdamNX(adamnx_hf.param_groups(by_hand, weight_decay=0.1), lr=1e-2)
+    batch = {key: torch.tensor([row[key] for row in examples()]) for key in ("input_ids", "labels")}
+    for _ in range(5):
+        by_hand(**batch).loss.backward()
+        assert torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 0.1) > 0.1
+        optimizer.step()
+        optimizer.zero_grad()
+    assert_same_parameters(trainer.model, by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_accumulation_is_a_larger_batch(tmp_path):
+    large = make_trainer(tmp_path, per_device_train_batch_size=8, max_steps=4)
+    accumulated = make_trainer(
+        tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=4
+    )
+    large.train()
+    accumulated.train()
+    assert {float(state["step"]) for state in adamnx_of(accumulated).state.values()} == {4}
+    assert_same_parameters(large.model, accumulated.model, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kwargs"),
+    [
+        (torch.float32, {}),
+        (torch.float32, {"bf16": True}),
+        (torch.bfloat16, {}),
+        (torch.float32, {"optim_args": "beta2_schedule=adax,foreach=true"}),
+    ],
+    ids=["float32", "bf16 autocast", "bf16 parameters", "foreach"],
+)
+def test_resuming_is_bit_for_bit_the_run_that_was_not_interrupted(tmp_path, dtype, kwargs):
+    whole = make_trainer(tmp_path / "whole", tiny_llama(dtype), save_strategy="steps", save_steps=4, **kwargs)
+    whole.train()
+    # Another process would find the checkpoint and a fresh model.
+    shutil.rmtree(tmp_path / "whole" / "checkpoint-8")
+    resumed = make_trainer(tmp_path / "whole", tiny_llama(dtype), **kwargs)
+    resumed.train(resume_from_checkpoint=True)
+
+    assert resumed.state.global_step == 8
+    assert_same_parameters(whole.model, resumed.model)
+    assert adamnx_of(whole).param_groups[0].keys() == adamnx_of(resumed).param_groups[0].keys()
+    for a, b in zip(adamnx_of(whole).state.values(), adamnx_of(resumed).state.values(), strict=True):
+        assert a.keys() == b.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(a[key], b[key]) for key in a)
+        assert b["exp_avg_sq"].dtype is torch.float32
+
+
+def test_load_best_model_at_end(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    best = min(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(best)
+
+
+def test_torch_compile(tmp_path):
+    eager = make_trainer(tmp_path, max_steps=3)
+    # Inductor would need a C++ compiler and a minute; the optimizer step is not what it compiles.
+    compiled = make_trainer(tmp_path, max_steps=3, torch_compile=True, torch_compile_backend="aot_eager")
+    eager.train()
+    compiled.train()
+    assert_same_parameters(eager.model, compiled.model, rtol=1e-3, atol=1e-5)
+
+
+def test_horizon_auto_is_solved_from_the_runs_own_steps(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=-1, num_train_epochs=3, optim_args="horizon=auto")
+    trainer.train()
+    assert trainer.state.max_steps == 12
+    expected = adamnx_hf.beta2_for_horizon(12)
+    assert adamnx_of(trainer).param_groups[0]["betas"] == (0.9, expected)
+    assert trainer.args.adam_beta2 == expected
+
+
+def test_the_model_card_says_what_was_used(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "adamnx" in card.lower()
+    assert "betas=(0.9,0.99)" in card
+
+
+def test_peft_lora(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny_llama(), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    trainer = make_trainer(tmp_path, model, max_steps=4)
+    frozen = [param.clone() for param in model.parameters() if not param.requires_grad]
+    trainer.train()
+    optimizer = adamnx_of(trainer)
+    # LoRA has nothing without decay: the Trainer's second group is empty.
+    assert [len(group["params"]) for group in optimizer.param_groups] == [8, 0]
+    assert all("lora" in name for name, param in model.named_parameters() if param in optimizer.state)
+    assert len(optimizer.state) == 8
+    after = [param for param in model.parameters() if not param.requires_grad]
+    assert all(torch.equal(a, b) for a, b in zip(frozen, after, strict=True))
+
+
+def test_a_step_that_overflows_in_fp16_changes_nothing():
+    """The Trainer has fp16 on GPUs only; the scaler it uses there runs on the CPU as well."""
+    param = torch.nn.Parameter(torch.ones(4))
+    optimizer = AdamNX([param], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    values = {"step": [], "param": []}
+    for factor in (1.0, float("inf"), 1.0):
+        optimizer.zero_grad()
+        scaler.scale((param * factor).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        values["step"].append(float(optimizer.state[param]["step"]))
+        values["param"].append(param.detach().clone())
+    assert values["step"] == [1, 1, 2]
+    assert torch.equal(values["param"][0], values["param"][1])
+    assert not torch.equal(values["param"][1], values["param"][2])
+    assert scaler.get_scale() == 2.0
