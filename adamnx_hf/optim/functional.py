@@ -252,7 +252,7 @@ def _ready(tensors: list[Tensor], dtype: torch.dtype, memo: Memo, role: str) -> 
     """Whether all tensors are contiguous and of `dtype`: the common case, found out fast."""
     # Gradients are new at each step, and `.data` of a parameter may be another one: these are not skipped.
     skippable = role in ("exp_avg", "exp_avg_sq")
-    if skippable and _same(tensors, memo.get(role, [])):
+    if skippable and tensors[0].dtype == dtype and _same(tensors, memo.get(role, [])):
         return True
     ready = set(map(_DTYPE, tensors)) == {dtype} and all(map(torch.Tensor.is_contiguous, tensors))
     if ready and skippable:

@@ -1,0 +1,65 @@
+"""The `adamnx-hf` command.
+
+A subcommand is a module of this package with `add_arguments(parser)` and `run(args) -> int | None`. Such a
+module is imported only when it is called, and imports what is slow to import inside `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from adamnx_hf import __version__
+
+__all__ = ["COMMANDS", "main"]
+
+#: Module name, which is the command's name, and its line in `adamnx-hf --help`.
+COMMANDS = {
+    "demo": "train a small vision transformer with AdamNX and with AdamW, and draw the curves",
+    "bench": "time AdamNX's step beside torch's fused AdamW on this machine",
+}
+
+# The top-level modules of the `demo` extra.
+_DEMO_EXTRA = {"matplotlib", "rich", "scipy", "sklearn"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `adamnx-hf`.
+
+    Args:
+        argv: the words after `adamnx-hf`, `sys.argv`'s by default.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SystemExit: from argparse (2) for arguments that do not fit, and from a command that cannot go on (1).
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="adamnx-hf", description="AdamNX for the Hugging Face stack.")
+    parser.add_argument("--version", action="version", version=f"adamnx-hf {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        if list(argv[:1]) == [name]:
+            module = importlib.import_module(f"adamnx_hf.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _DEMO_EXTRA:
+            raise
+        print(f'adamnx-hf: {missing} is not installed: pip install "adamnx-hf[demo]"', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("adamnx-hf: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
