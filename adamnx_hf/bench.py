@@ -27,8 +27,8 @@ CASES: dict[str, tuple[int, tuple[int, ...]]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `adamnx-hf bench`."""
     parser.description = (
-        "Times optimizer.step() of AdamNX and of torch.optim.AdamW(fused=True) on the CPU, each on tensors of "
-        "its own, taking turns in one run. Prints medians and their ratio: below 1, AdamNX is faster."
+        "Times optimizer.step() of AdamNX and of torch.optim.AdamW(fused=True) on the CPU, each on tensors "
+        "of its own, taking turns in one run. Prints medians and their ratio: below 1, AdamNX is faster."
     )
     parser.add_argument("--rounds", type=int, default=30, help="turns of each optimizer (default: 30)")
     parser.add_argument(

@@ -37,19 +37,19 @@ def examples():
 
 
 def make_trainer(output_dir, model=None, **kwargs):
-    arguments = dict(
-        optim="adamnx",
-        learning_rate=1e-2,
-        weight_decay=0.1,
-        per_device_train_batch_size=4,
-        max_steps=8,
-        save_strategy="no",
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        seed=3,
-    )
+    arguments = {
+        "optim": "adamnx",
+        "learning_rate": 1e-2,
+        "weight_decay": 0.1,
+        "per_device_train_batch_size": 4,
+        "max_steps": 8,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 3,
+    }
     args = TrainingArguments(str(output_dir), **{**arguments, **kwargs})
     data = examples()
     return Trainer(model or tiny_llama(), args, train_dataset=data, eval_dataset=data)

@@ -75,7 +75,7 @@ def test_the_other_fields_are_honoured(tmp_path):
 
 
 def test_set_optimizer(tmp_path):
-    plain = dict(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    plain = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True}
     assert beta2(TrainingArguments(**plain).set_optimizer("adamnx")) == 0.99
     assert beta2(TrainingArguments(**plain).set_optimizer("adamnx", beta2=0.95)) == 0.95
     assert beta2(TrainingArguments(**plain).set_optimizer("adamnx", args="beta2=0.9")) == 0.9
