@@ -53,6 +53,8 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
     groups = []
     for group in optimizer.param_groups:
         kept = {key: value for key, value in group.items() if key not in _DROPPED}
+        if isinstance(kept["lr"], Tensor):  # schedulers change it in place
+            kept["lr"] = kept["lr"].clone()
         kept["betas"] = (float(group["betas"][0]), beta2)
         kept.update(options)
         if kept["fused"] and kept["capturable"]:

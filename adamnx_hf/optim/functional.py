@@ -6,22 +6,25 @@ counters that differ) is turned into what engines take.
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _to_scalar
 
 from adamnx_hf.optim.engines import Engine, Weight, choose_engine
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
 __all__ = ["Memo", "adamnx", "moment_dtype", "pack_steps"]
 
-#: What a caller keeps between steps so that known tensors are not examined again: by role, the list
-#: that was last found in order. Tensors are compared by identity, so a stale entry cannot match.
-Memo = dict[str, list[Tensor]]
+#: What a caller keeps between steps so that known tensors are not examined again: by role, weak references
+#: to those last found in order (the memory of moments that are taken out of the state is to be freed), or
+#: for "step" the addresses.
+Memo = dict[str, Any]
 
 # Working copies are made for at most this many elements at a time (64 MiB in float32).
 _WORKING_ELEMENTS = 2**24
@@ -29,7 +32,6 @@ _WORKING_ELEMENTS = 2**24
 _MEMORY_FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
 
 _ROLES = ("param", "grad", "exp_avg", "exp_avg_sq")
-_DTYPE = attrgetter("dtype")
 _T = TypeVar("_T")
 
 
@@ -76,15 +78,20 @@ def adamnx(
     if not params:
         return
     memo = {} if memo is None else memo
-    dtypes = set(map(_DTYPE, params))
+    # Comprehensions, not map(): Dynamo has to trace this.
+    dtypes = {param.dtype for param in params}
     if any(dtype.is_complex for dtype in dtypes):
+        grads = [grad.resolve_conj() for grad in grads]
         params, grads, exp_avgs, exp_avg_sqs = (
             [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
             for tensors in (params, grads, exp_avgs, exp_avg_sqs)
         )
-        dtypes = set(map(_DTYPE, params))
+        dtypes = {param.dtype for param in params}
 
-    host_schedule = not (capturable or torch.compiler.is_compiling())
+    lr, beta1, beta2 = _to_scalar(lr), _to_scalar(beta1), _to_scalar(beta2)
+    host_schedule = True
+    if capturable or torch.compiler.is_compiling():  # so phrased that Dynamo can trace it
+        host_schedule = False
     if host_schedule and not differentiable:
         beta1, beta2 = float(beta1), float(beta2)
     schedule = BETA2_SCHEDULES[beta2_schedule]
@@ -98,7 +105,7 @@ def adamnx(
     else:
         steps = [step.item() for step in state_steps]
     buckets: dict[tuple[float, torch.device, torch.dtype], Sequence[int]]
-    if len(set(steps)) == len(set(map(torch.Tensor.get_device, params))) == len(dtypes) == 1:
+    if len(set(steps)) == len({param.device for param in params}) == len(dtypes) == 1:
         buckets = {(steps[0], params[0].device, params[0].dtype): range(len(params))}
     else:
         grouped = defaultdict(list)
@@ -173,14 +180,17 @@ def _packed(state_steps: list[Tensor], memo: Memo) -> Tensor | None:
     packed = state_steps[0]._base
     if packed is None or torch.compiler.is_compiling():
         return None
-    if not _same(state_steps, memo.get("step", [])):
+    # By address: `.data` of a view may have become another tensor.
+    addresses = [step.data_ptr() for step in state_steps]
+    if (packed.data_ptr(), addresses) != memo.get("step"):
+        first, size = packed.data_ptr(), packed.element_size()
         if (
             packed.ndim != 1
             or any(step._base is not packed for step in state_steps)
-            or [step.storage_offset() for step in state_steps] != list(range(packed.numel()))
+            or addresses != list(range(first, first + packed.numel() * size, size))
         ):
             return None
-        memo["step"] = state_steps
+        memo["step"] = first, addresses
     return packed
 
 
@@ -252,11 +262,11 @@ def _ready(tensors: list[Tensor], dtype: torch.dtype, memo: Memo, role: str) -> 
     """Whether all tensors are contiguous and of `dtype`: the common case, found out fast."""
     # Gradients are new at each step, and `.data` of a parameter may be another one: these are not skipped.
     skippable = role in ("exp_avg", "exp_avg_sq")
-    if skippable and tensors[0].dtype == dtype and _same(tensors, memo.get(role, [])):
+    if skippable and tensors[0].dtype == dtype and _same(tensors, [ref() for ref in memo.get(role, [])]):
         return True
-    ready = set(map(_DTYPE, tensors)) == {dtype} and all(map(torch.Tensor.is_contiguous, tensors))
+    ready = {t.dtype for t in tensors} == {dtype} and False not in [t.is_contiguous() for t in tensors]
     if ready and skippable:
-        memo[role] = tensors
+        memo[role] = [weakref.ref(tensor) for tensor in tensors]
     return ready
 
 

@@ -145,16 +145,15 @@ class AdamNX(Optimizer):
         Raises:
             ValueError: `state_dict` is torch.optim.Adam's or AdamW's, or does not fit the parameters.
         """
-        if any("amsgrad" in group for group in state_dict["param_groups"]):
-            raise ValueError(
-                "this state_dict was saved by torch.optim.Adam or AdamW, whose moments are not "
-                "bias-corrected as AdamNX's are. Load it into that optimizer, then convert it: "
-                "optimizer = adamnx_hf.from_adamw(adamw)"
-            )
-
         uncast: StateDict = {}
 
         def remember(_: Optimizer, state_dict: StateDict) -> None:
+            if any("amsgrad" in group for group in state_dict["param_groups"]):
+                raise ValueError(
+                    "this state_dict was saved by torch.optim.Adam or AdamW, whose moments are not "
+                    "bias-corrected as AdamNX's are. Load it into that optimizer, then convert it: "
+                    "optimizer = adamnx_hf.from_adamw(adamw)"
+                )
             uncast.update(state_dict)
 
         def restore(_: Optimizer) -> None:

@@ -30,24 +30,27 @@ __all__ = [
 #: One formula serves numbers on the host and tensors on the device (`capturable=True`, torch.compile).
 Scalar = float | Tensor
 
-# exp(709.8) is the largest float64. Past it the weight is below 1e-308, which is 0.
-_LARGEST_EXPONENT = 709.0
+
+def _exp(x: Scalar) -> Scalar:
+    return torch.exp(x) if isinstance(x, Tensor) else math.exp(x)
 
 
 def _expm1(x: Scalar) -> Scalar:
+    return torch.expm1(x) if isinstance(x, Tensor) else math.expm1(x)
+
+
+def _log(x: Scalar) -> Scalar:
     if isinstance(x, Tensor):
-        return torch.expm1(x)
-    return math.expm1(x) if x < _LARGEST_EXPONENT else math.inf
+        return torch.log(x)
+    return math.log(x) if x > 0.0 else -math.inf
 
 
 def _log1p(x: Scalar) -> Scalar:
-    if isinstance(x, Tensor):
-        return torch.log1p(x)
-    return math.log1p(x) if x > -1.0 else -math.inf
+    return torch.log1p(x) if isinstance(x, Tensor) else math.log1p(x)
 
 
-def _clamp(x: Scalar, bound: float) -> Scalar:
-    return x.clamp(-bound, bound) if isinstance(x, Tensor) else min(max(x, -bound), bound)
+def _clamp(x: Scalar, low: float, high: float) -> Scalar:
+    return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)
 
 
 def exponential_weight(rate: Scalar, step: Scalar) -> Scalar:
@@ -64,9 +67,12 @@ def exponential_weight(rate: Scalar, step: Scalar) -> Scalar:
     Returns:
         The weight in [0, 1], float or tensor.
     """
-    # At an infinite rate inf/inf would be nan. This bound is far enough for the limits to be exact.
-    rate = _clamp(rate, _LARGEST_EXPONENT - 1.0)
-    return _expm1(rate) / _expm1(rate * step)
+    # An infinite rate would make inf · 0 at t = 1; this bound is far enough for the limits to be exact.
+    rising, falling = _clamp(rate, 0.0, 800.0), _clamp(rate, -800.0, 0.0)
+    # The same with no positive exponent, so that nothing overflows: for a positive rate both sides of the
+    # fraction are divided by exp(rate·t).
+    exponent = falling - rising
+    return _exp(-rising * (step - 1)) * _expm1(exponent) / _expm1(exponent * step)
 
 
 def adam(step: Scalar, beta: Scalar) -> Scalar:
@@ -75,7 +81,7 @@ def adam(step: Scalar, beta: Scalar) -> Scalar:
     AdamNX's first moment uses this too, and the ablation's "Adam" row its second moment (β2 = 0.999).
     Source: Kingma & Ba 2015 (arXiv:1412.6980), the two-line form of the paper's Eq. 13.
     """
-    return exponential_weight(_log1p(beta - 1.0), step)
+    return exponential_weight(_log(beta), step)
 
 
 def adamnx(step: Scalar, beta2: Scalar) -> Scalar:
@@ -83,7 +89,7 @@ def adamnx(step: Scalar, beta2: Scalar) -> Scalar:
 
     β2 = 0 gives q = 0: weight 1 at t = 1 and 0 afterwards, so v stays at the first squared gradient.
     """
-    return exponential_weight(-(1.0 - beta2) * _log1p(beta2 - 1.0), step)
+    return exponential_weight(-(1.0 - beta2) * _log(beta2), step)
 
 
 def adax(step: Scalar, beta2: Scalar) -> Scalar:
@@ -156,4 +162,4 @@ def beta2_for_horizon(num_training_steps: float, horizons_per_run: float = PAPER
     low, high = 0.0, math.nextafter(1.0, 0.0)
     while (middle := (low + high) / 2) not in (low, high):
         low, high = (middle, high) if -middle * math.log1p(-middle) < rate else (low, middle)
-    return 1.0 - high
+    return min(1.0 - high, math.nextafter(1.0, 0.0))

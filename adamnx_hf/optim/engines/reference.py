@@ -35,18 +35,19 @@ def step_(
     for i, (param, grad, exp_avg, exp_avg_sq) in enumerate(
         zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)
     ):
-        new_param, new_exp_avg, new_exp_avg_sq = adamnx_update(
-            # Autograd (differentiable=True) may keep the old value, which copy_ is about to overwrite.
-            param.clone() if torch.is_grad_enabled() else param,
+        old = (param, exp_avg, exp_avg_sq)
+        if torch.is_grad_enabled():
+            # Autograd (differentiable=True) may keep the old values, which copy_ is about to overwrite.
+            old = (param.clone(), exp_avg.clone(), exp_avg_sq.clone())
+        new = adamnx_update(
+            old[0],
             -grad if maximize else grad,
-            exp_avg,
-            exp_avg_sq,
+            *old[1:],
             weight1=weight1 if isinstance(weight1, float) else weight1[i],
             weight2=weight2 if isinstance(weight2, float) else weight2[i],
             lr=lr,
             weight_decay=weight_decay,
             eps=eps,
         )
-        param.copy_(new_param)
-        exp_avg.copy_(new_exp_avg)
-        exp_avg_sq.copy_(new_exp_avg_sq)
+        for tensor, value in zip((param, exp_avg, exp_avg_sq), new, strict=True):
+            tensor.copy_(value)

@@ -1,0 +1,466 @@
+"""Every engine, on every kind of tensor, against the authors' trajectories and the pure update."""
+
+import copy
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.testing import assert_close
+
+from adamnx_hf import AdamNX, adamnx
+from adamnx_hf.optim import functional, schedules
+from adamnx_hf.optim.engines import ENGINES, choose_engine
+from adamnx_hf.optim.update import adamnx_update
+
+FLAGS = {
+    "default": {},
+    "reference": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+every_engine = pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+
+
+def paper_beta2_hat(schedule, step, beta2):
+    """β̂2_t as the papers write it, in float64: exact enough for the few steps of these tests."""
+    if schedule == "adamnx":
+        # As the authors' code orders it: q = beta2 ** (1 - beta2) first would round differently.
+        return (1 - beta2 ** ((1 - beta2) * (step - 1))) / (1 - beta2 ** ((1 - beta2) * step))
+    if schedule == "adam":
+        return (beta2 - beta2**step) / (1 - beta2**step)
+    if schedule == "adafactor":
+        return 1 - step**-0.8
+    b = (1 - beta2) ** 2
+    return 1 - b / ((1 + b) ** step - 1)
+
+
+# ---------------------------------------------------------------- the authors' trajectories
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "official_adamnx.npz"
+CASES = json.loads(str(np.load(GOLDEN)["cases"]))
+EXACT, NAIVE = "exact schedule", "authors' rounding"
+
+
+def golden_error(i, dtype, flags, between_steps=lambda param, optimizer: (param, optimizer)):
+    """The largest relative error over all saved steps of case i, in θ, m and v."""
+    case = CASES[i]
+    with np.load(GOLDEN) as file:
+        golden = {k: torch.tensor(file[k], dtype=torch.float64) for k in file.files if k.startswith(f"{i}.")}
+    param = nn.Parameter(golden[f"{i}.param0"].to(dtype))
+    options = {key: case[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    optimizer = AdamNX([param], **options, **flags)
+    errors = []
+    for step, grad in enumerate(golden[f"{i}.grads"].to(dtype), start=1):
+        param.grad = grad
+        optimizer.step()
+        if step in case["save"]:
+            state = optimizer.state[param]
+            for name, ours in {"param": param.detach(), **state}.items():
+                if name == "step":
+                    assert ours == step
+                else:
+                    theirs = golden[f"{i}.{name}@{step}"]
+                    errors.append(float((ours.double() - theirs).norm() / theirs.norm()))
+            param, optimizer = between_steps(param, optimizer)
+    assert len(errors) == 3 * len(case["save"])
+    return max(errors)
+
+
+@every_engine
+@pytest.mark.parametrize("rounding", [EXACT, NAIVE])
+@pytest.mark.parametrize("i", range(len(CASES)))
+def test_authors_trajectory_float64(i, rounding, flags, monkeypatch):
+    tolerance = 1e-10
+    if rounding == NAIVE:
+        naive = lambda step, beta2: 1 - paper_beta2_hat("adamnx", step, beta2)  # noqa: E731
+        monkeypatch.setitem(schedules.BETA2_SCHEDULES, "adamnx", naive)
+    elif CASES[i]["betas"][1] == 0.999:
+        # q = 1 − 1e-6: the authors' 1 − q^t has lost six digits at t = 1. Ours, which has not, ends up
+        # 1.3e-10 away from theirs; the authors' rounding in its place closes the gap.
+        tolerance = 2e-10
+    assert golden_error(i, torch.float64, flags) <= tolerance
+
+
+@every_engine
+@pytest.mark.parametrize("i", range(len(CASES)))
+def test_authors_trajectory_float32(i, flags):
+    assert golden_error(i, torch.float32, flags) <= 1e-4
+
+
+@every_engine
+def test_saved_and_rebuilt_optimizer_goes_on_bit_for_bit(flags):
+    def rebuild(param, optimizer):
+        file = io.BytesIO()
+        torch.save({"param": param.detach(), "optimizer": optimizer.state_dict()}, file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=True)
+        param = nn.Parameter(loaded["param"])
+        optimizer = AdamNX([param], **flags)  # lr, betas, ... come with the state
+        optimizer.load_state_dict(loaded["optimizer"])
+        return param, optimizer
+
+    straight = golden_error(0, torch.float32, flags)
+    assert golden_error(0, torch.float32, flags, between_steps=rebuild) == straight
+
+
+# ---------------------------------------------------------------- the pure update, on all kinds of tensors
+
+
+def randn(*shape, dtype=torch.float32):
+    # Random bits in float64 first: all dtypes then see the same numbers.
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(shape, dtype=wide).to(dtype)
+
+
+def channels_last(*shape):
+    return randn(*shape).to(memory_format=torch.channels_last)
+
+
+# By name: a parameter, and its gradient at each step.
+TENSORS = {
+    "no elements": lambda: (randn(0, 3), lambda: randn(0, 3)),
+    "scalar": lambda: (randn(), lambda: randn()),
+    "vector": lambda: (randn(5), lambda: randn(5)),
+    "matrix": lambda: (randn(3, 4), lambda: randn(3, 4)),
+    "channels_last": lambda: (channels_last(2, 3, 4, 4), lambda: channels_last(2, 3, 4, 4)),
+    "channels_last_3d": lambda: (
+        randn(2, 3, 2, 2, 2).to(memory_format=torch.channels_last_3d),
+        lambda: randn(2, 3, 2, 2, 2),
+    ),
+    "transposed": lambda: (randn(3, 4).t(), lambda: randn(4, 3)),
+    "transposed, as its grad": lambda: (randn(3, 4).t(), lambda: randn(3, 4).t()),
+    "slice": lambda: (randn(4, 6)[:, ::2], lambda: randn(4, 3)),
+    "strided grad": lambda: (randn(4, 3), lambda: randn(3, 4).t()),
+    "sliced grad": lambda: (randn(4, 3), lambda: randn(4, 6)[:, ::2]),
+    "channels_last, contiguous grad": lambda: (channels_last(2, 3, 4, 4), lambda: randn(2, 3, 4, 4)),
+    "contiguous, channels_last grad": lambda: (randn(2, 3, 4, 4), lambda: channels_last(2, 3, 4, 4)),
+    "float64": lambda: (randn(3, 4, dtype=torch.float64), lambda: randn(3, 4, dtype=torch.float64)),
+    "float16": lambda: (randn(3, 4, dtype=torch.float16), lambda: randn(3, 4, dtype=torch.float16)),
+    "bfloat16": lambda: (randn(3, 4, dtype=torch.bfloat16), lambda: randn(3, 4, dtype=torch.bfloat16)),
+    "bfloat16 slice": lambda: (
+        randn(4, 6, dtype=torch.bfloat16)[:, ::2],
+        lambda: randn(4, 3, dtype=torch.bfloat16),
+    ),
+    "complex64": lambda: (randn(3, 4, dtype=torch.complex64), lambda: randn(3, 4, dtype=torch.complex64)),
+    "complex128": lambda: (randn(3, dtype=torch.complex128), lambda: randn(3, dtype=torch.complex128)),
+    "complex slice": lambda: (
+        randn(4, 6, dtype=torch.complex64)[:, ::2],
+        lambda: randn(4, 3, dtype=torch.complex64),
+    ),
+}
+
+OPTIONS = {
+    "defaults": {},
+    "no weight decay": {"weight_decay": 0.0},
+    "weight decay": {"weight_decay": 0.1},
+    "maximize": {"maximize": True, "weight_decay": 0.1},
+    "lr 0": {"lr": 0.0},
+    "large eps": {"eps": 0.5},
+    "beta1 0": {"betas": (0.0, 0.99)},
+    "beta2 0": {"betas": (0.9, 0.0)},
+    "both betas 0": {"betas": (0.0, 0.0)},
+    **{f"schedule {name}": {"beta2_schedule": name} for name in schedules.BETA2_SCHEDULES},
+}
+
+
+def real(tensor):
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def twin_step(param, grad, moments, step, *, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=1e-2, **rest):
+    """One step of one tensor by the pure update: the new param and moments, out of place."""
+    dtype = torch.promote_types(param.dtype, torch.float32)
+    param, grad = (real(t.detach()).contiguous().to(real(moments[0]).dtype) for t in (param, grad))
+    new = adamnx_update(
+        param,
+        -grad if rest.get("maximize") else grad,
+        *(real(m) for m in moments),
+        weight1=1 - paper_beta2_hat("adam", step, float(betas[0])),
+        weight2=1 - paper_beta2_hat(rest.get("beta2_schedule", "adamnx"), step, float(betas[1])),
+        lr=float(lr),
+        weight_decay=weight_decay,
+        eps=eps,
+    )
+    return [torch.view_as_complex(t) if dtype.is_complex else t for t in new]
+
+
+# Products in another order, and half precision's last bit.
+TOLERANCES = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-12, torch.complex128: 1e-12}
+
+
+def agree(ours, expected):
+    tolerance = TOLERANCES.get(ours.dtype, 1e-5)
+    assert_close(ours.detach(), expected.to(ours.dtype), rtol=tolerance, atol=tolerance / 10)
+
+
+def check_against_twin(names, options, steps=4):
+    """AdamNX over the named tensors in one group, each of which must go as the pure update says."""
+    torch.manual_seed(0)
+    data, new_grads = zip(*(TENSORS[name]() for name in names), strict=True)
+    params = [nn.Parameter(t) for t in data]
+    twins = [p.detach().clone() for p in params]
+    moments = [(torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)),) * 2 for t in twins]
+    optimizer = AdamNX(params, **options)
+    for step in range(1, steps + 1):
+        for param, new_grad in zip(params, new_grads, strict=True):
+            param.grad = new_grad()
+        before = [p.grad.clone() for p in params]
+        optimizer.step()
+        for i, param in enumerate(params):
+            new, *moments[i] = twin_step(twins[i], param.grad, moments[i], step, **options)
+            twins[i] = new.to(param.dtype)
+            agree(param, twins[i])
+            state = optimizer.state[param]
+            assert state["step"] == step
+            for name, expected in zip(("exp_avg", "exp_avg_sq"), moments[i], strict=True):
+                assert state[name].dtype == expected.dtype  # at least float32
+                agree(state[name], expected)
+            assert torch.equal(param.grad, before[i])
+            # Next time from our own value: half precision's last bit would add up.
+            twins[i] = param.detach().clone()
+
+
+@every_engine
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensor_goes_as_the_pure_update(name, flags):
+    check_against_twin([name], {"weight_decay": 0.1, "lr": 0.01, **flags})
+
+
+@every_engine
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_all_tensors_in_one_group_go_as_the_pure_update(options, flags):
+    check_against_twin(list(TENSORS), {**options, **flags})
+
+
+TENSOR_OPTIONS = {
+    "lr": {"lr": torch.tensor(0.01)},
+    "betas": {"betas": (torch.tensor(0.8), torch.tensor(0.95))},
+    "lr and betas": {"lr": torch.tensor(0.01), "betas": (torch.tensor(0.8), torch.tensor(0.95))},
+    "betas 0": {"betas": (torch.tensor(0.0), torch.tensor(0.0))},
+    # torch.optim accepts any tensor of one element.
+    "lr of shape [1]": {"lr": torch.tensor([0.01])},
+    "betas of shape [1, 1]": {"betas": (torch.tensor([[0.8]]), torch.tensor([[0.95]]))},
+}
+TENSOR_FLAGS = {
+    "default": {},
+    "reference": {"foreach": False},
+    "fused": {"fused": True},
+    "capturable": {"capturable": True},
+    "capturable reference": {"capturable": True, "foreach": False},
+    "capturable foreach": {"capturable": True, "foreach": True},
+}
+
+
+@pytest.mark.parametrize("flags", TENSOR_FLAGS.values(), ids=TENSOR_FLAGS)
+@pytest.mark.parametrize("options", TENSOR_OPTIONS.values(), ids=TENSOR_OPTIONS)
+def test_hyperparameters_as_tensors(options, flags):
+    check_against_twin(["scalar", "vector", "matrix", "slice", "bfloat16"], {**options, **flags})
+
+
+@pytest.mark.parametrize("flags", [{}, {"capturable": True}])
+def test_hyperparameters_of_a_group_as_tensors_of_any_shape(flags):
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    group = {"params": [param], "betas": (torch.tensor([[[0.9]]]), torch.tensor([[0.99]]))}
+    AdamNX([group], weight_decay=0.0, **flags).step()
+    assert_close(param.detach(), torch.full((3,), 1 - 1e-3))
+
+
+@every_engine
+@pytest.mark.parametrize("base_first", [True, False])
+def test_elements_between_those_of_a_slice_stay_untouched(base_first, flags):
+    base = torch.arange(24.0).reshape(4, 6)
+    taken, others = (base[:, ::2], base[:, 1::2]) if base_first else (base.t()[::2], base.t()[1::2])
+    expected = others.clone()
+    param = nn.Parameter(taken)
+    param.grad = torch.ones_like(param)
+    AdamNX([param], **flags).step()
+    assert torch.equal(others, expected)
+    assert not torch.equal(taken, torch.arange(24.0).reshape(4, 6)[:, ::2])
+
+
+@every_engine
+def test_lazily_conjugated_gradient(flags):
+    param = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    ((param.conj() * (1 + 2j)).sum() * 1j).real.backward()
+    assert param.grad.is_conj()  # what autograd leaves
+    twin, *_ = twin_step(param, param.grad.resolve_conj(), (torch.zeros_like(param),) * 2, 1)
+    AdamNX([param], **flags).step()
+    agree(param, twin)
+
+
+@every_engine
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_gradients_of_another_dtype(dtype, flags):
+    # Not every torch lets `.grad` differ from its parameter; the functional form always does.
+    param, grad = torch.ones(3), torch.tensor([1.0, -2.0, 0.0], dtype=dtype)
+    exp_avg, exp_avg_sq, step = torch.zeros(3), torch.zeros(3), torch.tensor(0.0)
+    flags = {"foreach": None, "fused": None, **flags}
+    numbers = {"beta1": 0.9, "beta2": 0.99, "lr": 0.1, "weight_decay": 0.0, "eps": 1e-8}
+    adamnx([param], [grad], [exp_avg], [exp_avg_sq], [step], **flags, **numbers)
+    assert_close(param, torch.tensor([0.9, 1.1, 1.0]))
+    assert_close(exp_avg_sq, torch.tensor([1.0, 4.0, 0.0]))
+    assert step == 1
+
+
+@every_engine
+def test_gradients_of_another_dtype_in_the_optimizer(flags):
+    param = nn.Parameter(torch.ones(3))
+    if not hasattr(param, "grad_dtype"):
+        pytest.skip("this torch ties the dtype of a gradient to its parameter's")
+    param.grad_dtype = torch.bfloat16
+    param.grad = torch.ones(3, dtype=torch.bfloat16)
+    AdamNX([param], weight_decay=0.0, **flags).step()
+    assert_close(param.detach(), torch.full((3,), 1 - 1e-3))
+
+
+@every_engine
+def test_a_late_step_still_takes_in_a_large_gradient(flags):
+    # At t = 60,001 the weight of g² is 2.4e-7: 1 − weight in float32 would leave 2.4 ± 0.6 of it.
+    param = nn.Parameter(torch.zeros(3))
+    param.grad = torch.full((3,), 1e6)
+    optimizer = AdamNX([param], **flags)
+    optimizer.state[param] = {
+        "step": torch.tensor(60_000.0),
+        "exp_avg": torch.zeros(3),
+        "exp_avg_sq": torch.zeros(3),
+    }
+    optimizer.step()
+    weight = schedules.adamnx(60_001, 0.99)
+    assert 1e-7 < weight < 1e-6
+    assert_close(optimizer.state[param]["exp_avg_sq"], torch.full((3,), weight * 1e12), rtol=1e-6, atol=0)
+
+
+@every_engine
+def test_working_copies_are_made_in_batches_of_bounded_size(flags, monkeypatch):
+    sizes = []
+    for name, engine in ENGINES.items():
+
+        def spy(params, *args, _step=engine.step_, **kwargs):
+            sizes.append(sum(p.numel() for p in params))
+            return _step(params, *args, **kwargs)
+
+        monkeypatch.setattr(ENGINES[name], "step_", spy)
+    monkeypatch.setattr(functional, "_WORKING_ELEMENTS", 8)
+    params = [nn.Parameter(torch.ones(n, dtype=torch.bfloat16)) for n in (5, 3, 4, 20, 1)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    AdamNX(params, lr=0.5, weight_decay=0.0, **flags).step()
+    assert sizes == [8, 4, 20, 1]
+    assert all(torch.equal(p.detach(), torch.full_like(p, 0.5)) for p in params)
+
+
+# ---------------------------------------------------------------- the schedule on the device
+
+
+@pytest.mark.parametrize("foreach", [None, True, False])
+@pytest.mark.parametrize("beta2_schedule", schedules.BETA2_SCHEDULES)
+def test_capturable_equals_the_host_schedule_even_where_steps_differ(beta2_schedule, foreach):
+    torch.manual_seed(0)
+    hosts = [nn.Parameter(randn(*shape)) for shape in ((), (3,), (2, 2))]
+    devices = copy.deepcopy(hosts)
+    options = {"beta2_schedule": beta2_schedule, "lr": 0.01}
+    host = AdamNX(hosts, **options)
+    device = AdamNX(devices, foreach=foreach, capturable=True, **options)
+    for moving in ([0], [0, 1], [0, 1, 2], [1], [0, 1, 2]):
+        for i, (a, b) in enumerate(zip(hosts, devices, strict=True)):
+            a.grad = b.grad = torch.randn_like(a) if i in moving else None
+        host.step()
+        device.step()
+        for a, b in zip(hosts, devices, strict=True):
+            assert_close(a, b)
+            assert_close(dict(host.state[a]), dict(device.state[b]))
+    assert [int(device.state[p]["step"]) for p in devices] == [4, 4, 2]
+
+
+def test_compiled_step_equals_eager():
+    # aot_eager: all of torch.compile but the code generator, which needs a C++ compiler and a minute.
+    backend = CompileCounterWithBackend("aot_eager")
+    torch.manual_seed(0)
+    eager_params = [nn.Parameter(randn(4, 3)), nn.Parameter(randn(3))]
+    params = copy.deepcopy(eager_params)
+    eager, compiled = AdamNX(eager_params, lr=0.01), AdamNX(params, lr=torch.tensor(0.01))
+    step = torch.compile(compiled.step, backend=backend)
+    graphs = []
+    for i in range(5):
+        for a, b in zip(eager_params, params, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        eager.step()
+        (compiled.step if i == 4 else step)()  # and back to eager
+        graphs.append(backend.frame_count)
+        assert_close(eager_params, params)
+        for a, b in zip(eager_params, params, strict=True):
+            assert_close(dict(eager.state[a]), dict(compiled.state[b]))
+    # A schedule that were part of the code would have it compiled anew at each step.
+    assert 1 <= graphs[1] == graphs[2] == graphs[3]
+
+
+# ---------------------------------------------------------------- which engine
+
+
+@pytest.mark.parametrize(
+    ("flags", "situation", "expected"),
+    [
+        ({}, {}, "aten"),
+        ({}, {"host_schedule": False}, "foreach"),
+        ({}, {"differentiable": True}, "reference"),
+        ({}, {"device": "meta"}, "foreach"),
+        ({"foreach": False}, {}, "reference"),
+        ({"fused": False}, {}, "reference"),
+        ({"foreach": False, "fused": False}, {}, "reference"),
+        ({"foreach": True}, {}, "foreach"),
+        ({"foreach": True, "fused": False}, {}, "foreach"),
+        ({"fused": True, "foreach": False}, {}, "aten"),
+    ],
+)
+def test_engine_chosen(flags, situation, expected):
+    arguments = {"device": "cpu", "foreach": None, "fused": None, "host_schedule": True}
+    arguments |= {"differentiable": False, "dtype": torch.float32, **flags, **situation}
+    assert choose_engine(**arguments) is ENGINES[expected]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"fused": True, "capturable": True}, r"fused=True.*\(aten:.*capturable=True.*on the device\)"),
+        ({"fused": True, "differentiable": True}, r"fused=True.*\(aten: `fused` does not support"),
+        ({"foreach": True, "differentiable": True}, r"foreach=True.*\(foreach:.*differentiable=True\)"),
+        ({"fused": True, "device": "meta"}, r"fused=True.*\(aten:.*fused kernels for.*cpu.*, not for meta\)"),
+    ],
+)
+@pytest.mark.parametrize("steps", [(0.0, 0.0), (3.0, 5.0)])
+def test_an_engine_that_cannot_serve_says_why_and_changes_nothing(flags, message, steps):
+    # Flags set on the group of a live optimizer, past the checks of __init__.
+    options = dict(flags)
+    device = options.pop("device", "cpu")
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, device=device))]
+    optimizer = AdamNX(params)
+    for param, step in zip(params, steps, strict=True):
+        param.grad = torch.ones_like(param)
+        if step:
+            moments = {"exp_avg": torch.ones_like(param), "exp_avg_sq": torch.ones_like(param)}
+            optimizer.state[param] = {"step": torch.tensor(step), **moments}
+    optimizer.param_groups[0].update(options)
+    with pytest.raises(RuntimeError, match=message):
+        optimizer.step()
+    assert torch.equal(params[0].detach(), torch.ones(3))
+    for param, step in zip(params, steps, strict=True):
+        state = optimizer.state[param]
+        assert state["step"] == step
+        if not param.is_meta:
+            for name in ("exp_avg", "exp_avg_sq"):
+                assert torch.equal(state[name], torch.full((3,), 1.0 if step else 0.0))
+
+
+def test_devices_of_one_group_are_told_apart():
+    # get_device() is -1 for cpu and meta alike.
+    here, meta = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, device="meta"))
+    here.grad, meta.grad = torch.ones(3), torch.ones(3, device="meta")
+    AdamNX([here, meta], weight_decay=0.0).step()
+    assert_close(here.detach(), torch.full((3,), 1 - 1e-3))
