@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml
 	@echo "Setting up $(VENV) (once; torch is a large download) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e ".[dev]" $(EXTRA)
+	$(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX=$(PIP_INDEX_URL)) VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e ".[dev]" $(EXTRA)
 	@touch $@
 
 setup: $(VENV)/.ready  ## Install the project and its tools into .venv.

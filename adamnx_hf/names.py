@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, Literal
 
@@ -34,7 +35,7 @@ def fit_horizon(
         raise ValueError(f"optim_args: horizon={horizon} solves for beta2; give it or {min(clash)}, not both")
     if horizon == "auto":
         beta2 = beta2_for_horizon(run.num_training_steps)
-    elif horizon >= 1:
+    elif math.isfinite(horizon) and horizon >= 1:
         beta2 = beta2_for_horizon(horizon, horizons_per_run=1)
     else:
         raise ValueError(f"optim_args: horizon={horizon} must be 'auto' or at least 1 step")

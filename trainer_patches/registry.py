@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RegisteredOptimizer", "RunInfo", "register_optimizer", "registered_optimizers"]
 
-logger = logging.getLogger(__name__)
+# Below Transformers' own logger, so that log_level in TrainingArguments shows it.
+logger = logging.getLogger("transformers.trainer_patches")
 
 Factory = Callable[..., "Optimizer"]
 _F = TypeVar("_F", bound=Factory)
@@ -49,8 +50,8 @@ class RunInfo:
         if self.args.max_steps > 0:
             return int(self.args.max_steps)
         raise ValueError(
-            "the number of training steps is not known outside Trainer.train(): set "
-            "TrainingArguments(max_steps=...), or call create_optimizer_and_scheduler(num_training_steps)"
+            "the number of training steps is not known here (outside Trainer.train(), or under DeepSpeed "
+            "before Transformers 5.17): set TrainingArguments(max_steps=...)"
         )
 
 
@@ -123,8 +124,9 @@ class RegisteredOptimizer:
         betas, eps = self.default_of("betas"), self.default_of("eps")
         own = {"adam_beta1": betas and betas[0], "adam_beta2": betas and betas[1], "adam_epsilon": eps}
         for field, objects in pristine.items():
-            if isinstance(own[field], float) and any(getattr(args, field) is default for default in objects):
-                setattr(args, field, own[field])
+            is_number = isinstance(own[field], int | float)
+            if is_number and any(getattr(args, field) is default for default in objects):
+                transformers.write(args, field, float(own[field]))
 
     def class_and_kwargs(
         self, args: Any, planned_steps: int | None
@@ -153,16 +155,16 @@ class RegisteredOptimizer:
             kwargs = self.configure(kwargs, RunInfo(args, planned_steps, given_keys), **extra)
 
         if betas:
-            args.adam_beta1, args.adam_beta2 = kwargs["betas"][:2]
+            transformers.write(args, "adam_beta1", kwargs["betas"][0])
+            transformers.write(args, "adam_beta2", kwargs["betas"][1])
         if isinstance(kwargs.get("eps"), float):
-            args.adam_epsilon = kwargs["eps"]
+            transformers.write(args, "adam_epsilon", kwargs["eps"])
         logger.info("optim=%r: %s", self.name, ", ".join(f"{key}={value}" for key, value in kwargs.items()))
         return _as_class(self.name, self.load()), kwargs
 
     def _options(self) -> dict[str, optim_args.Option]:
         options = optim_args.options_of(self.load(), _KEYWORDS)
-        _params, *keywords = options.items()
-        return dict(keywords)
+        return dict(list(options.items())[1:])  # the first is the parameters to optimize
 
     def _takes_anything(self) -> bool:
         parameters = inspect.signature(self.load()).parameters.values()
@@ -202,8 +204,8 @@ def register_optimizer(
 ) -> Any:
     """Makes `optim=name` valid in TrainingArguments, on the command line and in `set_optimizer`.
 
-    From TrainingArguments the optimizer gets `lr` (learning_rate) and, where its signature has them,
-    `betas` and `eps` (adam_beta1, adam_beta2, adam_epsilon; left untouched, they give way to the
+    From TrainingArguments the optimizer gets `lr` (learning_rate) and, where its signature has defaults for
+    them, `betas` and `eps` (adam_beta1, adam_beta2, adam_epsilon; left untouched, they give way to the
     optimizer's own defaults); weight decay comes in the Trainer's parameter groups. Any other keyword of
     its signature can be set by `optim_args="key=value,..."`, checked and converted by its annotation or
     default; `beta1` and `beta2` stand for the parts of `betas`.
@@ -220,7 +222,8 @@ def register_optimizer(
 
     Raises:
         TypeError: `optimizer` is not callable, nor `"module:attribute"`.
-        ValueError: `name` is not usable, taken, or one of Transformers' own.
+        ValueError: `name` is not usable, taken, or one of Transformers' own; `defaults` has what
+            TrainingArguments always set.
 
     Example:
         >>> @register_optimizer("plain_sgd")
@@ -242,6 +245,8 @@ def register_optimizer(
             raise TypeError(f"optimizer as text must be 'module:attribute', got {optimizer!r}")
     elif not callable(optimizer):
         raise TypeError(f"optimizer must be an Optimizer class or a function, got {optimizer!r}")
+    for key in _ELSEWHERE.keys() & set(defaults or {}):
+        raise ValueError(f"defaults: {key!r} is always set by TrainingArguments({_ELSEWHERE[key]}=...)")
     if name in _REGISTERED and not overwrite:
         raise ValueError(f"optim={name!r} is registered already; pass overwrite=True to replace it")
 

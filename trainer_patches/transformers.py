@@ -1,4 +1,4 @@
-"""The patch of Transformers: an enum member per name, and four methods that look our names up first.
+"""The patch of Transformers: an enum member per name, and a few methods that look our names up first.
 
 Nothing is imported from Transformers: its modules are patched when somebody imports them. Where a
 version does not fit, one warning says so and Transformers is left as it was.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainer_patches.registry import RegisteredOptimizer
 
-__all__ = ["add_name", "install"]
+__all__ = ["add_name", "install", "take_back", "write"]
 
 OLDEST = (4, 57)
 
@@ -73,6 +73,25 @@ def add_name(name: str) -> None:
     _names.append(name)
 
 
+def write(args: Any, field: str, value: float) -> None:
+    """Writes a value of the optimizer's into TrainingArguments, so that it can be told from a user's."""
+    written = vars(args).get("_written_for_optim", {})
+    _, before = written.get(field, (None, getattr(args, field)))
+    args._written_for_optim = {**written, field: (value, before)}
+    setattr(args, field, value)
+
+
+def take_back(args: Any) -> None:
+    """Undoes what :func:`write` did, save where the user has set the field since.
+
+    So that arguments made for one optimizer, or one run, can be used for another. By identity, as a
+    pickled copy no longer knows which values were untouched: it keeps what it holds.
+    """
+    for field, (value, before) in vars(args).pop("_written_for_optim", {}).items():
+        if getattr(args, field) is value:
+            setattr(args, field, before)
+
+
 def _guarded(patch: Callable[[Any], None]) -> Callable[[Any], None]:
     """`patch`, but a failure ends in a warning and takes everything back."""
 
@@ -115,6 +134,7 @@ def _patch_training_args(module: Any) -> None:
         _pristine[field] = (cls.__dataclass_fields__[field].default, set_optimizer[parameter].default)
 
     def settle(args: Any) -> None:
+        take_back(args)
         if registered := _lookup(args.optim):
             registered.settle(args, _pristine)
             registered.parse_optim_args(args.optim_args)  # errors now, not when training starts
@@ -134,6 +154,7 @@ def _patch_trainer(module: Any) -> None:
 
     def get_optimizer_cls_and_kwargs(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
         args = arguments[0] if arguments else keywords["args"]
+        take_back(args)
         if registered := _lookup(args.optim):
             registered.settle(args, _pristine)  # again: `args.optim` may have been assigned since
             return registered.class_and_kwargs(args, _planned_steps.get())
@@ -177,6 +198,8 @@ def _wrap(cls: type, method: str, wrapper: Callable[..., Any]) -> None:
 def _add_member(enum: Any, value: str) -> None:
     """Adds a member to a str enum after its class was made. Python has no way of its own to do this."""
     name = re.sub(r"\W", "_", value).upper()
+    while name in enum._member_map_:  # "RMSprop" beside Transformers' own "rmsprop"
+        name += "_"
     member: Any = str.__new__(enum, value)
     member._name_ = name
     member._value_ = value

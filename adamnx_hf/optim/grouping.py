@@ -26,7 +26,7 @@ def _owned_parameters(model: nn.Module) -> Iterator[_Owned]:
 
 
 def _trainer_rule(name: str, module: nn.Module) -> bool:
-    """`Trainer.get_decay_parameter_names`: all but LayerNorms and names of biases and norms."""
+    """`Trainer.get_decay_parameter_names`: all but LayerNorms and whatever is *named* bias or norm."""
     return not isinstance(module, nn.LayerNorm) and not _NO_DECAY_NAMES.search(name.lower())
 
 
@@ -51,8 +51,9 @@ def param_groups(
     Args:
         model: frozen parameters are left out; tied ones are counted once.
         weight_decay: of the decaying group; the other's is 0.
-        rule: `"trainer"`: as the Transformers Trainer groups them (no biases, no norms). `"paper"`: the
-            weights of convolutions and linear layers only, as in the authors' experiments.
+        rule: `"trainer"`: as the Transformers Trainer groups them: no biases, no LayerNorm, nothing named
+            norm (so a BatchNorm named `bn1` decays). `"paper"`: the weights of convolutions and linear
+            layers only, as in the authors' experiments.
         decay_embeddings: False takes the weights of `nn.Embedding` out of the decaying group.
 
     Returns:

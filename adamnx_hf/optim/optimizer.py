@@ -19,7 +19,7 @@ from torch.optim.optimizer import (
 )
 
 from adamnx_hf.optim.functional import Memo, adamnx, moment_dtype, pack_steps
-from adamnx_hf.optim.schedules import BETA2_SCHEDULES
+from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule
 
 __all__ = ["AdamNX"]
 
@@ -90,7 +90,7 @@ class AdamNX(Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        beta2_schedule: str = "adamnx",
+        beta2_schedule: Beta2Schedule = "adamnx",
     ) -> None:
         defaults = {
             "lr": lr,

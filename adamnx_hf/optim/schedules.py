@@ -5,19 +5,21 @@ Every running average here is `average ← average + weight · (new − average)
 what loses its digits as β̂ rises to 1: `1 − (1 − q^(t−1))/(1 − q^t)` has none left at t = 400,000.
 
 All the exponential schedules are one formula, :func:`exponential_weight`, at different rates. Add a
-schedule by adding a function and its line in :data:`BETA2_SCHEDULES`.
+schedule by adding a function and its name in :data:`BETA2_SCHEDULES`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 __all__ = [
     "BETA2_SCHEDULES",
+    "Beta2Schedule",
     "adafactor",
     "adam",
     "adamnx",
@@ -106,6 +108,8 @@ def adafactor(step: Scalar, beta2: Scalar) -> Scalar:
     """Adafactor's second moment: `β̂2_t = 1 − t^(−0.8)` (arXiv:1804.04235, Sec. 7.2). β2 has no effect."""
     return step**-0.8
 
+
+Beta2Schedule = Literal["adamnx", "adam", "adafactor", "adax"]
 
 #: Second-moment schedules by the name `AdamNX(beta2_schedule=...)` takes.
 BETA2_SCHEDULES: dict[str, Callable[[Scalar, Scalar], Scalar]] = {

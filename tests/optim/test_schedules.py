@@ -1,6 +1,7 @@
 """The decay schedules against exact arithmetic, and the horizon."""
 
 import math
+import typing
 from fractions import Fraction
 
 import mpmath
@@ -12,7 +13,7 @@ from mpmath import mpf
 from torch.testing import assert_close
 
 from adamnx_hf import beta2_for_horizon, horizon
-from adamnx_hf.optim.schedules import BETA2_SCHEDULES, adam, adamnx, adax, exponential_weight
+from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule, adam, adamnx, adax, exponential_weight
 
 every_schedule = pytest.mark.parametrize("name", BETA2_SCHEDULES)
 rising_to_one = pytest.mark.parametrize("name", ["adamnx", "adax", "adafactor"])
@@ -193,3 +194,7 @@ def test_invalid_run_length_is_named(value):
 def test_invalid_horizons_per_run_is_named(value):
     with pytest.raises(ValueError, match=f"horizons_per_run must be positive and finite, got {value}"):
         beta2_for_horizon(1000, value)
+
+
+def test_the_type_names_every_schedule():
+    assert set(typing.get_args(Beta2Schedule)) == set(BETA2_SCHEDULES)

@@ -109,6 +109,25 @@ def test_configure_knows_the_run_and_adds_options(tmp_path):
         build(arguments(tmp_path, optim="t_configured"))
 
 
+def test_defaults_that_the_trainer_always_sets_are_refused():
+    with pytest.raises(ValueError, match=r"'lr' is always set by TrainingArguments\(learning_rate=...\)"):
+        register_optimizer("t_lr", torch.optim.SGD, defaults={"lr": 0.5})
+
+
+def test_whole_numbers_as_betas(tmp_path):
+    register_optimizer("t_zero", torch.optim.Adam, defaults={"betas": (0, 0.99)})
+    assert build(arguments(tmp_path, optim="t_zero")).defaults["betas"] == (0.0, 0.99)
+
+
+def test_a_name_that_differs_from_one_of_transformers_in_case_only(tmp_path):
+    from transformers.training_args import OptimizerNames
+
+    register_optimizer("RMSprop", torch.optim.RMSprop)
+    assert OptimizerNames.RMSPROP.value == "rmsprop"
+    assert len({member.value for member in OptimizerNames}) == len(list(OptimizerNames))
+    assert type(build(arguments(tmp_path, optim="RMSprop"))) is torch.optim.RMSprop
+
+
 @pytest.mark.parametrize(
     ("name", "optimizer", "error", "message"),
     [

@@ -90,6 +90,39 @@ def test_assigning_optim_afterwards(tmp_path):
     assert beta2(args) == 0.99
 
 
+def test_arguments_can_go_on_to_another_optimizer_or_run(tmp_path):
+    """As in a search over `optim`: nothing of AdamNX's stays behind, and nothing of the user's is lost."""
+    args = arguments(tmp_path, optim_args="beta2=0.5", adam_beta1=0.8)
+    assert beta2(args) == 0.5
+    args.optim_args = None
+    assert beta2(args) == 0.99
+    args.optim = "adamw_torch"
+    assert Trainer.get_optimizer_cls_and_kwargs(args)[1]["betas"] == (0.8, 0.999)
+    assert (args.adam_beta1, args.adam_beta2) == (0.8, 0.999)
+    args.adam_beta2 = 0.97
+    args.optim = "adamnx"
+    assert beta2(args) == 0.97
+
+
+def test_horizon_auto_is_solved_anew_for_each_run(tmp_path):
+    args = arguments(tmp_path, optim_args="horizon=auto", max_steps=100)
+    assert beta2(args) == adamnx_hf.beta2_for_horizon(100)
+    args.max_steps = 1000
+    assert beta2(args) == adamnx_hf.beta2_for_horizon(1000)
+
+
+def test_the_resulting_arguments_are_logged_at_transformers_level(tmp_path, caplog):
+    logger = transformers.logging.get_logger()
+    logger.addHandler(caplog.handler)
+    transformers.logging.set_verbosity_info()
+    try:
+        beta2(arguments(tmp_path))
+    finally:
+        transformers.logging.set_verbosity_warning()
+        logger.removeHandler(caplog.handler)
+    assert "optim='adamnx': lr=5e-05, betas=(0.9, 0.99), eps=1e-08" in caplog.text
+
+
 def test_copies_keep_the_name_and_the_betas(tmp_path):
     for args, expected in ((arguments(tmp_path), 0.99), (arguments(tmp_path, adam_beta2=0.999), 0.999)):
         for clone in (
@@ -127,6 +160,7 @@ def test_training_args_bin_opens_without_this_package(tmp_path, run_python):
         ("weight_decay=0.1", r"TrainingArguments\(weight_decay=0.1\)"),
         ("betas=(0.9,0.99),beta2=0.9", "either betas or beta2"),
         ("horizon=soon", "horizon is auto or a number or none"),
+        ("beta2_schedule=adamw", "beta2_schedule is adamnx or adam or adafactor or adax"),
     ],
 )
 def test_bad_optim_args_fail_where_they_are_written(tmp_path, optim_args, message):
@@ -149,7 +183,11 @@ def test_horizon(tmp_path):
     assert beta2(args) == adamnx_hf.beta2_for_horizon(1000)
     args = arguments(tmp_path, optim_args="horizon=2000")
     assert adamnx_hf.horizon(beta2(args)) == pytest.approx(2000)
-    for bad, message in (("horizon=auto,beta2=0.9", "not both"), ("horizon=0.5", "at least 1 step")):
+    for bad, message in (
+        ("horizon=auto,beta2=0.9", "not both"),
+        ("horizon=0.5", "at least 1 step"),
+        ("horizon=1e400", "at least 1 step"),
+    ):
         with pytest.raises(ValueError, match=message):
             Trainer.get_optimizer_cls_and_kwargs(arguments(tmp_path, optim_args=bad, max_steps=10))
     with pytest.raises(ValueError, match="number of training steps is not known"):
