@@ -128,7 +128,7 @@ def adamnx(
         packed.add_(1)
     elif state_steps[0].is_cpu:
         # For steps on the CPU torch adds one by one, and would wrap a number in a tensor each time.
-        torch._foreach_add_(state_steps, torch.tensor(1.0), alpha=1.0)
+        torch._foreach_add_(state_steps, torch.tensor(1.0, device="cpu"), alpha=1.0)
     else:
         torch._foreach_add_(state_steps, 1)
 

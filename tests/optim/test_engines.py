@@ -17,6 +17,17 @@ from adamnx_hf.optim import functional, schedules
 from adamnx_hf.optim.engines import ENGINES, choose_engine
 from adamnx_hf.optim.update import adamnx_update
 
+# Every test here runs on the CPU and, where there is one, on the GPU.
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(autouse=True, params=DEVICES)
+def device(request):
+    torch.set_default_device(request.param)
+    yield request.param
+    torch.set_default_device(None)
+
+
 FLAGS = {
     "default": {},
     "reference": {"foreach": False},
@@ -282,6 +293,19 @@ def test_elements_between_those_of_a_slice_stay_untouched(base_first, flags):
     AdamNX([param], **flags).step()
     assert torch.equal(others, expected)
     assert not torch.equal(taken, torch.arange(24.0).reshape(4, 6)[:, ::2])
+
+
+@every_engine
+def test_the_default_device_does_not_matter(flags):
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = AdamNX(params, weight_decay=0.0, **flags)
+    with torch.device("meta"):
+        for grads in ((1.0, None), (1.0, 1.0)):  # so that the steps differ
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = None if grad is None else torch.full_like(param, grad)
+            optimizer.step()
+    assert [float(optimizer.state[param]["step"]) for param in params] == [2, 1]
+    assert_close(params[1].detach(), torch.full((3,), 1 - 1e-3))
 
 
 @every_engine
