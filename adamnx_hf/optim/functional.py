@@ -6,9 +6,10 @@ counters that differ) is turned into what engines take.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from operator import is_
 from typing import Any, TypeVar, cast
 
@@ -24,7 +25,7 @@ __all__ = ["Memo", "adamnx", "moment_dtype", "pack_steps"]
 #: What a caller keeps between steps so that known tensors are not examined again: by role, weak references
 #: to those last found in order (the memory of moments that are taken out of the state is to be freed), or
 #: for "step" the addresses.
-Memo = dict[str, Any]
+Memo = dict[Any, Any]
 
 # Working copies are made for at most this many elements at a time (64 MiB in float32).
 _WORKING_ELEMENTS = 2**24
@@ -33,6 +34,7 @@ _MEMORY_FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
 
 _ROLES = ("param", "grad", "exp_avg", "exp_avg_sq")
 _T = TypeVar("_T")
+Schedule = Callable[[Scalar, Scalar], Scalar]
 
 
 def adamnx(
@@ -45,6 +47,8 @@ def adamnx(
     capturable: bool = False,
     differentiable: bool = False,
     fused: bool | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
     *,
     beta1: float | Tensor,
     beta2: float | Tensor,
@@ -58,16 +62,19 @@ def adamnx(
     """Functional API that performs one AdamNX step in place, beside :class:`adamnx_hf.AdamNX`.
 
     Args:
-        params: θ. Floating-point or complex, any device, any strides; a list may mix them.
+        params: θ. Floating-point or complex, any device, any strides, DTensors too; a list may mix them.
         grads: g, of the shapes of `params`; another floating dtype is converted.
         exp_avgs: m. float32 moments are kept beside float16 and bfloat16 parameters.
         exp_avg_sqs: v, likewise. For complex parameters it holds the squares of the real and the
             imaginary part.
-        state_steps: 0-d tensors, steps done so far; each is raised by 1. On the parameter's device if
-            `capturable`, else on the CPU (elsewhere costs a synchronisation each).
+        state_steps: 0-d tensors, steps done so far; each is raised by 1. The schedule is computed where
+            they are: on the CPU, or on the device without asking for their values.
         foreach, fused: the implementation, as in torch.optim: both None picks the fastest that applies.
         capturable: keep the schedule on the device, so that a step can be captured in a CUDA graph.
         differentiable: let autograd through the step; `lr` and betas may be tensors that require grad.
+        grad_scale: a 0-d tensor; gradients count as divided by it. They are left as they are.
+        found_inf: a 0-d tensor; where it is not 0 nothing is changed, `state_steps` neither. As
+            :class:`torch.amp.GradScaler` has them.
         beta1, beta2, lr, weight_decay, eps, maximize, beta2_schedule: see :class:`adamnx_hf.AdamNX`.
         memo: an empty dict, to be passed again at each step of the same group: saves host time.
 
@@ -78,6 +85,9 @@ def adamnx(
     if not params:
         return
     memo = {} if memo is None else memo
+    compiling = torch.compiler.is_compiling()
+    if not (compiling or differentiable):
+        params, grads, exp_avgs, exp_avg_sqs = _local_shards(params, grads, exp_avgs, exp_avg_sqs)
     # Comprehensions, not map(): Dynamo has to trace this.
     dtypes = {param.dtype for param in params}
     if any(dtype.is_complex for dtype in dtypes):
@@ -89,29 +99,15 @@ def adamnx(
         dtypes = {param.dtype for param in params}
 
     lr, beta1, beta2 = _to_scalar(lr), _to_scalar(beta1), _to_scalar(beta2)
-    host_schedule = True
-    if capturable or torch.compiler.is_compiling():  # so phrased that Dynamo can trace it
-        host_schedule = False
+    packed = _packed(state_steps, memo)
+    host_schedule = not (capturable or compiling) and _on_cpu(state_steps, packed)
     if host_schedule and not differentiable:
         beta1, beta2 = float(beta1), float(beta2)
-    schedule = BETA2_SCHEDULES[beta2_schedule]
 
-    # Tensors go to an engine together if they agree in device, dtype and, where the host knows it, step.
-    packed = _packed(state_steps, memo)
-    if not host_schedule:
-        steps = [0.0] * len(params)
-    elif packed is not None:
-        steps = packed.tolist()
-    else:
-        steps = [step.item() for step in state_steps]
-    buckets: dict[tuple[float, torch.device, torch.dtype], Sequence[int]]
-    if len(set(steps)) == len({param.device for param in params}) == len(dtypes) == 1:
-        buckets = {(steps[0], params[0].device, params[0].dtype): range(len(params))}
-    else:
-        grouped = defaultdict(list)
-        for i, (step, param) in enumerate(zip(steps, params, strict=True)):
-            grouped[step, param.device, param.dtype].append(i)
-        buckets = dict(grouped)
+    devices = {param.device for param in params}
+    kinds = {(device, dtype) for device in devices for dtype in dtypes}
+    if len(kinds) > 1:
+        kinds = {(param.device, param.dtype) for param in params}
     engines = {
         (device, dtype): choose_engine(
             device.type,
@@ -121,36 +117,52 @@ def adamnx(
             host_schedule=host_schedule,
             differentiable=differentiable,
         )
-        for _, device, dtype in buckets
+        for device, dtype in kinds
     }
+    if found_inf is not None:
+        if host_schedule:
+            if found_inf.item():
+                return
+            found_inf = None
+        elif not all(engine.SCALES for engine in engines.values()):
+            raise RuntimeError("AdamNX: found_inf with `step` on the device needs fused=True on CUDA")
 
-    if packed is not None:
-        packed.add_(1)
-    elif state_steps[0].is_cpu:
-        # For steps on the CPU torch adds one by one, and would wrap a number in a tensor each time.
-        torch._foreach_add_(state_steps, torch.tensor(1.0, device="cpu"), alpha=1.0)
-    else:
-        torch._foreach_add_(state_steps, 1)
+    # Tensors go to an engine together if they agree in what it does not mix: device, and dtype and step.
+    steps: list[float] = []
+    if host_schedule:
+        steps = packed.tolist() if packed is not None else [step.item() for step in state_steps]
+    buckets: list[Sequence[int]] = [range(len(params))]
+    if len(kinds) > 1 or not (len(set(steps)) <= 1 or next(iter(engines.values())).MIXES):
+        grouped = defaultdict(list)
+        for i, param in enumerate(params):
+            mixes = engines[param.device, param.dtype].MIXES
+            step = steps[i] if steps else None
+            grouped[(param.device,) if mixes else (param.device, param.dtype, step)].append(i)
+        buckets = list(grouped.values())
 
-    for (step, device, dtype), members in buckets.items():
-        weights: list[Weight] = []
-        for scheme, beta in ((adam, beta1), (schedule, beta2)):
-            if host_schedule:
-                weight = scheme(step + 1, beta.double() if isinstance(beta, Tensor) else beta)
-                weights.append([weight] * len(members) if isinstance(weight, Tensor) else weight)
-            else:
-                weights.append(_device_weights(scheme, _pick(state_steps, members), beta, device))
+    _count(state_steps, packed, found_inf)
+
+    for number, members in enumerate(buckets):
+        first = params[members[0]]
+        weights = [
+            _host_weights(scheme, _pick(steps, members), beta)
+            if host_schedule
+            else _device_weights(scheme, _pick(state_steps, members), packed, beta, first.device)
+            for scheme, beta in ((adam, beta1), (BETA2_SCHEDULES[beta2_schedule], beta2))
+        ]
         _step_bucket(
-            engines[device, dtype],
-            moment_dtype(dtype),
+            engines[first.device, first.dtype],
+            moment_dtype(first.dtype),
             *(_pick(tensors, members) for tensors in (params, grads, exp_avgs, exp_avg_sqs)),
             weight1=weights[0],
             weight2=weights[1],
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            memo=memo.setdefault(number, {}),
             lr=lr,
             weight_decay=weight_decay,
             eps=eps,
             maximize=maximize,
-            memo=memo if len(buckets) == 1 else {},
         )
 
 
@@ -194,23 +206,83 @@ def _packed(state_steps: list[Tensor], memo: Memo) -> Tensor | None:
     return packed
 
 
+def _on_cpu(state_steps: list[Tensor], packed: Tensor | None) -> bool:
+    return packed.is_cpu if packed is not None else all(step.is_cpu for step in state_steps)
+
+
 def _same(tensors: list[Tensor], others: list[Tensor]) -> bool:
     return len(tensors) == len(others) and all(map(is_, tensors, others))
 
 
+def _count(state_steps: list[Tensor], packed: Tensor | None, found_inf: Tensor | None) -> None:
+    """Raises the counters by 1, or where `found_inf` is not 0 by nothing."""
+    if found_inf is not None:
+        one = (found_inf == 0).float()
+        if packed is not None:
+            packed.add_(one.to(packed.device, non_blocking=True))
+            return
+        for device in {step.device for step in state_steps}:
+            there = [step for step in state_steps if step.device == device]
+            torch._foreach_add_(there, one.to(device, non_blocking=True))
+    elif packed is not None:
+        packed.add_(1)
+    elif state_steps[0].is_cpu:
+        # For steps on the CPU torch adds one by one, and would wrap a number in a tensor each time.
+        torch._foreach_add_(state_steps, torch.tensor(1.0, device="cpu"), alpha=1.0)
+    else:
+        torch._foreach_add_(state_steps, 1)
+
+
+def _host_weights(scheme: Schedule, steps: list[float], beta: Scalar) -> Weight:
+    """`scheme` after `steps` steps, which the host knows: a number if they agree, else a float64 tensor."""
+    if isinstance(beta, Tensor):
+        return cast(Tensor, scheme(steps[0] + 1, beta.double())).expand(len(steps))
+    weights = {step: scheme(step + 1, beta) for step in set(steps)}
+    if len(weights) == 1:
+        return cast(float, weights[steps[0]])
+    return torch.tensor([weights[step] for step in steps], dtype=torch.float64, device="cpu")
+
+
 def _device_weights(
-    scheme: Callable[[Scalar, Scalar], Scalar],
-    state_steps: list[Tensor],
-    beta: Scalar,
-    device: torch.device,
-) -> list[Tensor]:
-    """`scheme` at each of `state_steps` without asking the host for their values: 0-d tensors on `device`."""
+    scheme: Schedule, state_steps: list[Tensor], packed: Tensor | None, beta: Scalar, device: torch.device
+) -> Tensor:
+    """`scheme` at each of `state_steps` without asking the host for their values: a tensor on `device`."""
     # MPS has no float64; the schedules' forms are right to float32's last digits too.
     precision = torch.float32 if device.type == "mps" else torch.float64
-    steps = torch.stack(state_steps).to(device, precision)
+    if packed is not None and len(packed) == len(state_steps):
+        steps = packed.to(device, precision)
+    else:
+        steps = torch.stack([step.to(device) for step in state_steps]).to(precision)
     if isinstance(beta, Tensor):
         beta = beta.to(device, precision)
-    return list(cast(Tensor, scheme(steps, beta)).unbind())
+    return cast(Tensor, scheme(steps, beta))
+
+
+def _local_shards(*columns: list[Tensor]) -> Sequence[list[Tensor]]:
+    """This rank's part of DTensors, for kernels to work on; other tensors as they are.
+
+    `columns` are params, grads, exp_avgs and exp_avg_sqs.
+    """
+    # Whoever has a DTensor has imported its module.
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is None or not any(isinstance(param, distributed.DTensor) for param in columns[0]):
+        return columns
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    for row in rows:
+        if not isinstance(param := row[0], distributed.DTensor):
+            continue
+        for i, (role, tensor) in enumerate(zip(_ROLES, row, strict=True)):
+            placements = getattr(tensor, "placements", None)
+            if placements is not None and placements != param.placements and role == "grad":
+                tensor = tensor.redistribute(placements=param.placements)
+            elif placements != param.placements:
+                raise RuntimeError(
+                    f"AdamNX: {role} of a DTensor parameter is placed {placements or 'as a plain tensor'}, "
+                    f"the parameter {param.placements}. Load the state with torch.distributed.checkpoint or "
+                    "set_optimizer_state_dict, which place it as the parameters are"
+                )
+            row[i] = tensor.to_local()
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _step_bucket(
@@ -219,6 +291,8 @@ def _step_bucket(
     *columns: list[Tensor],
     weight1: Weight,
     weight2: Weight,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
     memo: Memo,
     **hyperparameters: Any,
 ) -> None:
@@ -227,61 +301,79 @@ def _step_bucket(
     `columns` are params, grads, exp_avgs and exp_avg_sqs. The copies are made in batches.
     """
     everyone = range(len(columns[0]))
-    if all(_ready(tensors, dtype, memo, role) for role, tensors in zip(_ROLES, columns, strict=True)):
+    dtypes = engine.MIXES or {dtype}
+    if all(_ready(tensors, dtypes, memo, role) for role, tensors in zip(_ROLES, columns, strict=True)):
         alike: Sequence[int] = everyone
     else:
-        alike = [i for i in everyone if _alike([tensors[i] for tensors in columns], dtype)]
+        alike = [i for i in everyone if _alike([tensors[i] for tensors in columns], dtypes)]
     others = sorted(set(everyone).difference(alike)) if len(alike) < len(everyone) else []
 
-    for batch in (alike, *_batches(others, columns[0])):
+    batches = [(alike, False), *((batch, True) for batch in _batches(others, columns[0]))]
+    if engine.SCALES:
+        hyperparameters |= {"grad_scale": grad_scale, "found_inf": found_inf}
+    elif grad_scale is not None:
+        batches[:1] = [(batch, False) for batch in _batches(alike, columns[0])]
+    for number, (batch, copied) in enumerate(batches):
         if not batch:
             continue
-        originals = [_pick(tensors, batch) for tensors in columns]
-        if batch is alike:
-            working = originals
-        else:  # both conversions are no-ops on a tensor that is right already
-            working = [[t.to(dtype).contiguous() for t in tensors] for tensors in originals]
+        originals = working = [_pick(tensors, batch) for tensors in columns]
+        if copied:  # both conversions are no-ops on a tensor that is right already
+            working = [
+                [(t if t.dtype in dtypes else t.to(dtype)).contiguous() for t in tensors]
+                for tensors in originals
+            ]
+        if engine.SCALES:
+            hyperparameters["memo"] = memo.setdefault(("engine", number), {})
+        elif grad_scale is not None:
+            scale = grad_scale.to(working[1][0].device, non_blocking=True)
+            working = [working[0], list(torch._foreach_div(working[1], scale)), *working[2:]]
         engine.step_(
             *working,
-            weight1=weight1 if isinstance(weight1, float) else _pick(weight1, batch),
-            weight2=weight2 if isinstance(weight2, float) else _pick(weight2, batch),
+            weight1=_pick_weights(weight1, batch),
+            weight2=_pick_weights(weight2, batch),
             **hyperparameters,
         )
-        if batch is not alike:
+        if copied:
             for role, old, new in zip(_ROLES, originals, working, strict=True):
                 for tensor, copy in zip(old, new, strict=True):
                     if copy is not tensor and role != "grad":
                         tensor.copy_(copy)
 
 
+def _pick_weights(weights: Weight, members: Sequence[int]) -> Weight:
+    if isinstance(weights, float) or len(members) == len(weights):
+        return weights
+    return weights[torch.tensor(members, device=weights.device)]
+
+
 def _pick(items: list[_T], members: Sequence[int]) -> list[_T]:
     return items if len(members) == len(items) else [items[i] for i in members]
 
 
-def _ready(tensors: list[Tensor], dtype: torch.dtype, memo: Memo, role: str) -> bool:
-    """Whether all tensors are contiguous and of `dtype`: the common case, found out fast."""
+def _ready(tensors: list[Tensor], dtypes: Collection[torch.dtype], memo: Memo, role: str) -> bool:
+    """Whether all tensors are contiguous and of one of `dtypes`: the common case, found out fast."""
     # Gradients are new at each step, and `.data` of a parameter may be another one: these are not skipped.
     skippable = role in ("exp_avg", "exp_avg_sq")
-    if skippable and tensors[0].dtype == dtype and _same(tensors, [ref() for ref in memo.get(role, [])]):
+    if skippable and tensors[0].dtype in dtypes and _same(tensors, [ref() for ref in memo.get(role, [])]):
         return True
-    ready = {t.dtype for t in tensors} == {dtype} and False not in [t.is_contiguous() for t in tensors]
+    ready = {t.dtype for t in tensors} <= set(dtypes) and False not in [t.is_contiguous() for t in tensors]
     if ready and skippable:
         memo[role] = [weakref.ref(tensor) for tensor in tensors]
     return ready
 
 
-def _alike(row: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether one parameter's tensors share `dtype` and a dense layout, as kernels that walk memory need.
+def _alike(row: Sequence[Tensor], dtypes: Collection[torch.dtype]) -> bool:
+    """Whether one parameter's tensors share a dense layout, as kernels that walk memory need, and `dtypes`.
 
     torch's fused AdamW does not check this on the CPU: it computes nonsense for strided views.
     """
     formats = (torch.contiguous_format, *_MEMORY_FORMATS.get(row[0].ndim, ()))
-    return all(t.dtype == dtype for t in row) and any(
+    return all(t.dtype in dtypes for t in row) and any(
         all(t.is_contiguous(memory_format=memory_format) for t in row) for memory_format in formats
     )
 
 
-def _batches(members: list[int], params: list[Tensor]) -> Iterator[list[int]]:
+def _batches(members: Sequence[int], params: list[Tensor]) -> Iterator[list[int]]:
     batch: list[int] = []
     elements = 0
     for i in members:

@@ -2,35 +2,42 @@
 
 An engine is a module with
 
+- `MIXES`: the dtypes that the tensors of one call may have in any mixture, each parameter with a `step` of
+  its own. Empty: the parameters of a call agree in dtype and step, and all tensors have the dtype of the
+  moments (float32 or float64);
+- `SCALES`: whether it divides gradients by `grad_scale` and obeys `found_inf` itself;
 - `why_not(device, dtype, *, host_schedule, differentiable) -> str | None`: the reason it cannot serve
-  tensors of that device type and dtype, or None if it can;
-- `step_(params, grads, exp_avgs, exp_avg_sqs, *, weight1, weight2, lr, weight_decay, eps, maximize)`:
+  tensors of that device type and moments of that dtype, or None if it can;
+- `step_(params, grads, exp_avgs, exp_avg_sqs, *, weight1, weight2, lr, weight_decay, eps, maximize, ...)`:
   the step of :func:`adamnx_hf.optim.update.adamnx_update` in place on four lists of tensors.
 
-It is given real tensors of one device and one dtype (float32 or float64) that are laid out alike in
-dense memory, and knows nothing of param_groups, `step` counters, complex numbers or half precision: see
-:func:`adamnx_hf.optim.functional.adamnx`. `weight1` and `weight2` are floats (`host_schedule=True`) or one
-0-d tensor per parameter. An engine is added here, in :data:`ENGINES`, and nowhere else.
+It is given real tensors of one device, those of one parameter laid out alike in dense memory, and knows
+nothing of param_groups, `step` counters, complex numbers or DTensors: see
+:func:`adamnx_hf.optim.functional.adamnx`. `weight1` and `weight2` are numbers, or tensors with one element
+for each parameter. An engine is added here, in :data:`ENGINES`, and nowhere else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from adamnx_hf.optim.engines import aten, foreach, reference
+from adamnx_hf.optim.engines import aten, foreach, reference, triton
 
 __all__ = ["ENGINES", "Engine", "Weight", "choose_engine"]
 
-#: A schedule's weight: one float for the whole list, or a 0-d tensor for each of its tensors.
-Weight = float | list[Tensor]
+#: A schedule's weight: one number for the whole list, or a tensor with one element for each of its tensors.
+Weight = float | Tensor
 
 
 class Engine(Protocol):
     """What an engine module offers."""
+
+    MIXES: frozenset[torch.dtype]
+    SCALES: bool
 
     def why_not(
         self, device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool
@@ -50,19 +57,28 @@ class Engine(Protocol):
         weight_decay: float,
         eps: float,
         maximize: bool,
+        **own: Any,
     ) -> None:
-        """One step, in place."""
+        """One step, in place.
+
+        An engine that :attr:`SCALES` is also given `grad_scale` and `found_inf` (0-d tensors on the device,
+        or None) and `memo` (a dict that is the same at each step, for what it wants to keep).
+        """
 
 
 #: By name, the fastest first: the default is the first that applies.
 ENGINES: dict[str, Engine] = {
+    "triton": cast(Engine, triton),
     "aten": cast(Engine, aten),
     "foreach": cast(Engine, foreach),
     "reference": cast(Engine, reference),
 }
 
 #: The engines that `fused=True` asks for, the fastest first.
-_FUSED = ("aten",)
+_FUSED = ("triton", "aten")
+
+#: Those that torch.compile sees into, and fuses itself.
+_TRACED = ("foreach", "reference")
 
 
 def choose_engine(
@@ -86,7 +102,7 @@ def choose_engine(
     elif foreach:
         names = ("foreach",)
     elif fused is None and foreach is None:
-        names = tuple(ENGINES)
+        names = _TRACED if torch.compiler.is_compiling() else tuple(ENGINES)
     else:
         names = ("reference",)
 

@@ -12,6 +12,9 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 if TYPE_CHECKING:
     from adamnx_hf.optim.engines import Weight
 
+MIXES: frozenset[torch.dtype] = frozenset()
+SCALES = False
+
 # Adam's second bias correction is 1 − β2^step. With step = inf it is 1, as AdamNX wants, unless β2 has
 # been rounded to 1, where it would be 0: keep β2 below by its last bit, which v does not notice.
 _BELOW_ONE = math.nextafter(1.0, 0.0)

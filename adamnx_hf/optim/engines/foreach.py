@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from adamnx_hf.optim.engines import Weight
 
 
+MIXES: frozenset[torch.dtype] = frozenset()
+SCALES = False
+
+
 def why_not(device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool) -> str | None:
     """Applies everywhere but under autograd."""
     if differentiable:
@@ -42,12 +46,13 @@ def step_(
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, weight2)
     else:
         # Weights on the device: average += weight · (new − average), by broadcasting 0-d tensors.
+        assert isinstance(weight1, Tensor) and isinstance(weight2, Tensor)
         for averages, news, weights in (
             (exp_avgs, grads, weight1),
             (exp_avg_sqs, torch._foreach_mul(grads, grads), weight2),
         ):
             change = torch._foreach_sub(news, averages)
-            torch._foreach_mul_(change, weights)
+            torch._foreach_mul_(change, list(weights.unbind()))
             torch._foreach_add_(averages, change)
     denominators = torch._foreach_sqrt(exp_avg_sqs)
     torch._foreach_add_(denominators, eps)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from adamnx_hf.optim.engines import Weight
 
 
+MIXES: frozenset[torch.dtype] = frozenset()
+SCALES = False
+
+
 def why_not(device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool) -> str | None:
     """Applies everywhere."""
     return None

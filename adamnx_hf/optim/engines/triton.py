@@ -1,0 +1,294 @@
+"""Our own kernel on CUDA: one launch for all tensors, one pass over memory, mixed dtypes as they are.
+
+The kernel is in :mod:`adamnx_hf.optim.engines.triton_kernel`; here is what the host has to do for it: look
+at the tensors, and keep the tables in which it finds their addresses. What does not change from step to step
+is not sent again, which with `zero_grad(set_to_none=True)` leaves at most the addresses of the gradients.
+
+With TRITON_INTERPRET=1 in the environment the kernel runs on the CPU, slowly, for tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import operator
+import os
+import warnings
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from adamnx_hf.optim.engines import Weight
+
+MIXES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+SCALES = True
+
+#: Elements to a program and warps to work on them: 8 elements to a thread, 2 accesses of 16 bytes a tensor.
+BLOCK, WARPS = 1024, 4
+
+# Why Triton cannot be used for a device type; None: it can.
+_found_unusable: dict[str, str | None] = {}
+
+
+def why_not(device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool) -> str | None:
+    """Applies on CUDA (and ROCm) where Triton can compile, to what is computed in float32."""
+    if differentiable:
+        return "`fused` does not support `differentiable`"
+    if dtype != torch.float32:
+        return f"its arithmetic is float32's, not {str(dtype).removeprefix('torch.')}'s"
+    return _why_unusable(device)
+
+
+@torch.compiler.assume_constant_result
+def _why_unusable(device: str) -> str | None:
+    if device not in _found_unusable:
+        _found_unusable[device] = reason = _try(device)
+        if reason is not None and device == "cuda":
+            warnings.warn(
+                f"AdamNX: its Triton kernel cannot be used ({reason}); torch's fused AdamW kernel serves "
+                "instead, told AdamNX's decay rates. Results are the same, to rounding.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return _found_unusable[device]
+
+
+def _try(device: str) -> str | None:
+    if device == "cpu":
+        if os.environ.get("TRITON_INTERPRET", "0").lower() not in ("1", "true", "on", "yes"):
+            return "Triton kernels run on the CPU only under TRITON_INTERPRET=1"
+    elif device != "cuda":
+        return f"its kernel is written for CUDA, not for {device}"
+    try:
+        tensors = [[torch.zeros(1, device=device)] for _ in range(4)]
+        step_(*tensors, weight1=1.0, weight2=1.0, lr=0.0, weight_decay=0.0, eps=1.0, maximize=False)
+    except ModuleNotFoundError:
+        return "Triton is not installed"
+    except Exception as error:  # no C compiler, a card too old, ...: whatever Triton may raise
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def step_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    *,
+    weight1: Weight,
+    weight2: Weight,
+    lr: float | Tensor,
+    weight_decay: float,
+    eps: float,
+    maximize: bool,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    memo: dict[Any, Any] | None = None,
+) -> None:
+    """One step in place; see :mod:`adamnx_hf.optim.engines`."""
+    if torch.compiler.is_compiling():
+        assert isinstance(weight1, Tensor) and isinstance(weight2, Tensor)  # the schedule is on the device
+        number, tensor = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
+        _opaque_step(
+            params, grads, exp_avgs, exp_avg_sqs, weight1, weight2, number, tensor,
+            weight_decay, eps, maximize, grad_scale, found_inf,
+        )  # fmt: skip
+        return
+
+    memo = {} if memo is None else memo
+    device = params[0].device
+    columns = (params, grads, exp_avgs, exp_avg_sqs)
+    addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in columns]
+    dtypes = [{tensor.dtype for tensor in tensors} for tensors in columns]
+
+    arguments: dict[str, Any] = {
+        "weight1": _number_or_address(weight1, device, torch.float64),
+        "weight2": _number_or_address(weight2, device, torch.float64),
+        "lr": _number_or_address(lr, device),
+        "weight_decay": float(weight_decay),
+        "eps": float(eps),
+        "grad_scale": None if grad_scale is None else grad_scale.to(device, non_blocking=True),
+        "found_inf": None if found_inf is None else found_inf.to(device, non_blocking=True),
+        "MAXIMIZE": maximize,
+    }
+    numels = [param.numel() for param in params]
+    if all(len(kinds) == 1 for kinds in dtypes) and all(map(_aligned, addresses)):
+        kind = (*(kinds.pop() for kinds in dtypes), True)
+        _launch(kind, addresses, numels, range(len(params)), arguments, device, memo)
+        return
+    # One launch for each combination of dtypes, and one for what does not lie at multiples of 16 bytes.
+    kinds_of = defaultdict(list)
+    for i, row in enumerate(zip(*columns, strict=True)):
+        aligned = _aligned([column[i] for column in addresses])
+        kind = (*(tensor.dtype for tensor in row), aligned)
+        kinds_of[kind].append(i)
+    for kind, members in kinds_of.items():
+        picked = [[column[i] for i in members] for column in addresses]
+        _launch(kind, picked, [numels[i] for i in members], members, arguments, device, memo)
+
+
+def _aligned(addresses: list[int]) -> bool:
+    return functools.reduce(operator.or_, addresses) % 16 == 0
+
+
+def _number_or_address(
+    value: float | Tensor, device: torch.device, dtype: torch.dtype | None = None
+) -> float | Tensor:
+    if isinstance(value, Tensor) and not (value.is_cpu and value.ndim == 0 and device.type != "cpu"):
+        return value.to(device, dtype, non_blocking=True)
+    return float(value)  # a number that lies on the CPU costs no synchronisation
+
+
+def _launch(
+    kind: tuple[Any, ...],
+    addresses: list[list[int]],
+    numels: list[int],
+    places: range | list[int],
+    arguments: dict[str, Any],
+    device: torch.device,
+    memo: dict[Any, Any],
+) -> None:
+    """One launch for parameters of a `kind`: the dtypes of their four tensors, and whether all are aligned."""
+    import triton.language as tl
+
+    from adamnx_hf.optim.engines import triton_kernel as kernel
+
+    params, grads, exp_avgs, exp_avg_sqs = addresses
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        tables = _tables([params, exp_avgs, exp_avg_sqs, numels], grads, places, device, kind, memo)
+        if not len(tables.chunks):
+            return
+        names = ("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ")
+        kernel.step_kernel[(len(tables.chunks),)](
+            tables.parameters,
+            tables.grads,
+            tables.chunks,
+            **arguments,
+            COLUMNS=kernel.COLUMNS,
+            **{name: getattr(tl, str(dtype)[6:]) for name, dtype in zip(names, kind, strict=False)},
+            WEIGHTS_IN_MEMORY=isinstance(arguments["weight1"], Tensor),
+            LR_IN_MEMORY=isinstance(arguments["lr"], Tensor),
+            ALIGNED=kind[-1],
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+            enable_fp_fusion=True,
+        )
+
+
+@dataclasses.dataclass
+class _Tables:
+    """What a launch looks up, on the device; see `step_kernel` for what they hold."""
+
+    parameters: Tensor
+    chunks: Tensor
+    grads: Tensor
+    #: What `grads` holds.
+    grad_addresses: list[int]
+    #: Pinned memory of the size of `grads`, for a capture, during which none can be had.
+    spare: Tensor | None
+
+
+def _tables(
+    columns: list[list[int]],
+    grads: list[int],
+    places: range | list[int],
+    device: torch.device,
+    kind: tuple[Any, ...],
+    memo: dict[Any, Any],
+) -> _Tables:
+    """The tables for a launch. Only what has changed since the last one is sent to the device."""
+    stream, capturing = None, False
+    if device.type == "cuda":
+        # Sent on one stream, they may not have arrived when a kernel on another one looks.
+        stream, capturing = torch.cuda.current_stream(device), torch.cuda.is_current_stream_capturing()
+    last, tables = memo.get(kind, (None, None))
+    if capturing:
+        return _tables_for_graph(tables if last and last[:2] == (columns, places) else None, grads, memo)
+    if tables is None or last != (columns, places, stream):
+        counts = (torch.tensor(columns[3], dtype=torch.int64, device="cpu") + BLOCK - 1) // BLOCK
+        firsts = counts.cumsum(0) - counts
+        rows = torch.tensor([*columns, firsts.tolist(), list(places)], dtype=torch.int64, device="cpu").t()
+        indices = torch.arange(len(counts), dtype=torch.int32, device="cpu")
+        tables = _Tables(
+            parameters=_send(rows.contiguous(), device),
+            chunks=_send(indices.repeat_interleave(counts), device),
+            grads=_send(_int64(grads), device),
+            grad_addresses=grads,
+            spare=None if stream is None else _int64(grads).pin_memory(),
+        )
+        memo[kind] = (columns, places, stream), tables
+    elif tables.grad_addresses != grads:
+        tables.grads, tables.grad_addresses = _send(_int64(grads), device), grads
+    return tables
+
+
+def _tables_for_graph(tables: _Tables | None, grads: list[int], memo: dict[Any, Any]) -> _Tables:
+    """Tables for a launch that is captured in a CUDA graph, which are kept for as long as `memo` is.
+
+    Each replay reads them again, and copies the addresses from the host's memory again where they had to be
+    sent during the capture.
+    """
+    if tables is None:
+        raise RuntimeError(
+            "AdamNX: a step of parameters that have not been stepped yet cannot be captured in a CUDA graph. "
+            "Run a few whole training steps first, as torch.cuda.graph's documentation asks"
+        )
+    host = None
+    if tables.grad_addresses != grads:
+        host, tables.spare = tables.spare, None
+        if host is None:  # a second capture with no step in between: torch may or may not have some left
+            host = torch.empty_like(_int64(grads), pin_memory=True)
+        host.copy_(_int64(grads))
+        sent = host.to(tables.parameters.device, non_blocking=True)
+        tables = dataclasses.replace(tables, grads=sent, grad_addresses=grads, spare=None)
+    memo.setdefault("captured", []).append((tables, tables.grads, host))
+    return tables
+
+
+def _int64(numbers: list[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
+
+
+def _send(table: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return table
+    return table.pin_memory().to(device, non_blocking=True)
+
+
+@torch.library.custom_op(
+    "adamnx_hf::triton_step", mutates_args=("params", "exp_avgs", "exp_avg_sqs"), device_types=None
+)
+def _opaque_step(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    weight1: Tensor,
+    weight2: Tensor,
+    lr_number: float,
+    lr: Tensor | None,
+    weight_decay: float,
+    eps: float,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """:func:`step_` as torch.compile sees it: an operator that it calls and does not look into."""
+    step_(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        weight1=weight1,
+        weight2=weight2,
+        lr=lr_number if lr is None else lr,
+        weight_decay=weight_decay,
+        eps=eps,
+        maximize=maximize,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+    )

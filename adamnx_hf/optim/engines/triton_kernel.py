@@ -1,0 +1,147 @@
+"""The Triton kernel: AdamNX's step of any number of tensors in one launch. Needs torch's Triton, no more.
+
+A launch covers a list of chunks, each BLOCK consecutive elements of one parameter. A program looks up which
+parameter its chunk belongs to and where that parameter's tensors lie, so tensors of all sizes share a launch.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = ["COLUMNS", "adamnx_update", "step_kernel"]
+
+#: int64 columns of the table of parameters: addresses of param, exp_avg and exp_avg_sq, number of elements,
+#: number of the first chunk, place in the lists of weights.
+COLUMNS = 6
+
+
+@triton.jit
+def adamnx_update(param, grad, exp_avg, exp_avg_sq, weight1, weight2, lr, weight_decay, eps):
+    """:func:`adamnx_hf.optim.update.adamnx_update` in float32, the averages in the form that rounds once."""
+    param = param * (1 - lr * weight_decay)
+    exp_avg = exp_avg + weight1 * (grad - exp_avg)
+    exp_avg_sq = exp_avg_sq + weight2 * (grad * grad - exp_avg_sq)
+    # Correctly rounded: memory sets the pace. The approximate square root would flush a tiny v to 0.
+    param = param - lr * tl.div_rn(exp_avg, tl.sqrt_rn(exp_avg_sq) + eps)
+    return param, exp_avg, exp_avg_sq
+
+
+@triton.jit
+def _step_chunk(
+    params,
+    grads,
+    exp_avgs,
+    exp_avg_sqs,
+    offsets,
+    mask,
+    weight1,
+    weight2,
+    lr,
+    weight_decay,
+    eps,
+    grad_factor,
+    MAXIMIZE: tl.constexpr,
+):
+    param = tl.load(params + offsets, mask)
+    grad = tl.load(grads + offsets, mask).to(tl.float32) * grad_factor
+    exp_avg = tl.load(exp_avgs + offsets, mask)
+    exp_avg_sq = tl.load(exp_avg_sqs + offsets, mask)
+    if MAXIMIZE:
+        grad = -grad
+    new_param, new_exp_avg, new_exp_avg_sq = adamnx_update(
+        param.to(tl.float32),
+        grad,
+        exp_avg.to(tl.float32),
+        exp_avg_sq.to(tl.float32),
+        weight1,
+        weight2,
+        lr,
+        weight_decay,
+        eps,
+    )
+    tl.store(params + offsets, new_param.to(param.dtype), mask)
+    tl.store(exp_avgs + offsets, new_exp_avg.to(exp_avg.dtype), mask)
+    tl.store(exp_avg_sqs + offsets, new_exp_avg_sq.to(exp_avg_sq.dtype), mask)
+
+
+@triton.jit
+def step_kernel(
+    table,
+    grads,
+    chunks,
+    weight1,
+    weight2,
+    lr,
+    weight_decay,
+    eps,
+    grad_scale,
+    found_inf,
+    COLUMNS: tl.constexpr,
+    PARAM: tl.constexpr,
+    GRAD: tl.constexpr,
+    EXP_AVG: tl.constexpr,
+    EXP_AVG_SQ: tl.constexpr,
+    WEIGHTS_IN_MEMORY: tl.constexpr,
+    LR_IN_MEMORY: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program steps one chunk.
+
+    Args:
+        table: int64 [parameters, COLUMNS], see :data:`COLUMNS`.
+        grads: int64 [parameters], addresses of the gradients.
+        chunks: int32 [programs], the row of `table` a chunk belongs to.
+        weight1, weight2: numbers, or if WEIGHTS_IN_MEMORY float64 [parameters].
+        lr: a number, or if LR_IN_MEMORY the address of one.
+        weight_decay, eps: numbers.
+        grad_scale: None, or the address of a number by which gradients are divided.
+        found_inf: None, or the address of a number: unless it is 0 nothing is done.
+        COLUMNS: :data:`COLUMNS`.
+        PARAM, GRAD, EXP_AVG, EXP_AVG_SQ: dtypes of what the addresses point to.
+        WEIGHTS_IN_MEMORY, LR_IN_MEMORY: see `weight1` and `lr`.
+        MAXIMIZE: negates gradients.
+        ALIGNED: all addresses are multiples of 16 bytes, so that 16 bytes are moved at a time.
+        BLOCK: elements of a chunk, a power of 2.
+    """
+    if found_inf is not None:  # noqa: SIM102, Triton decides the outer one when it compiles
+        if tl.load(found_inf) != 0.0:
+            return
+
+    chunk = tl.program_id(0)
+    index = tl.load(chunks + chunk).to(tl.int64)
+    row = table + index * COLUMNS
+    numel = tl.load(row + 3)
+    start = (chunk - tl.load(row + 4)) * BLOCK  # int64, as tensors may have more than 2^31 elements
+    param = tl.load(row).to(tl.pointer_type(PARAM)) + start
+    grad = tl.load(grads + index).to(tl.pointer_type(GRAD)) + start
+    exp_avg = tl.load(row + 1).to(tl.pointer_type(EXP_AVG)) + start
+    exp_avg_sq = tl.load(row + 2).to(tl.pointer_type(EXP_AVG_SQ)) + start
+    if ALIGNED:
+        param = tl.multiple_of(param, 16)
+        grad = tl.multiple_of(grad, 16)
+        exp_avg = tl.multiple_of(exp_avg, 16)
+        exp_avg_sq = tl.multiple_of(exp_avg_sq, 16)
+
+    if WEIGHTS_IN_MEMORY:
+        place = tl.load(row + 5)
+        weight1 = tl.load(weight1 + place).to(tl.float32)
+        weight2 = tl.load(weight2 + place).to(tl.float32)
+    if LR_IN_MEMORY:
+        lr = tl.load(lr).to(tl.float32)
+    grad_factor = 1.0
+    if grad_scale is not None:
+        grad_factor = 1.0 / tl.load(grad_scale).to(tl.float32)
+
+    offsets = tl.arange(0, BLOCK)
+    # A mask of unknown alignment would make every access one element wide: only the last chunk has one.
+    if start + BLOCK <= numel:
+        _step_chunk(
+            param, grad, exp_avg, exp_avg_sq, offsets, None,
+            weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE,
+        )  # fmt: skip
+    else:
+        _step_chunk(
+            param, grad, exp_avg, exp_avg_sq, offsets, offsets < numel - start,
+            weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE,
+        )  # fmt: skip
