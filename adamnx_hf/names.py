@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from typing import Any, Literal
 
 from adamnx_hf.optim.schedules import beta2_for_horizon
 from trainer_patches import RunInfo, register_optimizer
 
-__all__ = ["fit_horizon", "register"]
+__all__ = ["fit_to_run", "register"]
 
 
-def fit_horizon(
+def fit_to_run(
     kwargs: dict[str, Any], run: RunInfo, *, horizon: Literal["auto"] | float | None = None
 ) -> dict[str, Any]:
-    """Solves β2 where `optim_args` asks for a horizon.
+    """Solves β2 and takes clipping over from the Trainer, where `optim_args` asks for it.
 
     Args:
         kwargs: AdamNX's keyword arguments.
@@ -27,8 +28,12 @@ def fit_horizon(
         `kwargs` with the β2 in its betas.
 
     Raises:
-        ValueError: horizon below 1, or together with beta2; `"auto"` where the number of steps is not known.
+        ValueError: horizon below 1, or together with beta2; `"auto"` where the number of steps is not known;
+            `max_grad_norm` in optim_args where the optimizer cannot know the whole norm, or beside another
+            one in TrainingArguments.
     """
+    if kwargs.get("max_grad_norm") is not None:
+        _take_over_clipping(kwargs["max_grad_norm"], run)
     if horizon is None:
         return kwargs
     if clash := run.given & {"beta2", "betas"}:
@@ -42,9 +47,37 @@ def fit_horizon(
     return kwargs | {"betas": (kwargs["betas"][0], beta2)}
 
 
+def _take_over_clipping(max_grad_norm: float, run: RunInfo) -> None:
+    """Switches the Trainer's own clipping off: the step clips, and reads the gradients once less."""
+    if sharded := _plainly_sharded():
+        raise ValueError(
+            f"optim_args: max_grad_norm={max_grad_norm} cannot be used with {sharded}, where the optimizer "
+            "sees only a part of the gradients; use TrainingArguments(max_grad_norm=...)"
+        )
+    trainers = run.args.max_grad_norm
+    default = type(run.args).__dataclass_fields__["max_grad_norm"].default
+    if trainers not in (None, 0, default, max_grad_norm):
+        raise ValueError(
+            f"optim_args: max_grad_norm={max_grad_norm}, but TrainingArguments(max_grad_norm={trainers}); "
+            "give one of them"
+        )
+    run.write("max_grad_norm", 0.0)
+
+
+def _plainly_sharded() -> str | None:
+    """The engine that gives each rank a part of the gradients in plain tensors, if there is one at work."""
+    state = getattr(sys.modules.get("accelerate.state"), "AcceleratorState", None)
+    if state is None or not state._shared_state:
+        return None
+    kind = state().distributed_type.value
+    if kind == "FSDP" and getattr(state().fsdp_plugin, "fsdp_version", 1) != 1:
+        return None
+    return {"FSDP": "FSDP1", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}.get(kind)
+
+
 def register() -> None:
     """Registers all our names. Called when `adamnx_hf` is imported."""
     try:
-        register_optimizer("adamnx", "adamnx_hf.optim:AdamNX", configure=fit_horizon, overwrite=True)
+        register_optimizer("adamnx", "adamnx_hf.optim:AdamNX", configure=fit_to_run, overwrite=True)
     except ValueError as error:  # Transformers has come to know the name itself: no reason not to import
         warnings.warn(str(error), RuntimeWarning, stacklevel=3)

@@ -38,6 +38,10 @@ class RunInfo:
     given: frozenset[str] = frozenset()
     """The keys the user set in optim_args."""
 
+    def write(self, field: str, value: float) -> None:
+        """Sets a field of `args` for this run, until they are used for another optimizer or run."""
+        transformers.write(self.args, field, value)
+
     @property
     def num_training_steps(self) -> int:
         """Optimizer steps of the run.

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _to_scalar
 
-from adamnx_hf.optim.engines import Engine, Weight, choose_engine
+from adamnx_hf.optim.engines import ENGINES, Engine, Weight, choose_engine
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
-__all__ = ["Memo", "adamnx", "moment_dtype", "pack_steps"]
+__all__ = ["Memo", "adamnx", "count_on_device", "moment_dtype", "pack_steps"]
 
 #: What a caller keeps between steps so that known tensors are not examined again: by role, weak references
 #: to those last found in order (the memory of moments that are taken out of the state is to be freed), or
@@ -185,6 +185,23 @@ def pack_steps(states: Sequence[dict[str, Any]]) -> None:
         packed = torch.stack([state["step"] for state in states])
         for state, step in zip(states, packed.unbind(), strict=True):
             state["step"] = step
+
+
+def count_on_device(params: list[Tensor], states: Sequence[dict[str, Any]]) -> None:
+    """Moves `step` to its parameter's device, where an engine can there decide whether a step counts.
+
+    For steps with `found_inf`, whose value the host is not to wait for.
+    """
+    situation = {"host_schedule": False, "differentiable": False}
+    moved = False
+    for param, state in zip(params, states, strict=True):
+        if state["step"].is_cpu and not param.is_cpu:
+            device, dtype = param.device.type, moment_dtype(param.dtype.to_real())
+            if any(e.SCALES and e.why_not(device, dtype, **situation) is None for e in ENGINES.values()):
+                state["step"] = state["step"].to(param.device, non_blocking=True)
+                moved = True
+    if moved:
+        pack_steps(states)
 
 
 def _packed(state_steps: list[Tensor], memo: Memo) -> Tensor | None:

@@ -18,7 +18,8 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from adamnx_hf.optim.functional import Memo, adamnx, moment_dtype, pack_steps
+from adamnx_hf.optim.clipping import clip_divisor, total_norm
+from adamnx_hf.optim.functional import Memo, adamnx, count_on_device, moment_dtype, pack_steps
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule
 
 __all__ = ["AdamNX"]
@@ -50,13 +51,19 @@ class AdamNX(Optimizer):
         maximize: maximize the objective.
         foreach: True for torch's foreach kernels, False for the reference loop. None, with `fused` None
             too, picks the fastest that applies: fused on CPU, CUDA, MPS and XPU.
-        capturable: keep `step` and the schedule on the parameters' device, for CUDA graphs. Not with
-            `fused=True`.
+        capturable: keep `step` and the schedule on the parameters' device, for CUDA graphs.
         differentiable: let autograd through the step (reference loop).
-        fused: True for a fused kernel; an error, with the reason, where there is none.
+        fused: True for a fused kernel (on CUDA our own Triton kernel, elsewhere torch's); an error, with
+            the reason, where there is none. As with torch's, a :class:`torch.amp.GradScaler` then leaves it
+            to the step to divide by the scale and to skip where there is an inf, with no synchronisation.
         beta2_schedule: how β̂2 rises: `"adamnx"`, or for the paper's ablation `"adam"` (the result is
             AdamW), `"adafactor"` (β2 has no effect) or `"adax"` (b = (1−β2)²). See
             :mod:`adamnx_hf.optim.schedules`.
+        max_grad_norm: clip the norm of all gradients together to this, as part of the step: the result of
+            :func:`torch.nn.utils.clip_grad_norm_` and then a step, with 8 bytes a parameter less to move.
+            `.grad` stays as it is; the norm is in `grad_norm` afterwards. It knows plain tensors and
+            DTensors (FSDP2): where each rank holds a part of the gradients in plain tensors (FSDP1,
+            DeepSpeed ZeRO), let those clip. None: no clipping; inf: the norm alone.
 
     Raises:
         ValueError: a hyperparameter out of range, or of the wrong kind.
@@ -91,6 +98,7 @@ class AdamNX(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         beta2_schedule: Beta2Schedule = "adamnx",
+        max_grad_norm: float | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -105,9 +113,24 @@ class AdamNX(Optimizer):
             "beta2_schedule": beta2_schedule,
         }
         _check(defaults)
+        if max_grad_norm is not None and not max_grad_norm > 0.0:
+            raise ValueError(
+                f"Invalid max_grad_norm: {max_grad_norm}; it must be above 0, or None for no clipping"
+            )
         defaults["betas"] = (_to_scalar(betas[0]), _to_scalar(betas[1]))
         super().__init__(params, defaults)
+        self.max_grad_norm = max_grad_norm
+        self.grad_norm: Tensor | None = None
         self._memos: defaultdict[int, Memo] = defaultdict(dict)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked by torch.amp.GradScaler: as with torch's optimizers, True if `fused` was asked for."""
+        return all(group["fused"] for group in self.param_groups)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: what torch.optim keeps, and the clipping."""
+        return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm, "grad_norm": self.grad_norm}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; its options are checked before anything is changed."""
@@ -118,6 +141,8 @@ class AdamNX(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fills in what older checkpoints, and the authors', lack."""
         super().__setstate__(state)
+        vars(self).setdefault("max_grad_norm", None)
+        vars(self).setdefault("grad_norm", None)
         self._memos = defaultdict(dict)
         for group in self.param_groups:
             for option, default in (
@@ -185,6 +210,21 @@ class AdamNX(Optimizer):
             "exp_avg_sq": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
         }
 
+    def _with_grads(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+        """The group's parameters that have a gradient, and the gradients."""
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        for param in group["params"]:
+            if (grad := param.grad) is not None:
+                params.append(param)
+                grads.append(grad)
+        if any(grad.is_sparse for grad in grads):
+            raise RuntimeError(
+                "AdamNX does not support sparse gradients; use dense ones, as of "
+                "torch.nn.Embedding(sparse=False)"
+            )
+        return params, grads
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -212,24 +252,26 @@ class AdamNX(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        for index, group in enumerate(self.param_groups):
-            grads: list[Tensor]
-            params, grads = [], []
-            for param in group["params"]:
-                if (grad := param.grad) is not None:
-                    params.append(param)
-                    grads.append(grad)
-            if any(grad.is_sparse for grad in grads):
-                raise RuntimeError(
-                    "AdamNX does not support sparse gradients; use dense ones, as of "
-                    "torch.nn.Embedding(sparse=False)"
-                )
+        with_grads = [self._with_grads(group) for group in self.param_groups]
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if self.max_grad_norm is not None and any(grads for _, grads in with_grads):
+            self.grad_norm = total_norm([grad.detach() for _, grads in with_grads for grad in grads])
+            if grad_scale is not None:
+                grad_scale = grad_scale.to(self.grad_norm.device, non_blocking=True)
+                self.grad_norm = self.grad_norm / grad_scale
+            divisor = clip_divisor(self.grad_norm, self.max_grad_norm)
+            grad_scale = divisor if grad_scale is None else grad_scale * divisor
+
+        for index, (group, (params, grads)) in enumerate(zip(self.param_groups, with_grads, strict=True)):
             states = [self.state[param] for param in params]
             if not all(states):
                 for param, state in zip(params, states, strict=True):
                     if not state:
                         state.update(self._init_state(param, group))
                 pack_steps(states)
+            if found_inf is not None:
+                count_on_device(params, states)
 
             beta1, beta2 = group["betas"]
             adamnx(
@@ -242,6 +284,8 @@ class AdamNX(Optimizer):
                 capturable=group["capturable"],
                 differentiable=group["differentiable"],
                 fused=group["fused"],
+                grad_scale=grad_scale,
+                found_inf=found_inf,
                 beta1=beta1,
                 beta2=beta2,
                 lr=group["lr"],
@@ -292,8 +336,3 @@ def _check(group: dict[str, Any]) -> None:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
     if fused and group["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
-    if fused and capturable:
-        raise RuntimeError(
-            "AdamNX: fused=True with capturable=True needs a kernel that computes the schedule on the "
-            "device, which torch's fused AdamW does not; leave fused=None with capturable=True"
-        )

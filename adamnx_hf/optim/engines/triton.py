@@ -30,8 +30,8 @@ SCALES = True
 #: Elements to a program and warps to work on them: 8 elements to a thread, 2 accesses of 16 bytes a tensor.
 BLOCK, WARPS = 1024, 4
 
-# Why Triton cannot be used for a device type; None: it can.
-_found_unusable: dict[str, str | None] = {}
+#: Whether Triton interprets kernels, on the CPU.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 def why_not(device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool) -> str | None:
@@ -40,37 +40,40 @@ def why_not(device: str, dtype: torch.dtype, *, host_schedule: bool, differentia
         return "`fused` does not support `differentiable`"
     if dtype != torch.float32:
         return f"its arithmetic is float32's, not {str(dtype).removeprefix('torch.')}'s"
-    return _why_unusable(device)
+    return _why_no_kernel(device)
 
 
-@torch.compiler.assume_constant_result
-def _why_unusable(device: str) -> str | None:
-    if device not in _found_unusable:
-        _found_unusable[device] = reason = _try(device)
-        if reason is not None and device == "cuda":
-            warnings.warn(
-                f"AdamNX: its Triton kernel cannot be used ({reason}); torch's fused AdamW kernel serves "
-                "instead, told AdamNX's decay rates. Results are the same, to rounding.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-    return _found_unusable[device]
-
-
-def _try(device: str) -> str | None:
+def _why_no_kernel(device: str) -> str | None:
     if device == "cpu":
-        if os.environ.get("TRITON_INTERPRET", "0").lower() not in ("1", "true", "on", "yes"):
-            return "Triton kernels run on the CPU only under TRITON_INTERPRET=1"
-    elif device != "cuda":
+        return None if INTERPRETED else "Triton kernels run on the CPU only under TRITON_INTERPRET=1"
+    if device != "cuda":
         return f"its kernel is written for CUDA, not for {device}"
+    if torch.compiler.is_compiling():
+        return None  # it could not compile without Triton itself
+    return _why_not_compiled()
+
+
+@functools.cache
+def _why_not_compiled() -> str | None:
+    """Tries the kernel out, once. A failure is told once, here."""
+    reason = None
     try:
-        tensors = [[torch.zeros(1, device=device)] for _ in range(4)]
+        tensors = [[torch.zeros(1, device="cuda")] for _ in range(4)]
         step_(*tensors, weight1=1.0, weight2=1.0, lr=0.0, weight_decay=0.0, eps=1.0, maximize=False)
-    except ModuleNotFoundError:
-        return "Triton is not installed"
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        reason = "Triton is not installed"
     except Exception as error:  # no C compiler, a card too old, ...: whatever Triton may raise
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    return None
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    if reason is not None:
+        warnings.warn(
+            f"AdamNX: its Triton kernel cannot be used ({reason}). torch's fused AdamW kernel serves instead, "
+            "told AdamNX's decay rates: the results are the same, to rounding",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return reason
 
 
 def step_(
@@ -152,7 +155,7 @@ def _launch(
     device: torch.device,
     memo: dict[Any, Any],
 ) -> None:
-    """One launch for parameters of a `kind`: the dtypes of their four tensors, and whether all are aligned."""
+    """One launch for parameters of a `kind`: the dtypes of their four tensors, and if all are aligned."""
     import triton.language as tl
 
     from adamnx_hf.optim.engines import triton_kernel as kernel

@@ -1,0 +1,70 @@
+"""The norm of all gradients, for clipping that is part of the step."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["clip_divisor", "total_norm"]
+
+
+def total_norm(grads: list[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together, as :func:`torch.nn.utils.clip_grad_norm_` has it.
+
+    Of DTensors it is the norm of the whole tensors, not of this rank's shards (one all-reduce of a number for
+    each layout). Half precision is added up in float32. Nothing waits for the device.
+
+    Args:
+        grads: of any devices, dtypes and shapes, at least one.
+
+    Returns:
+        A 0-d tensor on the device of the first, float32 or float64.
+    """
+    # Whoever has a DTensor has imported its module.
+    distributed: Any = sys.modules.get("torch.distributed.tensor")
+    groups: defaultdict[Any, list[Tensor]] = defaultdict(list)
+    for grad in grads:
+        layout = None
+        if distributed is not None and isinstance(grad, distributed.DTensor):
+            if any(placement.is_partial() for placement in grad.placements):
+                whole = [
+                    distributed.Replicate() if placement.is_partial() else placement
+                    for placement in grad.placements
+                ]
+                grad = grad.redistribute(placements=whole)
+            layout = (grad.device_mesh, grad.placements)
+            grad = grad.to_local()
+        groups[grad.device, torch.promote_types(grad.dtype, torch.float32), layout].append(grad)
+
+    norms = []
+    for (_, dtype, layout), members in groups.items():
+        # Its dtype argument is for half precision alone: for complex numbers it would not be real.
+        kwargs = {} if dtype.is_complex else {"dtype": dtype}
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(members, 2.0, **kwargs)))
+        if layout is not None:
+            mesh, placements = layout
+            parts = [
+                distributed.Partial("sum") if placement.is_shard() else distributed.Replicate()
+                for placement in placements
+            ]
+            # The squares add up; in float64 they do not overflow.
+            square = distributed.DTensor.from_local(norm.double().square(), mesh, parts, run_check=False)
+            norm = square.full_tensor().sqrt().to(norm.dtype)
+        norms.append(norm)
+    if len(norms) == 1:
+        return norms[0]
+    device, dtype = norms[0].device, functools.reduce(torch.promote_types, (norm.dtype for norm in norms))
+    return torch.linalg.vector_norm(
+        torch.stack([norm.to(device, dtype, non_blocking=True) for norm in norms])
+    )
+
+
+def clip_divisor(norm: Tensor, max_norm: float) -> Tensor:
+    """What to divide gradients by, so that their norm is at most `max_norm`: a 0-d tensor, at least 1."""
+    # 1e-6 as in torch.nn.utils.clip_grad_norm_, for the same result.
+    return ((norm + 1e-6) / max_norm).clamp(min=1.0)
