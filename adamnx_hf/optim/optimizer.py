@@ -136,6 +136,10 @@ class AdamNX(Optimizer):
         """Adds a group, as torch.optim does; its options are checked before anything is changed."""
         if isinstance(param_group, dict):  # torch says what is wrong with anything else
             _check({**self.defaults, **param_group})
+            if "max_grad_norm" in param_group:
+                raise ValueError(
+                    "max_grad_norm is for the gradients of all groups together: give it to AdamNX itself"
+                )
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

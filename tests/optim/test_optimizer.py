@@ -208,7 +208,6 @@ INVALID = [
     ),
     ({"foreach": True, "fused": True}, RuntimeError, "`fused` and `foreach` cannot be `True` together"),
     ({"fused": True, "differentiable": True}, RuntimeError, "`fused` does not support `differentiable`"),
-    ({"fused": True, "capturable": True}, RuntimeError, "fused=True with capturable=True needs a kernel"),
 ]
 invalid = pytest.mark.parametrize(("kwargs", "error", "message"), INVALID)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import operator
 import os
 import warnings
@@ -58,6 +59,7 @@ def _why_not_compiled() -> str | None:
     """Tries the kernel out, once. A failure is told once, here."""
     reason = None
     try:
+        importlib.import_module("triton")
         tensors = [[torch.zeros(1, device="cuda")] for _ in range(4)]
         step_(*tensors, weight1=1.0, weight2=1.0, lr=0.0, weight_decay=0.0, eps=1.0, maximize=False)
     except ModuleNotFoundError as error:
@@ -68,8 +70,8 @@ def _why_not_compiled() -> str | None:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     if reason is not None:
         warnings.warn(
-            f"AdamNX: its Triton kernel cannot be used ({reason}). torch's fused AdamW kernel serves instead, "
-            "told AdamNX's decay rates: the results are the same, to rounding",
+            f"AdamNX: its Triton kernel cannot be used ({reason}). torch's fused AdamW kernel serves "
+            "instead, with the same results to rounding",
             RuntimeWarning,
             stacklevel=2,
         )
