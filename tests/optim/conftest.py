@@ -1,6 +1,8 @@
 import importlib
 
+import numpy as np
 import pytest
+import torch
 
 from adamnx_hf.optim.engines import triton
 
@@ -8,8 +10,19 @@ from adamnx_hf.optim.engines import triton
 @pytest.fixture
 def interpreted(monkeypatch):
     """Has Triton interpret the kernel on the CPU, as TRITON_INTERPRET=1 does from the start of a process."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
     kernel = importlib.import_module("adamnx_hf.optim.engines.triton_kernel")
+    convert = interpreter._convert_float
+
+    def convert_rounding(values, source, target, mode):
+        """The interpreter cuts float32 off where it makes bfloat16 of it; cards round, as torch does."""
+        if str(source) == "fp32" and str(target) == "bf16":
+            rounded = torch.from_numpy(np.array(values)).to(torch.bfloat16)
+            return rounded.view(torch.uint16).numpy()
+        return convert(values, source, target, mode)
+
     with monkeypatch.context() as patch:
+        patch.setattr(interpreter, "_convert_float", convert_rounding)
         patch.setenv("TRITON_INTERPRET", "1")
         patch.setattr(triton, "INTERPRETED", True)
         importlib.reload(kernel)

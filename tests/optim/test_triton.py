@@ -1,0 +1,641 @@
+"""The Triton kernel: what the other engine tests, which run it too, do not reach.
+
+On the CPU it is interpreted (conftest.py), and compiled ahead of time for cards that are not there.
+"""
+
+import copy
+import functools
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import mpmath
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from adamnx_hf import AdamNX, adamnx
+from adamnx_hf.optim.engines import choose_engine
+from adamnx_hf.optim.engines import triton as engine
+
+triton = pytest.importorskip("triton")
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    if request.param == "cpu":
+        request.getfixturevalue("interpreted")
+    return request.param
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The kinds of the launches made, in order."""
+    kinds = []
+    launch = engine._launch
+    monkeypatch.setattr(engine, "_launch", lambda kind, *args: (kinds.append(kind), launch(kind, *args))[1])
+    return kinds
+
+
+def twins(params, **options):
+    """AdamNX by the kernel, and by the reference on copies of `params`."""
+    kernel = [nn.Parameter(param.clone(memory_format=torch.preserve_format)) for param in params]
+    reference = [nn.Parameter(param.clone(memory_format=torch.preserve_format)) for param in params]
+    return AdamNX(kernel, fused=True, **options), AdamNX(reference, foreach=False, **options)
+
+
+def give_gradients(*optimizers, seed, only=None):
+    torch.manual_seed(seed)
+    for i, params in enumerate(zip(*(o.param_groups[0]["params"] for o in optimizers), strict=True)):
+        grad = torch.randn(params[0].shape, device=params[0].device).to(params[0].dtype)
+        for param in params:
+            param.grad = grad.clone() if only is None or i in only else None
+
+
+def check_equal(kernel, reference):
+    for a, b in zip(kernel.param_groups[0]["params"], reference.param_groups[0]["params"], strict=True):
+        # Half precision may round the other way.
+        tolerance = {torch.bfloat16: 8e-3, torch.float16: 1e-3}.get(a.dtype, 1e-5)
+        assert_close(a, b, rtol=tolerance, atol=tolerance / 10)
+        assert kernel.state[a].keys() == reference.state[b].keys()
+        for key, value in kernel.state[a].items():
+            assert_close(value, reference.state[b][key], rtol=1e-5, atol=1e-6, check_device=False)
+
+
+# ---------------------------------------------------------------- sizes, dtypes, alignment, launches
+
+
+def test_sizes_around_a_chunk_in_one_launch(device, launches):
+    sizes = [engine.BLOCK - 1, engine.BLOCK, engine.BLOCK + 1, 3 * engine.BLOCK, 1, 0, 2 * engine.BLOCK + 7]
+    kernel, reference = twins([torch.randn(size, device=device) for size in sizes], lr=0.1)
+    for step in range(3):
+        give_gradients(kernel, reference, seed=step)
+        kernel.step()
+        reference.step()
+    check_equal(kernel, reference)
+    assert len(launches) == 3
+
+
+def test_steps_that_differ_in_one_launch(device, launches):
+    kernel, reference = twins([torch.randn(5, device=device) for _ in range(4)], lr=0.1)
+    for step, only in enumerate([(0, 1, 2, 3), (0, 2), (0,), (0, 1, 2, 3), (3, 1)]):
+        give_gradients(kernel, reference, seed=step, only=only)
+        kernel.step()
+        reference.step()
+    check_equal(kernel, reference)
+    assert [int(kernel.state[p]["step"]) for p in kernel.param_groups[0]["params"]] == [4, 3, 3, 3]
+    assert len(launches) == 5
+
+
+def test_dtypes_mixed_in_one_group(device, launches):
+    dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float32, torch.bfloat16]
+    kernel, reference = twins([torch.randn(1030, device=device, dtype=dtype) for dtype in dtypes], lr=0.01)
+    for step in range(3):
+        give_gradients(kernel, reference, seed=step)
+        kernel.step()
+        reference.step()
+    check_equal(kernel, reference)
+    assert len(launches) == 3 * len(set(dtypes))
+    assert all(state["exp_avg_sq"].dtype == torch.float32 for state in kernel.state.values())
+
+
+HALF = torch.bfloat16
+
+
+@pytest.mark.parametrize("moments", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("grads", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("params", [torch.float32, torch.bfloat16])
+def test_dtypes_of_param_grad_and_moments_are_independent(params, grads, moments, device, launches):
+    torch.manual_seed(0)
+    p, g = torch.randn(1030, device=device).to(params), torch.randn(1030, device=device).to(grads)
+    m, v = torch.rand(1030, device=device).to(moments), torch.rand(1030, device=device).to(moments)
+    ours, theirs = [p.clone(), m.clone(), v.clone()], [p.float(), m.float(), v.float()]
+    numbers = {"beta1": 0.9, "beta2": 0.99, "lr": 0.1, "weight_decay": 0.1, "eps": 1e-8}
+    for (param, exp_avg, exp_avg_sq), grad, fused in ((ours, g, True), (theirs, g.float(), False)):
+        adamnx([param], [grad], [exp_avg], [exp_avg_sq], [torch.tensor(4.0)], fused=fused, **numbers)
+    for our, their in zip(ours, theirs, strict=True):
+        tolerance = {torch.bfloat16: 1e-2, torch.float16: 1e-3}.get(our.dtype, 1e-5)
+        assert_close(our.float(), their, rtol=tolerance, atol=tolerance / 10)
+    assert launches == [(params, grads, moments, moments, True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_misaligned_storage_has_a_launch_of_its_own(dtype, device, launches):
+    def build():
+        torch.manual_seed(0)
+        storage = torch.randn(4000, device=device).to(dtype)
+        return [storage[:1500], storage[1501:3001], torch.randn(1030, device=device).to(dtype)]
+
+    kernel = AdamNX([nn.Parameter(param) for param in build()], fused=True, lr=0.1)
+    reference = AdamNX([nn.Parameter(param) for param in build()], foreach=False, lr=0.1)
+    for step in range(2):
+        give_gradients(kernel, reference, seed=step)
+        kernel.step()
+        reference.step()
+    check_equal(kernel, reference)
+    assert [kind[-1] for kind in launches] == [True, False] * 2
+
+
+def test_layouts_that_cannot_be_walked_are_copied(device, launches):
+    def build():
+        torch.manual_seed(0)
+        dense = torch.randn(2, 3, 4, 4, device=device).to(memory_format=torch.channels_last)
+        return [dense, torch.randn(8, 6, device=device)[:, ::2], torch.randn(5, device=device)]
+
+    kernel = AdamNX([nn.Parameter(param) for param in build()], fused=True, lr=0.1)
+    reference = AdamNX([nn.Parameter(param) for param in build()], foreach=False, lr=0.1)
+    for step in range(2):
+        give_gradients(kernel, reference, seed=step)
+        for optimizer in (kernel, reference):
+            first = optimizer.param_groups[0]["params"][0]
+            first.grad = first.grad.to(memory_format=torch.channels_last)
+        kernel.step()
+        reference.step()
+    check_equal(kernel, reference)
+    assert len(launches) == 2 * 2  # the slice goes alone
+
+
+def test_only_what_has_changed_is_sent_to_the_device(device, monkeypatch):
+    sent = []
+    send = engine._send
+    monkeypatch.setattr(
+        engine, "_send", lambda table, *args: (sent.append(table.shape), send(table, *args))[1]
+    )
+    kernel, reference = twins([torch.randn(1030, device=device) for _ in range(3)])
+    params = kernel.param_groups[0]["params"]
+
+    def step(seed, **kwargs):
+        sent.clear()
+        keep = [param.grad for param in params]  # so that new gradients lie elsewhere
+        give_gradients(kernel, reference, seed=seed, **kwargs)
+        kernel.step()
+        reference.step()
+        del keep
+        return list(sent)
+
+    assert step(0) == [(3, 6), (6,), (3,)]  # parameters, chunks, gradients
+    assert step(1) == [(3,)]
+    sent.clear()
+    kernel.step()
+    reference.step()
+    assert not sent  # zero_grad(set_to_none=False) keeps the gradients where they are
+    assert step(2, only=(0, 2)) == [(2, 6), (4,), (2,)]
+    assert step(3)[:2] == [(3, 6), (6,)]
+    with torch.no_grad():
+        for a, b in zip(params, reference.param_groups[0]["params"], strict=True):
+            a.data = a.data.clone()  # as moving a model does
+            b.data = b.data.clone()
+    assert step(4)[:2] == [(3, 6), (6,)]
+    check_equal(kernel, reference)
+
+
+def test_more_than_2_to_the_31_elements(interpreted):
+    # Addresses of which only the last chunk is real: nothing else of them may be touched.
+    block, elements = 16, 2**31 + 40
+    chunks = -(-elements // block)
+    start = (chunks - 1) * block
+    torch.manual_seed(0)
+    real = [torch.rand(elements - start) for _ in range(4)]
+    expected = [tensor.clone() for tensor in real]
+    addresses = [tensor.data_ptr() - start * 4 for tensor in real]
+    table = torch.tensor([[addresses[0], *addresses[2:], elements, 1 - chunks, 0]])
+    interpreted.step_kernel[(1,)](
+        table, torch.tensor([addresses[1]]), torch.zeros(1, dtype=torch.int32),
+        0.5, 0.25, 0.1, 0.01, 1e-8, None, None, COLUMNS=interpreted.COLUMNS,
+        **dict.fromkeys(("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ"), triton.language.float32),
+        WEIGHTS_IN_MEMORY=False, LR_IN_MEMORY=False, MAXIMIZE=False, ALIGNED=False, BLOCK=block,
+    )  # fmt: skip
+    param, grad, exp_avg, exp_avg_sq = expected
+    exp_avg = exp_avg + 0.5 * (grad - exp_avg)
+    exp_avg_sq = exp_avg_sq + 0.25 * (grad * grad - exp_avg_sq)
+    param = param * (1 - 0.001) - 0.1 * exp_avg / (exp_avg_sq.sqrt() + 1e-8)
+    assert len(real[0]) == 8
+    assert_close(real, [param, grad, exp_avg, exp_avg_sq])
+
+
+@needs_cuda
+def test_more_than_2_to_the_31_elements_for_real():
+    elements = 2**31 + 1000
+    free, _ = torch.cuda.mem_get_info()
+    if free < elements * 13:
+        pytest.skip("needs 28 GB of device memory")
+    p, g = (torch.ones(elements, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    m, v = (torch.zeros(elements, device="cuda") for _ in range(2))
+    numbers = {"beta1": 0.9, "beta2": 0.99, "lr": 0.5, "weight_decay": 0.0, "eps": 0.0}
+    adamnx([p], [g], [m], [v], [torch.tensor(0.0)], fused=True, **numbers)
+    for tensor, value in ((p, 0.5), (m, 1.0), (v, 1.0)):
+        assert tensor.min() == tensor.max() == value
+
+
+# ---------------------------------------------------------------- the schedule, the scale, the skipped step
+
+
+@pytest.mark.parametrize("beta2_schedule", ["adamnx", "adam", "adafactor", "adax"])
+def test_device_schedule_is_right_to_float32s_last_digit(beta2_schedule, device):
+    steps = [1, 2, 3, 10, 1_000, 9_950, 100_000, 400_000, 16_000_000, 1_000_000_000]
+    params = [nn.Parameter(torch.zeros(1, device=device)) for _ in steps]
+    optimizer = AdamNX(params, fused=True, capturable=True, beta2_schedule=beta2_schedule)
+    for param, step in zip(params, steps, strict=True):
+        param.grad = torch.ones_like(param)
+        counted = torch.tensor(float(step - 1), device=device)
+        zeros = {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+        optimizer.state[param] = {"step": counted, **zeros}
+    optimizer.step()
+    with mpmath.workdps(60):
+        beta2 = mpmath.mpf(0.99)
+        rates = {
+            "adamnx": -(1 - beta2) * mpmath.log(beta2),
+            "adam": mpmath.log(beta2),
+            "adax": mpmath.log1p((1 - beta2) ** 2),
+        }
+        for param, t in zip(params, steps, strict=True):
+            if beta2_schedule == "adafactor":
+                exact = mpmath.mpf(t) ** mpmath.mpf(-0.8)
+            else:
+                exact = mpmath.expm1(rates[beta2_schedule]) / mpmath.expm1(rates[beta2_schedule] * t)
+            exact = float(exact)
+            # From v = 0 with g = 1, v is the weight. Below 1e-30 float32 runs out.
+            assert float(optimizer.state[param]["exp_avg_sq"]) == pytest.approx(exact, rel=1.2e-7, abs=1e-30)
+
+
+@pytest.mark.parametrize("options", [{}, {"lr": torch.tensor(0.1)}, {"maximize": True, "eps": 0.5}])
+def test_capturable_goes_the_same_way(options, device):
+    params = [torch.randn(size, device=device) for size in (3, 1030)]
+    kernel, reference = twins(params, weight_decay=0.1, **options)
+    for group in kernel.param_groups:
+        group["capturable"] = True
+    for step in range(3):
+        give_gradients(kernel, reference, seed=step)
+        kernel.step()
+        reference.step()
+    check_equal(kernel, reference)
+
+
+def test_scale_and_skipped_steps_on_the_device(device):
+    kernel, reference = twins([torch.randn(size, device=device) for size in (3, 1030)], lr=0.1)
+    kernel.param_groups[0]["capturable"] = True
+    for step, inf in enumerate([1.0, 0.0, 0.0, 2.0, 0.0]):
+        give_gradients(kernel, reference, seed=step)
+        before = copy.deepcopy((kernel.param_groups[0]["params"], list(kernel.state.values())))
+        for param in kernel.param_groups[0]["params"]:
+            param.grad *= 1024 if inf == 0 else float("inf")
+        kernel.grad_scale, kernel.found_inf = (torch.tensor(x, device=device) for x in (1024.0, inf))
+        kernel.step()
+        if inf:
+            after = kernel.param_groups[0]["params"], list(kernel.state.values())
+            for was, now in zip(before[0], after[0], strict=True):
+                assert torch.equal(was, now)
+            for param in kernel.param_groups[0]["params"]:
+                state = kernel.state[param]
+                assert int(state["step"]) == max(0, step - 1) if step else state["step"] == 0
+        else:
+            reference.step()
+            check_equal(kernel, reference)
+    assert int(kernel.state[kernel.param_groups[0]["params"][0]]["step"]) == 3
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+@pytest.mark.parametrize(
+    "flags", [{"fused": True}, {}, {"foreach": False}], ids=["fused", "default", "reference"]
+)
+def test_gradscaler_skips_an_overflow_and_counts_it_nowhere(flags, max_grad_norm, device):
+    param, twin = (nn.Parameter(torch.ones(5, device=device)) for _ in range(2))
+    optimizer = AdamNX([param], lr=0.1, max_grad_norm=max_grad_norm, **flags)
+    plain = AdamNX([twin], lr=0.1, max_grad_norm=max_grad_norm, foreach=False)
+    assert optimizer._step_supports_amp_scaling == bool(flags.get("fused"))
+    scaler = torch.amp.GradScaler(device, init_scale=1024.0, growth_interval=1000)
+    for step, overflow in enumerate([True, False, False, True, False]):
+        factor = float("inf") if overflow else step + 1.0
+        optimizer.zero_grad()
+        scaler.scale((param * factor).sum()).backward()
+        before = param.detach().clone()
+        if not flags.get("fused"):
+            scaler.unscale_(optimizer)  # what a norm of unscaled gradients needs
+        scaler.step(optimizer)
+        scaler.update()
+        if overflow:
+            assert torch.equal(param.detach(), before)
+            if state := optimizer.state.get(param):
+                assert state["exp_avg"].isfinite().all()
+        else:
+            twin.grad = torch.full_like(twin, factor)
+            plain.step()
+            assert_close(param, twin)
+    assert optimizer.state[param]["step"] == 3
+    assert scaler.get_scale() == 256.0
+
+
+# ---------------------------------------------------------------- torch.compile
+
+
+def test_compiled_step_calls_the_kernel(device, launches):
+    kernel, reference = twins(
+        [torch.randn(4, 3, device=device), torch.randn(3, device=device)], lr=torch.tensor(0.1)
+    )
+    step = torch.compile(kernel.step, backend="aot_eager")
+    for i in range(3):
+        give_gradients(kernel, reference, seed=i)
+        step()
+        reference.step()
+        check_equal(kernel, reference)
+    assert len(launches) == 3
+
+
+# ---------------------------------------------------------------- where Triton cannot be used
+
+
+@pytest.fixture
+def untried():
+    engine._why_not_compiled.cache_clear()
+    yield
+    engine._why_not_compiled.cache_clear()
+
+
+def chosen(**flags):
+    arguments = {"foreach": None, "fused": None, "host_schedule": True, "differentiable": False, **flags}
+    return choose_engine("cuda", torch.float32, **arguments).__name__.rpartition(".")[2]
+
+
+@pytest.mark.parametrize("flags", [{}, {"fused": True}])
+def test_without_triton_atens_kernel_serves_and_it_is_said_once(flags, untried, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.warns(
+        RuntimeWarning, match=r"kernel cannot be used \(Triton is not installed\)\. torch's fused"
+    ):
+        assert chosen(**flags) == "aten"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert chosen(**flags) == "aten"
+
+
+def test_a_triton_that_fails_is_named(untried, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC\nor so")
+
+    monkeypatch.setattr(engine, "step_", fail)
+    expected = "Failed to find C compiler" if torch.cuda.is_available() else "Error"
+    with pytest.warns(RuntimeWarning, match=expected):
+        assert chosen() == "aten"
+
+
+def test_what_cannot_do_without_the_kernel_says_why(untried, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(RuntimeError, match=r"triton: Triton is not installed; aten: "),
+    ):
+        chosen(fused=True, host_schedule=False)
+    assert chosen(host_schedule=False) == "foreach"
+
+
+def test_under_triton_interpret_the_cpu_has_the_kernel():
+    program = """
+import torch
+from adamnx_hf import AdamNX
+from adamnx_hf.optim.engines import triton
+launch, calls = triton._launch, []
+triton._launch = lambda *args: (calls.append(0), launch(*args))
+param = torch.nn.Parameter(torch.ones(3))
+param.grad = torch.ones(3)
+AdamNX([param], lr=0.5, weight_decay=0.0).step()
+print(len(calls), param.tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )
+    assert done.stdout.strip() == "1 [0.5, 0.5, 0.5]", done.stderr
+
+
+# ---------------------------------------------------------------- compiled for cards that are not there
+
+FLOAT32, BFLOAT16, FLOAT16 = (torch.float32, torch.bfloat16, torch.float16)
+#: Of param, grad and moments.
+KINDS = {
+    "float32": (FLOAT32, FLOAT32, FLOAT32),
+    "bfloat16": (BFLOAT16, BFLOAT16, FLOAT32),
+    "bfloat16 throughout": (BFLOAT16, BFLOAT16, BFLOAT16),
+    "float16": (FLOAT16, FLOAT16, FLOAT32),
+    "float32, bfloat16 gradients": (FLOAT32, BFLOAT16, FLOAT32),
+}
+
+
+@functools.cache
+def compiled(capability, param, grad, moment, aligned=True, in_memory=False):
+    """PTX, and the registers, stack and local memory of the machine code."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from adamnx_hf.optim.engines import triton_kernel
+
+    types = {
+        "table": "*i64", "grads": "*i64", "chunks": "*i32", "weight1": "fp32", "weight2": "fp32",
+        "lr": "fp32", "weight_decay": "fp32", "eps": "fp32", "grad_scale": "constexpr", "found_inf": "constexpr",
+    }  # fmt: skip
+    constants = {"grad_scale": None, "found_inf": None}
+    if in_memory:
+        types |= {
+            "weight1": "*fp64",
+            "weight2": "*fp64",
+            "lr": "*fp32",
+            "grad_scale": "*fp32",
+            "found_inf": "*fp32",
+        }
+        constants = {}
+    dtypes = zip(("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ"), (param, grad, moment, moment), strict=True)
+    constants |= {name: getattr(triton.language, str(dtype)[6:]) for name, dtype in dtypes}
+    constants |= {
+        "COLUMNS": triton_kernel.COLUMNS, "WEIGHTS_IN_MEMORY": in_memory, "LR_IN_MEMORY": in_memory,
+        "MAXIMIZE": False, "ALIGNED": aligned, "BLOCK": engine.BLOCK,
+    }  # fmt: skip
+    signature = types | dict.fromkeys(set(constants) - set(types), "constexpr")
+    signature = {name: signature[name] for name in triton_kernel.step_kernel.arg_names}
+    source = ASTSource(fn=triton_kernel.step_kernel, signature=signature, constexprs=constants)
+    options = {"num_warps": engine.WARPS, "enable_fp_fusion": True}
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
+    return binary["ptx"], binary["cubin"]
+
+
+def accesses(ptx):
+    """How many accesses to global memory the PTX has, by direction and bytes."""
+    counts = Counter()
+    for operation, vector, bits in re.findall(r"\b(ld|st)\.global[\w.:]*?(?:\.v(\d))?\.[bfus](\d+)\b", ptx):
+        counts[operation, int(vector or 1) * int(bits) // 8] += 1
+    return counts
+
+
+# sm_100 is in Triton from 3.2 on.
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_chunks_are_moved_16_bytes_at_a_time(kind, capability):
+    param, grad, moment = KINDS[kind]
+    ptx, _ = compiled(capability, param, grad, moment)
+    threads = 32 * engine.WARPS
+    read = [engine.BLOCK * dtype.itemsize // 16 // threads for dtype in (param, grad, moment, moment)]
+    counts = accesses(ptx)
+    assert all(read)
+    assert counts["ld", 16] == sum(read)
+    assert counts["st", 16] == sum(read) - read[1]  # all but the gradient
+    assert max(size for _, size in counts) == 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_misaligned_chunks_are_moved_an_element_at_a_time(kind):
+    param, grad, moment = KINDS[kind]
+    counts = accesses(compiled(90, param, grad, moment, aligned=False)[0])
+    # 8 bytes are an address or another entry of the tables, whose own alignment is known.
+    assert {size for direction, size in counts if direction == "st"} <= {
+        dtype.itemsize for dtype in (param, moment)
+    }
+    assert max(size for _, size in counts) == 8
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("in_memory", [False, True], ids=["numbers", "all in memory"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_spills_and_enough_programs_at_once(kind, in_memory, capability, tmp_path):
+    ptx, cubin = compiled(capability, *KINDS[kind], in_memory=in_memory)
+    assert ".local" not in ptx
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    (tmp_path / "kernel.cubin").write_bytes(cubin)
+    command = [tools / "cuobjdump", "--dump-resource-usage", tmp_path / "kernel.cubin"]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", report))
+    assert usage["STACK"] == usage["LOCAL"] == "0"
+    # 65,536 registers to a multiprocessor: at least 6 programs, with 96 KiB of float32 in flight.
+    assert 65536 // (int(usage["REG"]) * 32 * engine.WARPS) >= 6
+
+
+# ---------------------------------------------------------------- on a card
+
+
+@needs_cuda
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"capturable": True}, {"lr": torch.tensor(0.1)}])
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_a_step_never_waits_for_the_device(options, max_grad_norm):
+    options = {
+        key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in options.items()
+    }
+    params = [nn.Parameter(torch.randn(size, device="cuda")) for size in (3, 1030, 0)]
+    params.append(nn.Parameter(torch.randn(7, device="cuda", dtype=torch.bfloat16)))
+    optimizer = AdamNX(params, max_grad_norm=max_grad_norm, **options)
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(4):
+            for param in params:
+                param.grad = torch.randn_like(param)
+            if step == 3:
+                params[0].grad = None  # the steps differ from now on
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+@needs_cuda
+def test_a_scaled_step_never_waits_for_the_device():
+    param = nn.Parameter(torch.ones(1030, device="cuda"))
+    optimizer = AdamNX([param], fused=True, max_grad_norm=1.0)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0).cuda(), torch.tensor(0.0).cuda()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            param.grad = torch.randn_like(param)
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    assert optimizer.state[param]["step"].is_cuda
+    assert optimizer.state[param]["step"] == 3
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    "flags", [{}, {"fused": True}, {"foreach": True}], ids=["default", "fused", "foreach"]
+)
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_captured_in_a_cuda_graph(flags, set_to_none):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 1)).cuda()
+    twin = copy.deepcopy(model)
+    lr = torch.tensor(0.01, device="cuda")
+    optimizer = AdamNX(model.parameters(), lr=lr, capturable=True, max_grad_norm=1.0, **flags)
+    plain = AdamNX(twin.parameters(), lr=0.01, foreach=False, max_grad_norm=1.0)
+    data = torch.randn(16, 40, device="cuda")
+
+    def train(model, optimizer):
+        optimizer.zero_grad(set_to_none=set_to_none)
+        model(data).square().mean().backward()
+        optimizer.step()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            train(model, optimizer)
+    torch.cuda.current_stream().wait_stream(side)
+    for _ in range(3):
+        train(twin, plain)
+
+    optimizer.zero_grad(set_to_none=set_to_none)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        train(model, optimizer)
+    for step in range(6):
+        data.copy_(torch.randn(16, 40, device="cuda"))
+        lr.fill_(0.01 / (step + 1))
+        plain.param_groups[0]["lr"] = 0.01 / (step + 1)
+        if step == 3:
+            train(model, optimizer)  # without the graph, in between
+        else:
+            graph.replay()
+        train(twin, plain)
+        for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+            assert_close(a, b, rtol=1e-4, atol=1e-5)
+            assert optimizer.state[a]["step"] == plain.state[b]["step"] == step + 4
+
+
+@needs_cuda
+def test_a_capture_without_a_step_before_is_told():
+    param = nn.Parameter(torch.ones(3, device="cuda"))
+    param.grad = torch.ones(3, device="cuda")
+    optimizer = AdamNX([param], capturable=True)
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="Run a few whole training steps first"), torch.cuda.graph(graph):
+        optimizer.step()
+
+
+@needs_cuda
+def test_another_stream():
+    kernel, reference = twins([torch.randn(100_000, device="cuda") for _ in range(20)])
+    for step in range(6):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        give_gradients(kernel, reference, seed=step)
+        with torch.cuda.stream(stream):
+            kernel.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        reference.step()
+    check_equal(kernel, reference)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA cards")
+def test_several_devices_in_one_group():
+    devices = ["cuda:0", "cuda:1", "cpu", "cuda:1"]
+    params = [nn.Parameter(torch.ones(1030, device=device)) for device in devices]
+    optimizer = AdamNX(params, lr=0.5, weight_decay=0.0, max_grad_norm=1.0)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    for param in params:
+        assert_close(param.detach(), torch.full_like(param, 0.5))
+    assert torch.cuda.current_device() == 0
