@@ -439,7 +439,8 @@ def compiled(capability, param, grad, moment, aligned=True, in_memory=False):
 
     types = {
         "table": "*i64", "grads": "*i64", "chunks": "*i32", "weight1": "fp32", "weight2": "fp32",
-        "lr": "fp32", "weight_decay": "fp32", "eps": "fp32", "grad_scale": "constexpr", "found_inf": "constexpr",
+        "lr": "fp32", "weight_decay": "fp32", "eps": "fp32",
+        "grad_scale": "constexpr", "found_inf": "constexpr",
     }  # fmt: skip
     constants = {"grad_scale": None, "found_inf": None}
     if in_memory:
