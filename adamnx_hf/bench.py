@@ -148,7 +148,7 @@ def _names(known: Iterable[str]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `adamnx-hf bench`."""
     parser.description = (
-        "Times optimizer.step() of AdamNX beside torch's AdamW and, where installed, other packages'. They take "
+        "Times optimizer.step() of AdamNX beside torch's AdamW and, where installed, of others. They take "
         "turns in one run, on the same parameters and gradients, with states of their own. Prints "
         "medians, and each one's time divided by torch's fused AdamW's: below 1 is faster."
     )

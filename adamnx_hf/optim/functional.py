@@ -281,8 +281,10 @@ def _local_shards(*columns: list[Tensor]) -> Sequence[list[Tensor]]:
     `columns` are params, grads, exp_avgs and exp_avg_sqs.
     """
     # Whoever has a DTensor has imported its module.
-    distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is None or not any(isinstance(param, distributed.DTensor) for param in columns[0]):
+    distributed: Any = sys.modules.get("torch.distributed.tensor")
+    if distributed is None or not any(
+        issubclass(kind, distributed.DTensor) for kind in {type(param) for param in columns[0]}
+    ):
         return columns
     rows = [list(row) for row in zip(*columns, strict=True)]
     for row in rows:

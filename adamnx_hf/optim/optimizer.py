@@ -222,7 +222,7 @@ class AdamNX(Optimizer):
             if (grad := param.grad) is not None:
                 params.append(param)
                 grads.append(grad)
-        if any(grad.is_sparse for grad in grads):
+        if True in [grad.is_sparse for grad in grads]:
             raise RuntimeError(
                 "AdamNX does not support sparse gradients; use dense ones, as of "
                 "torch.nn.Embedding(sparse=False)"
