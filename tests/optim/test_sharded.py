@@ -1,0 +1,104 @@
+"""DTensors, as FSDP2 makes parameters: two ranks on the CPU against a single process."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.testing import assert_close
+
+from adamnx_hf import AdamNX
+from adamnx_hf.optim.clipping import total_norm
+from adamnx_hf.optim.engines import triton
+
+FLAGS = {
+    "aten": {"fused": True},
+    "foreach": {"foreach": True},
+    "reference": {"foreach": False},
+    "triton": {"fused": True},
+    "triton capturable": {"fused": True, "capturable": True},
+}
+
+
+def model():
+    torch.manual_seed(0)
+    # 5 rows are shared out as 3 and 2; of 1 row the second rank has nothing.
+    return nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 1))
+
+
+def full(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def go_together(flags, max_grad_norm):
+    single, sharded = model(), model()
+    for layer in (sharded[0], sharded[2], sharded):
+        fully_shard(layer)
+    optimizers = [
+        AdamNX(m.parameters(), lr=0.05, max_grad_norm=max_grad_norm, **flags) for m in (single, sharded)
+    ]
+    for step in range(4):
+        torch.manual_seed(step)
+        data = 10 * torch.randn(6, 7)
+        for m, optimizer in zip((single, sharded), optimizers, strict=True):
+            optimizer.zero_grad()
+            m(data).square().mean().backward()
+            optimizer.step()
+        if max_grad_norm:
+            assert type(optimizers[1].grad_norm) is torch.Tensor
+            assert_close(optimizers[1].grad_norm, optimizers[0].grad_norm)
+        for a, b in zip(sharded.parameters(), single.parameters(), strict=True):
+            assert isinstance(a, DTensor)
+            assert_close(full(a), b)
+            ours, theirs = optimizers[1].state[a], optimizers[0].state[b]
+            assert isinstance(ours["exp_avg"], DTensor)
+            assert_close(full(ours["exp_avg_sq"]), theirs["exp_avg_sq"])
+            assert ours["step"] == theirs["step"]
+    empty = [p for p in sharded.parameters() if p.to_local().numel() == 0]
+    assert len(empty) == (2 if dist.get_rank() == 1 else 0)
+
+
+def gradients_placed_otherwise(mesh):
+    param = nn.Parameter(distribute_tensor(torch.ones(5, 2), mesh, [Shard(0)]))
+    optimizer = AdamNX([param], lr=0.5, weight_decay=0.0)
+    # Each rank's part of a sum: together they are 1, and the norm is that of the whole.
+    half = DTensor.from_local(torch.full((5, 2), 0.5), mesh, [Partial()], run_check=False)
+    assert_close(total_norm([half]), torch.tensor(10.0).sqrt())
+    for placement in (Replicate(), Shard(0)):
+        whole = distribute_tensor(torch.ones(5, 2), mesh, [placement])
+        assert_close(total_norm([whole, torch.ones(6)]), torch.tensor(4.0))
+    param.grad = half
+    optimizer.step()
+    assert_close(full(param.detach()), torch.full((5, 2), 0.5))
+    assert_close(full(optimizer.state[param]["exp_avg_sq"]), torch.ones(5, 2))
+
+    optimizer.state[param]["exp_avg"] = torch.ones(5, 2)
+    before = param.to_local().detach().clone()
+    with pytest.raises(RuntimeError, match=r"exp_avg of a DTensor parameter is placed as a plain tensor"):
+        optimizer.step()
+    assert torch.equal(param.to_local(), before)
+
+
+def worker(rank, file):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for name, flags in FLAGS.items():
+        triton.INTERPRETED = name.startswith("triton")
+        for max_grad_norm in (None, 0.1):
+            go_together(flags, max_grad_norm)
+    triton.INTERPRETED = False
+    gradients_placed_otherwise(mesh)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_ranks_go_the_way_of_one_process(tmp_path, monkeypatch):
+    monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
+    monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "")
+    mp.spawn(worker, (tmp_path / "rendezvous",), nprocs=2)
