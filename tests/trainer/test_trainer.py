@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import types
 
 import pytest
 import torch
@@ -216,3 +217,58 @@ def test_a_step_that_overflows_in_fp16_changes_nothing():
     assert torch.equal(values["param"][0], values["param"][1])
     assert not torch.equal(values["param"][1], values["param"][2])
     assert scaler.get_scale() == 2.0
+
+
+def test_clipping_in_the_step_is_the_trainers_clipping(tmp_path):
+    trainers = make_trainer(tmp_path / "1", max_grad_norm=0.1)
+    own = make_trainer(tmp_path / "2", optim_args="max_grad_norm=0.1")
+    for trainer in (trainers, own):
+        trainer.train()
+    assert own.args.max_grad_norm == 0.0  # so that it is not done twice
+    assert adamnx_of(own).max_grad_norm == 0.1
+    assert adamnx_of(own).grad_norm > 0.1
+    assert_same_parameters(trainers.model, own.model, rtol=1e-4, atol=1e-5)
+    logged = [entry["grad_norm"] for entry in trainers.state.log_history if "grad_norm" in entry]
+    assert float(adamnx_of(own).grad_norm) == pytest.approx(float(logged[-1]), rel=1e-3)
+
+    own.args.optim_args = None  # arguments used again get their own back
+    own.args.optim = "adamw_torch"
+    Trainer.get_optimizer_cls_and_kwargs(own.args)
+    assert own.args.max_grad_norm == 1.0
+
+
+@pytest.mark.parametrize(("trainers", "allowed"), [(1.0, True), (0.0, True), (0.5, True), (2.0, False)])
+def test_two_norms_that_contradict_each_other_are_refused(trainers, allowed, tmp_path):
+    # 1.0 is TrainingArguments' default, which says nothing.
+    trainer = make_trainer(tmp_path, optim_args="max_grad_norm=0.5", max_grad_norm=trainers)
+    if allowed:
+        trainer.create_optimizer()
+        assert trainer.args.max_grad_norm == 0.0
+    else:
+        with pytest.raises(
+            ValueError, match=r"max_grad_norm=0.5, but TrainingArguments\(max_grad_norm=2.0\)"
+        ):
+            trainer.create_optimizer()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fsdp_version", "name"),
+    [("DEEPSPEED", None, "DeepSpeed"), ("FSDP", 1, "FSDP1"), ("FSDP", 2, None)],
+)
+def test_clipping_in_the_step_is_refused_where_ranks_see_parts(
+    kind, fsdp_version, name, tmp_path, monkeypatch
+):
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    trainer = make_trainer(tmp_path, optim_args="max_grad_norm=0.5")
+    for state in (AcceleratorState, PartialState):
+        monkeypatch.setitem(state._shared_state, "distributed_type", DistributedType[kind])
+    plugin = types.SimpleNamespace(fsdp_version=fsdp_version)
+    monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", plugin)
+    if name is None:
+        trainer.create_optimizer()
+        assert trainer.args.max_grad_norm == 0.0
+    else:
+        with pytest.raises(ValueError, match=f"max_grad_norm=0.5 cannot be used with {name}"):
+            trainer.create_optimizer()
