@@ -375,7 +375,8 @@ def _ready(tensors: list[Tensor], dtypes: Collection[torch.dtype], memo: Memo, r
     skippable = role in ("exp_avg", "exp_avg_sq")
     if skippable and tensors[0].dtype in dtypes and _same(tensors, [ref() for ref in memo.get(role, [])]):
         return True
-    ready = {t.dtype for t in tensors} <= set(dtypes) and False not in [t.is_contiguous() for t in tensors]
+    ready = all(dtype in dtypes for dtype in {t.dtype for t in tensors})
+    ready = ready and False not in [t.is_contiguous() for t in tensors]
     if ready and skippable:
         memo[role] = [weakref.ref(tensor) for tensor in tensors]
     return ready

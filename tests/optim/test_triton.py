@@ -4,7 +4,6 @@ On the CPU it is interpreted (conftest.py), and compiled ahead of time for cards
 """
 
 import copy
-import functools
 import os
 import re
 import subprocess
@@ -24,15 +23,15 @@ from adamnx_hf.optim.engines import choose_engine
 from adamnx_hf.optim.engines import triton as engine
 
 triton = pytest.importorskip("triton")
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture
 def device(request):
-    if request.param == "cpu":
+    if DEVICE == "cpu":
         request.getfixturevalue("interpreted")
-    return request.param
+    return DEVICE
 
 
 @pytest.fixture
@@ -427,11 +426,11 @@ KINDS = {
     "float16": (FLOAT16, FLOAT16, FLOAT32),
     "float32, bfloat16 gradients": (FLOAT32, BFLOAT16, FLOAT32),
 }
+CAPABILITIES = [80, 90, 100]
 
 
-@functools.cache
-def compiled(capability, param, grad, moment, aligned=True, in_memory=False):
-    """PTX, and the registers, stack and local memory of the machine code."""
+def build(capability, param, grad, moment, aligned, in_memory):
+    """The kernel for a card that need not be there: its PTX and its machine code."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -440,17 +439,11 @@ def compiled(capability, param, grad, moment, aligned=True, in_memory=False):
     types = {
         "table": "*i64", "grads": "*i64", "chunks": "*i32", "weight1": "fp32", "weight2": "fp32",
         "lr": "fp32", "weight_decay": "fp32", "eps": "fp32",
-        "grad_scale": "constexpr", "found_inf": "constexpr",
     }  # fmt: skip
     constants = {"grad_scale": None, "found_inf": None}
     if in_memory:
-        types |= {
-            "weight1": "*fp64",
-            "weight2": "*fp64",
-            "lr": "*fp32",
-            "grad_scale": "*fp32",
-            "found_inf": "*fp32",
-        }
+        types |= {"weight1": "*fp64", "weight2": "*fp64"}
+        types |= dict.fromkeys(("lr", "grad_scale", "found_inf"), "*fp32")
         constants = {}
     dtypes = zip(("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ"), (param, grad, moment, moment), strict=True)
     constants |= {name: getattr(triton.language, str(dtype)[6:]) for name, dtype in dtypes}
@@ -458,12 +451,37 @@ def compiled(capability, param, grad, moment, aligned=True, in_memory=False):
         "COLUMNS": triton_kernel.COLUMNS, "WEIGHTS_IN_MEMORY": in_memory, "LR_IN_MEMORY": in_memory,
         "MAXIMIZE": False, "ALIGNED": aligned, "BLOCK": engine.BLOCK,
     }  # fmt: skip
-    signature = types | dict.fromkeys(set(constants) - set(types), "constexpr")
+    signature = types | dict.fromkeys(constants, "constexpr")
     signature = {name: signature[name] for name in triton_kernel.step_kernel.arg_names}
     source = ASTSource(fn=triton_kernel.step_kernel, signature=signature, constexprs=constants)
     options = {"num_warps": engine.WARPS, "enable_fp_fusion": True}
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
     return binary["ptx"], binary["cubin"]
+
+
+def variants():
+    """All that the tests below look at: a card, a kind, alignment, and whether scalars are in memory."""
+    for kind in KINDS:
+        yield 90, kind, False, False
+        for capability in CAPABILITIES:
+            for in_memory in (False, True):
+                yield capability, kind, True, in_memory
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """A function from a variant to its PTX, and to the file with its machine code.
+
+    They are built in a process of their own: older Tritons cannot compile where they have interpreted.
+    """
+    folder = tmp_path_factory.mktemp("compiled")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, __file__, folder], check=True, env=environment)
+    names = {variant: folder / str(i) for i, variant in enumerate(variants())}
+    return lambda *variant: (
+        names[variant].with_suffix(".ptx").read_text(),
+        names[variant].with_suffix(".cubin"),
+    )
 
 
 def accesses(ptx):
@@ -474,12 +492,11 @@ def accesses(ptx):
     return counts
 
 
-# sm_100 is in Triton from 3.2 on.
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_whole_chunks_are_moved_16_bytes_at_a_time(kind, capability):
+def test_whole_chunks_are_moved_16_bytes_at_a_time(kind, capability, compiled):
     param, grad, moment = KINDS[kind]
-    ptx, _ = compiled(capability, param, grad, moment)
+    ptx, _ = compiled(capability, kind, True, False)
     threads = 32 * engine.WARPS
     read = [engine.BLOCK * dtype.itemsize // 16 // threads for dtype in (param, grad, moment, moment)]
     counts = accesses(ptx)
@@ -490,9 +507,9 @@ def test_whole_chunks_are_moved_16_bytes_at_a_time(kind, capability):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_misaligned_chunks_are_moved_an_element_at_a_time(kind):
-    param, grad, moment = KINDS[kind]
-    counts = accesses(compiled(90, param, grad, moment, aligned=False)[0])
+def test_misaligned_chunks_are_moved_an_element_at_a_time(kind, compiled):
+    param, _, moment = KINDS[kind]
+    counts = accesses(compiled(90, kind, False, False)[0])
     # 8 bytes are an address or another entry of the tables, whose own alignment is known.
     assert {size for direction, size in counts if direction == "st"} <= {
         dtype.itemsize for dtype in (param, moment)
@@ -500,15 +517,14 @@ def test_misaligned_chunks_are_moved_an_element_at_a_time(kind):
     assert max(size for _, size in counts) == 8
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("in_memory", [False, True], ids=["numbers", "all in memory"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_spills_and_enough_programs_at_once(kind, in_memory, capability, tmp_path):
-    ptx, cubin = compiled(capability, *KINDS[kind], in_memory=in_memory)
+def test_no_spills_and_enough_programs_at_once(kind, in_memory, capability, compiled):
+    ptx, cubin = compiled(capability, kind, True, in_memory)
     assert ".local" not in ptx
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    (tmp_path / "kernel.cubin").write_bytes(cubin)
-    command = [tools / "cuobjdump", "--dump-resource-usage", tmp_path / "kernel.cubin"]
+    command = [tools / "cuobjdump", "--dump-resource-usage", cubin]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", report))
     assert usage["STACK"] == usage["LOCAL"] == "0"
@@ -640,3 +656,10 @@ def test_several_devices_in_one_group():
     for param in params:
         assert_close(param.detach(), torch.full_like(param, 0.5))
     assert torch.cuda.current_device() == 0
+
+
+if __name__ == "__main__":
+    for number, (capability, kind, aligned, in_memory) in enumerate(variants()):
+        ptx, cubin = build(capability, *KINDS[kind], aligned, in_memory)
+        (Path(sys.argv[1]) / f"{number}.ptx").write_text(ptx)
+        (Path(sys.argv[1]) / f"{number}.cubin").write_bytes(cubin)
