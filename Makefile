@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST := "torch==2.8.*" "transformers==4.57.*" "datasets>=4.0"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest quality format bench figures clean
+.PHONY: help setup demo test test-oldest quality format bench gpu figures clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -41,8 +41,11 @@ format: setup  ## Put the code into its format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## Time AdamNX's step beside torch's fused AdamW on this machine.
+bench: setup  ## Time AdamNX's step beside other optimizers' on this machine.
 	$(BIN)/adamnx-hf bench
+
+gpu: setup  ## On a machine with a CUDA card: the tests that need it, the benchmark, the kernel's tuning.
+	PYTHON=$(BIN)/python bash .ci/gpu docs/results/gpu
 
 figures: setup  ## Draw the documentation's figures again.
 	$(BIN)/python -m adamnx_hf.figures docs/images

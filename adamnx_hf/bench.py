@@ -186,6 +186,8 @@ def run(args: argparse.Namespace) -> int:
     if problem := _problem(args, device, outputs):
         print(f"adamnx-hf bench: {problem}", file=sys.stderr)
         return 2
+    if outputs and not args.tune:
+        importlib.import_module("matplotlib")  # told now if it is missing, not after the measurement
     if device == "cpu":
         print("adamnx-hf bench: on the CPU" + ("" if args.device else "; no CUDA card was found"))
     if args.threads:
@@ -303,6 +305,7 @@ def _runners(names: list[str], params: list[Any], device: str) -> Iterator[tuple
             optimizer.step()
         except torch.cuda.OutOfMemoryError:
             print(f"left out, {name}: not enough device memory for its state beside the others'")
+            optimizer = None
             gc.collect()
             torch.cuda.empty_cache()
             continue

@@ -18,7 +18,7 @@ __all__ = ["COMMANDS", "main"]
 #: Module name, which is the command's name, and its line in `adamnx-hf --help`.
 COMMANDS = {
     "demo": "train a small vision transformer with AdamNX and with AdamW, and draw the curves",
-    "bench": "time AdamNX's step beside torch's fused AdamW on this machine",
+    "bench": "time AdamNX's step beside other optimizers' on this machine",
 }
 
 # The top-level modules of the `demo` extra.

@@ -143,9 +143,11 @@ def _aligned(addresses: list[int]) -> bool:
 def _number_or_address(
     value: float | Tensor, device: torch.device, dtype: torch.dtype | None = None
 ) -> float | Tensor:
-    if isinstance(value, Tensor) and not (value.is_cpu and value.ndim == 0 and device.type != "cpu"):
-        return value.to(device, dtype, non_blocking=True)
-    return float(value)  # a number that lies on the CPU costs no synchronisation
+    if not isinstance(value, Tensor) or (value.is_cpu and value.ndim == 0 and device.type != "cpu"):
+        return float(value)  # known on the host: nothing to wait for
+    if value.is_cpu:
+        return _send(value.to(dtype), device)
+    return value.to(device, dtype, non_blocking=True)
 
 
 def _launch(
