@@ -12,7 +12,7 @@ from adamnx_hf.optim.schedules import BETA2_SCHEDULES, horizon
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["draw_decay", "newest_weights", "shares"]
+__all__ = ["draw_decay", "draw_kernel", "newest_weights", "shares"]
 
 BETA2 = {"adam": 0.999, "adamnx": 0.99, "adax": 0.99, "adafactor": 0.0}  # each one's default
 COLOURS = {"adam": "#D55E00", "adamnx": "#0072B2", "adax": "#56B4E9", "adafactor": "#009E73"}
@@ -140,13 +140,105 @@ def _draw_shares(axes: Any, step: int, parts: int = 10) -> None:
     )
 
 
+def draw_kernel(path: Path) -> None:
+    """How one launch covers tensors of all sizes, and how many bytes a parameter a step moves.
+
+    Args:
+        path: of the PNG to write.
+    """
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("agg")
+    style: dict[Any, Any] = {
+        "font.size": 12,
+        "axes.titlesize": 14,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlepad": 12,
+    }
+    with plt.rc_context(style):
+        figure, (top, bottom) = plt.subplots(
+            2, 1, figsize=(9, 6), dpi=180, layout="constrained", gridspec_kw={"height_ratios": [3, 2]}
+        )
+        _draw_launch(top)
+        _draw_traffic(bottom)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, facecolor="white")
+        plt.close(figure)
+
+
+def _draw_launch(axes: Any) -> None:
+    """Three tensors, their chunks, and the program that steps each."""
+    from matplotlib.patches import Rectangle
+
+    axes.set(xlim=(0, 12.6), ylim=(1.5, 5.6), title="One launch: a program for each chunk of each tensor")
+    axes.axis("off")
+    tensors = [
+        ("a large tensor", 4.6, "#0072B2"),
+        ("a smaller one", 2.5, "#009E73"),
+        ("a bias", 0.4, "#D55E00"),
+    ]
+    program, x = 0, 0.2
+    for row, (name, chunks, colour) in enumerate(tensors):
+        axes.text(x, 5.25, name, color=colour, weight="bold", fontsize=11)
+        whole = int(chunks)
+        widths = [1.0] * whole + ([chunks - whole] if chunks > whole else [])
+        for i, width in enumerate(widths):
+            left = x + i
+            axes.add_patch(
+                Rectangle((left, 4.3), width, 0.6, facecolor=colour, alpha=0.85, edgecolor="white")
+            )
+            axes.annotate(
+                "",
+                (left + 0.5, 2.95),
+                (left + width / 2, 4.25),
+                arrowprops={"arrowstyle": "<-", "color": "#888888"},
+            )
+            axes.add_patch(
+                Rectangle((left + 0.06, 2.3), 0.88, 0.6, facecolor="white", edgecolor=colour, linewidth=2)
+            )
+            axes.text(left + 0.5, 2.6, str(program), ha="center", va="center", fontsize=11)
+            axes.text(left + 0.5, 1.95, str(row), ha="center", va="center", color=colour, weight="bold")
+            program += 1
+        x += len(widths) + 0.55
+    axes.text(x - 0.2, 4.6, "chunks of 1,024", va="center", color="#444444", fontsize=11)
+    axes.text(x - 0.2, 2.6, "programs", va="center", color="#444444", fontsize=11)
+    axes.text(x - 0.2, 1.95, "rows of the table", va="center", color="#444444", fontsize=11)
+
+
+def _draw_traffic(axes: Any) -> None:
+    """Bytes that float32 training moves for each parameter, clipping included."""
+    bars = [
+        ("clip_grad_norm_, step", [("norm", 4), ("scale g", 8), ("step", 28)]),
+        ("AdamNX(max_grad_norm=…)", [("norm", 4), ("step", 28)]),
+        ("no clipping", [("step", 28)]),
+    ]
+    colours = {"norm": "#56B4E9", "scale g": "#D55E00", "step": "#0072B2"}
+    for place, (_, parts) in enumerate(bars[::-1]):
+        left = 0
+        for name, width in parts:
+            axes.barh(place, width, left=left, color=colours[name], edgecolor="white", height=0.66)
+            axes.text(left + width / 2, place, name, color="white", ha="center", va="center", fontsize=11)
+            left += width
+        axes.text(left + 0.5, place, f"{left}", va="center", weight="bold")
+    axes.set(
+        yticks=range(len(bars)),
+        yticklabels=[name for name, _ in bars[::-1]],
+        xlim=(0, 43),
+        xticks=[],
+        title="Bytes moved for each float32 parameter",
+    )
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Draws all figures into a folder."""
     parser = argparse.ArgumentParser(prog="python -m adamnx_hf.figures", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/images"))
     args = parser.parse_args(argv)
-    draw_decay(args.folder / "decay.png")
-    print(args.folder / "decay.png")
+    for name, draw in (("decay.png", draw_decay), ("kernel.png", draw_kernel)):
+        draw(args.folder / name)
+        print(args.folder / name)
 
 
 if __name__ == "__main__":
