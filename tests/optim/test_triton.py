@@ -186,13 +186,60 @@ def test_only_what_has_changed_is_sent_to_the_device(device, monkeypatch):
     reference.step()
     assert not sent  # zero_grad(set_to_none=False) keeps the gradients where they are
     assert step(2, only=(0, 2)) == [(2, 6), (4,), (2,)]
-    assert step(3)[:2] == [(3, 6), (6,)]
+    # The steps differ from now on, so two weights for each parameter are sent too, at each step.
+    assert step(3) == [(3,), (3,), (3, 6), (6,), (3,)]
     with torch.no_grad():
         for a, b in zip(params, reference.param_groups[0]["params"], strict=True):
             a.data = a.data.clone()  # as moving a model does
             b.data = b.data.clone()
-    assert step(4)[:2] == [(3, 6), (6,)]
+    assert step(4) == [(3,), (3,), (3, 6), (6,), (3,)]
     check_equal(kernel, reference)
+
+
+def test_tables_of_a_capture_are_its_own_and_kept(interpreted, monkeypatch):
+    # Without a card: what is sent while a graph is captured must survive later steps, for the replays.
+    stream = ["the default", False]
+    monkeypatch.setattr(engine, "_stream", lambda device: tuple(stream))
+    monkeypatch.setattr(engine, "_pinned", lambda numbers: torch.empty(numbers, dtype=torch.int64))
+    seen = []
+    tables = engine._tables
+    monkeypatch.setattr(engine, "_tables", lambda *args: (seen.append(tables(*args)), seen[-1])[1])
+    kernel, reference = twins([torch.randn(1030), torch.randn(5)])
+    params = kernel.param_groups[0]["params"]
+    kept = []
+
+    def step(seed):
+        kept.append([param.grad for param in params])  # so that new gradients lie elsewhere
+        give_gradients(kernel, reference, seed=seed)
+        kernel.step()
+        reference.step()
+        check_equal(kernel, reference)
+        return seen[-1]
+
+    stream[1] = True
+    give_gradients(kernel, seed=0)
+    with pytest.raises(RuntimeError, match="Run a few whole training steps first"):
+        kernel.step()
+    for state in kernel.state.values():
+        state["step"] -= 1  # it was counted before the launch
+    stream[1] = False
+    warmup = step(0)
+    stream[:] = "the capture's", True
+    captured = step(1)
+    assert captured is not warmup
+    assert captured.parameters is warmup.parameters
+    addresses = captured.grads.clone()
+    assert addresses.tolist() == [param.grad.data_ptr() for param in params] == captured.grad_addresses
+    again = step(2)  # a second graph
+    stream[:] = "the default", False
+    later = step(3)
+    assert later is warmup
+    assert torch.equal(captured.grads, addresses)
+    assert len({table.grads.data_ptr() for table in (captured, again, later)}) == 3
+    (memo,) = (kernel._memos[0][0]["engine", 0],)
+    assert [entry[0] for entry in memo["captured"]] == [captured, again]
+    stream[0] = "another"
+    assert step(4) is not warmup  # sent anew: on another stream the old tables may not have arrived
 
 
 def test_more_than_2_to_the_31_elements(interpreted):

@@ -208,10 +208,8 @@ def _tables(
     memo: dict[Any, Any],
 ) -> _Tables:
     """The tables for a launch. Only what has changed since the last one is sent to the device."""
-    stream, capturing = None, False
-    if device.type == "cuda":
-        # Sent on one stream, they may not have arrived when a kernel on another one looks.
-        stream, capturing = torch.cuda.current_stream(device), torch.cuda.is_current_stream_capturing()
+    # Sent on one stream, they may not have arrived when a kernel on another one looks.
+    stream, capturing = _stream(device)
     last, tables = memo.get(kind, (None, None))
     if capturing:
         return _tables_for_graph(tables if last and last[:2] == (columns, places) else None, grads, memo)
@@ -225,7 +223,7 @@ def _tables(
             chunks=_send(indices.repeat_interleave(counts), device),
             grads=_send(_int64(grads), device),
             grad_addresses=grads,
-            spare=None if stream is None else _int64(grads).pin_memory(),
+            spare=None if stream is None else _pinned(len(grads)),
         )
         memo[kind] = (columns, places, stream), tables
     elif tables.grad_addresses != grads:
@@ -248,12 +246,23 @@ def _tables_for_graph(tables: _Tables | None, grads: list[int], memo: dict[Any, 
     if tables.grad_addresses != grads:
         host, tables.spare = tables.spare, None
         if host is None:  # a second capture with no step in between: torch may or may not have some left
-            host = torch.empty_like(_int64(grads), pin_memory=True)
+            host = _pinned(len(grads))
         host.copy_(_int64(grads))
         sent = host.to(tables.parameters.device, non_blocking=True)
         tables = dataclasses.replace(tables, grads=sent, grad_addresses=grads, spare=None)
     memo.setdefault("captured", []).append((tables, tables.grads, host))
     return tables
+
+
+def _stream(device: torch.device) -> tuple[Any, bool]:
+    """The current stream of a CUDA device, and whether a CUDA graph is being captured on it."""
+    if device.type != "cuda":
+        return None, False
+    return torch.cuda.current_stream(device), torch.cuda.is_current_stream_capturing()
+
+
+def _pinned(numbers: int) -> Tensor:
+    return torch.empty(numbers, dtype=torch.int64, device="cpu", pin_memory=True)
 
 
 def _int64(numbers: list[int]) -> Tensor:
