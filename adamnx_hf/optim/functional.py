@@ -140,8 +140,6 @@ def adamnx(
             grouped[(param.device,) if mixes else (param.device, param.dtype, step)].append(i)
         buckets = list(grouped.values())
 
-    _count(state_steps, packed, found_inf)
-
     for number, members in enumerate(buckets):
         first = params[members[0]]
         weights = [
@@ -164,6 +162,7 @@ def adamnx(
             eps=eps,
             maximize=maximize,
         )
+    _count(state_steps, packed, found_inf)
 
 
 def moment_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -263,7 +262,7 @@ def _host_weights(scheme: Schedule, steps: list[float], beta: Scalar) -> Weight:
 def _device_weights(
     scheme: Schedule, state_steps: list[Tensor], packed: Tensor | None, beta: Scalar, device: torch.device
 ) -> Tensor:
-    """`scheme` at each of `state_steps` without asking the host for their values: a tensor on `device`."""
+    """`scheme` after each of `state_steps` without asking the host for them: a tensor on `device`."""
     # MPS has no float64; the schedules' forms are right to float32's last digits too.
     precision = torch.float32 if device.type == "mps" else torch.float64
     if packed is not None and len(packed) == len(state_steps):
@@ -272,7 +271,7 @@ def _device_weights(
         steps = torch.stack([step.to(device) for step in state_steps]).to(precision)
     if isinstance(beta, Tensor):
         beta = beta.to(device, precision)
-    return cast(Tensor, scheme(steps, beta))
+    return cast(Tensor, scheme(steps + 1, beta))
 
 
 def _local_shards(*columns: list[Tensor]) -> Sequence[list[Tensor]]:
