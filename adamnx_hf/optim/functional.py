@@ -7,10 +7,8 @@ counters that differ) is turned into what engines take.
 from __future__ import annotations
 
 import sys
-import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from operator import is_
 from typing import Any, TypeVar, cast
 
 import torch
@@ -22,9 +20,8 @@ from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
 __all__ = ["Memo", "adamnx", "count_on_device", "moment_dtype", "pack_steps"]
 
-#: What a caller keeps between steps so that known tensors are not examined again: by role, weak references
-#: to those last found in order (the memory of moments that are taken out of the state is to be freed), or
-#: for "step" the addresses.
+#: What a caller keeps between the steps of the same parameters: for "step" the addresses that were last found
+#: in order, and for each bucket of parameters what the engine wants to keep. Never a tensor of the caller's.
 Memo = dict[Any, Any]
 
 # Working copies are made for at most this many elements at a time (64 MiB in float32).
@@ -226,10 +223,6 @@ def _on_cpu(state_steps: list[Tensor], packed: Tensor | None) -> bool:
     return packed.is_cpu if packed is not None else all(step.is_cpu for step in state_steps)
 
 
-def _same(tensors: list[Tensor], others: list[Tensor]) -> bool:
-    return len(tensors) == len(others) and all(map(is_, tensors, others))
-
-
 def _count(state_steps: list[Tensor], packed: Tensor | None, found_inf: Tensor | None) -> None:
     """Raises the counters by 1, or where `found_inf` is not 0 by nothing."""
     if found_inf is not None:
@@ -320,7 +313,8 @@ def _step_bucket(
     """
     everyone = range(len(columns[0]))
     dtypes = engine.MIXES or {dtype}
-    if all(_ready(tensors, dtypes, memo, role) for role, tensors in zip(_ROLES, columns, strict=True)):
+    kinds = [{t.dtype for t in tensors} for tensors in columns]
+    if all(dtype in dtypes for kind in kinds for dtype in kind) and all(map(_contiguous, columns)):
         alike: Sequence[int] = everyone
     else:
         alike = [i for i in everyone if _alike([tensors[i] for tensors in columns], dtypes)]
@@ -341,7 +335,8 @@ def _step_bucket(
                 for tensors in originals
             ]
         if engine.SCALES:
-            hyperparameters["memo"] = memo.setdefault(("engine", number), {})
+            hyperparameters["memo"] = memo.setdefault(number, {})
+            hyperparameters["dtypes"] = kinds if batch is everyone else None
         elif grad_scale is not None:
             scale = grad_scale.to(working[1][0].device, non_blocking=True)
             working = [working[0], list(torch._foreach_div(working[1], scale)), *working[2:]]
@@ -368,17 +363,9 @@ def _pick(items: list[_T], members: Sequence[int]) -> list[_T]:
     return items if len(members) == len(items) else [items[i] for i in members]
 
 
-def _ready(tensors: list[Tensor], dtypes: Collection[torch.dtype], memo: Memo, role: str) -> bool:
-    """Whether all tensors are contiguous and of one of `dtypes`: the common case, found out fast."""
-    # Gradients are new at each step, and `.data` of a parameter may be another one: these are not skipped.
-    skippable = role in ("exp_avg", "exp_avg_sq")
-    if skippable and tensors[0].dtype in dtypes and _same(tensors, [ref() for ref in memo.get(role, [])]):
-        return True
-    ready = all(dtype in dtypes for dtype in {t.dtype for t in tensors})
-    ready = ready and False not in [t.is_contiguous() for t in tensors]
-    if ready and skippable:
-        memo[role] = [weakref.ref(tensor) for tensor in tensors]
-    return ready
+def _contiguous(tensors: list[Tensor]) -> bool:
+    # Every time: `.data` may have become another tensor at the same address.
+    return False not in [t.is_contiguous() for t in tensors]
 
 
 def _alike(row: Sequence[Tensor], dtypes: Collection[torch.dtype]) -> bool:

@@ -216,12 +216,11 @@ class AdamNX(Optimizer):
 
     def _with_grads(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
         """The group's parameters that have a gradient, and the gradients."""
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        for param in group["params"]:
-            if (grad := param.grad) is not None:
-                params.append(param)
-                grads.append(grad)
+        params: list[Tensor] = group["params"]
+        grads: list[Any] = [param.grad for param in params]
+        if True in [grad is None for grad in grads]:
+            params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+            grads = [grad for grad in grads if grad is not None]
         if True in [grad.is_sparse for grad in grads]:
             raise RuntimeError(
                 "AdamNX does not support sparse gradients; use dense ones, as of "

@@ -235,7 +235,7 @@ def test_tables_of_a_capture_are_its_own_and_kept(interpreted, monkeypatch):
     assert later is warmup
     assert torch.equal(captured.grads, addresses)
     assert len({table.grads.data_ptr() for table in (captured, again, later)}) == 3
-    memo = kernel._memos[0][0]["engine", 0]
+    memo = kernel._memos[0][0][0]
     assert [entry[0] for entry in memo["captured"]] == [captured, again]
     stream[0] = "another"
     assert step(4) is not warmup  # sent anew: on another stream the old tables may not have arrived

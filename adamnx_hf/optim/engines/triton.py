@@ -93,6 +93,7 @@ def step_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     memo: dict[Any, Any] | None = None,
+    dtypes: list[set[torch.dtype]] | None = None,
 ) -> None:
     """One step in place; see :mod:`adamnx_hf.optim.engines`."""
     if torch.compiler.is_compiling():
@@ -108,7 +109,7 @@ def step_(
     device = params[0].device
     columns = (params, grads, exp_avgs, exp_avg_sqs)
     addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in columns]
-    dtypes = [{tensor.dtype for tensor in tensors} for tensors in columns]
+    dtypes = dtypes or [{tensor.dtype for tensor in tensors} for tensors in columns]
 
     arguments: dict[str, Any] = {
         "weight1": _number_or_address(weight1, device, torch.float64),
@@ -122,7 +123,7 @@ def step_(
     }
     numels = [param.numel() for param in params]
     if all(len(kinds) == 1 for kinds in dtypes) and all(map(_aligned, addresses)):
-        kind = (*(kinds.pop() for kinds in dtypes), True)
+        kind = (*(dtype for kinds in dtypes for dtype in kinds), True)
         _launch(kind, addresses, numels, range(len(params)), arguments, device, memo)
         return
     # One launch for each combination of dtypes, and one for what does not lie at multiples of 16 bytes.
