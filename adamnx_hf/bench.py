@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -250,19 +251,30 @@ def _problem(args: argparse.Namespace, device: str, outputs: list[Path]) -> str 
 def _compare(
     cases: list[str], names: list[str], args: argparse.Namespace, device: str, copy_gb_per_s: float | None
 ) -> Iterator[dict[str, Any]]:
+    import torch
     from tqdm import tqdm
 
     with tqdm(total=len(cases) * args.rounds, desc="bench", unit="round", leave=False) as progress:
         for case in cases:
             progress.set_postfix_str(case)
-            with _parameters(CASES[case], device) as params:
-                runners = dict(_runners(names, params, device))
-                result = _time(runners, params, args.rounds, args.steps, device, progress.update)
-                for row in result:
-                    if copy_gb_per_s and row["bytes"]:
-                        row["share_of_copy"] = row["bytes"] / (row["ms"] * 1e-3) / (copy_gb_per_s * 1e9)
-                yield {"case": case, "parameters": sum(p.numel() for p in params), "optimizers": result}
-                del runners
+            failures: list[str] = []
+            try:
+                with _parameters(CASES[case], device) as params:
+                    runners = dict(_runners(names, params, device, failures))
+                    rows = _time(runners, params, args.rounds, args.steps, device, progress.update)
+                    count = sum(param.numel() for param in params)
+                    runners.clear()
+            except torch.OutOfMemoryError as error:
+                failures.append(f"{case}: {_one_line(error)}")
+                rows, count = [], 0
+            for row in rows:
+                if copy_gb_per_s and row["bytes"]:
+                    row["share_of_copy"] = row["bytes"] / (row["ms"] * 1e-3) / (copy_gb_per_s * 1e9)
+            yield {"case": case, "parameters": count, "optimizers": rows, "failed": failures}
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @contextlib.contextmanager
@@ -294,20 +306,25 @@ class _Runner:
     peak_bytes: int | None = None
 
 
-def _runners(names: list[str], params: list[Any], device: str) -> Iterator[tuple[str, _Runner]]:
+def _runners(
+    names: list[str], params: list[Any], device: str, failures: list[str]
+) -> Iterator[tuple[str, _Runner]]:
     import torch
 
     for name in names:
         contestant = CONTESTANTS[name]
         before = _allocated(device)
+        optimizer: Any = None
         try:
             optimizer = contestant.make(params)
             optimizer.step()
-        except torch.cuda.OutOfMemoryError:
-            print(f"left out, {name}: not enough device memory for its state beside the others'")
-            optimizer = None
+        except Exception as error:  # another package's, or too little memory beside the others
+            failures.append(f"{name}: {_one_line(error)}")
+        if failures and failures[-1].startswith(f"{name}: "):
+            optimizer = None  # only now, as the exception held it
             gc.collect()
-            torch.cuda.empty_cache()
+            if device == "cuda":
+                torch.cuda.empty_cache()
             continue
         held = _allocated(device) - before
         step = optimizer.step
@@ -374,6 +391,7 @@ def _time(
 
     times: dict[str, list[float]] = {name: [] for name in runners}
     host: dict[str, list[float]] = {name: [] for name in runners}
+    moves = 0
     for turn in range(rounds):
         # The order alternates, and a turn's first step, which finds the other's data in the caches, is not
         # timed.
@@ -381,7 +399,8 @@ def _time(
             runner.step()
             times[name].append(_milliseconds(runner.step, steps, cuda))
             if cuda:
-                for param, grad in zip(params, gradients[turn % len(gradients)], strict=True):
+                moves += 1  # where there are two sets, a step finds its gradients where they were not before
+                for param, grad in zip(params, gradients[moves % len(gradients)], strict=True):
                     param.grad = grad
                 torch.cuda.synchronize()
                 start = time.perf_counter()
@@ -482,7 +501,8 @@ def _tune(
                     row["bytes"] = moved
                     if copy_gb_per_s and moved:
                         row["share_of_copy"] = moved / (row["ms"] * 1e-3) / (copy_gb_per_s * 1e9)
-                yield {"case": case, "parameters": sum(p.numel() for p in params), "optimizers": rows}
+                count = sum(param.numel() for param in params)
+                yield {"case": case, "parameters": count, "optimizers": rows, "failed": []}
                 del optimizer, kept, runners
 
 
@@ -511,6 +531,7 @@ def _tables(report: dict[str, Any]) -> str:
                 ]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
+        lines += [f"Failed, {line}.\n" for line in result["failed"]]
     lines += [f"Left out, {line}." for line in report["left_out"]]
     return "\n".join(lines).rstrip()
 
@@ -572,20 +593,19 @@ def _environment(device: str) -> dict[str, str]:
 
     import adamnx_hf
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    commit = os.environ.get("GIT_COMMIT", "unknown")
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         processor = names[0].partition(":")[2].strip() if names else processor
     facts = {
-        "adamnx-hf": f"{adamnx_hf.__version__} (commit {commit or os.environ.get('GIT_COMMIT', 'unknown')})",
+        "adamnx-hf": f"{adamnx_hf.__version__} (commit {commit})",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processor": f"{processor}, {torch.get_num_threads()} threads",
@@ -594,7 +614,7 @@ def _environment(device: str) -> dict[str, str]:
         properties = torch.cuda.get_device_properties(0)
         facts["card"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
         facts["cuda"] = str(torch.version.cuda or torch.version.hip)
-        for package in ("triton", "optimi", "torchao", "bitsandbytes"):
-            with contextlib.suppress(ModuleNotFoundError):
-                facts[package] = importlib.import_module(package).__version__
+        for package in ("triton", "torch-optimi", "torchao", "bitsandbytes"):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                facts[package] = importlib.metadata.version(package)
     return facts

@@ -100,6 +100,26 @@ def test_packages_that_are_missing_are_left_out_and_named(monkeypatch, capsys):
     assert "Left out, missing: no_such_package is not installed." in capsys.readouterr().out
 
 
+def test_what_fails_is_named_and_the_rest_goes_on(monkeypatch, capsys):
+    def fail(params):
+        raise RuntimeError("no such kernel\nat all")
+
+    def too_large():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    monkeypatch.setitem(bench.CONTESTANTS, "broken", bench.Contestant("Broken", fail, ("cpu",)))
+    monkeypatch.setitem(bench.CASES, "10x5m", bench.Case("too large", too_large, ("cpu",)))
+    monkeypatch.setitem(bench.CASES, "400x8k", bench.Case("one number", lambda: [(1,)], ("cpu",)))
+    argv = (
+        "--device cpu --cases 10x5m 400x8k --rounds 1 --steps 1 --optimizers broken adamnx adamw_torch_fused"
+    )
+    assert cli.main(["bench", *argv.split()]) == 0
+    out = capsys.readouterr().out
+    assert "Failed, broken: RuntimeError: no such kernel." in out
+    assert "Failed, 10x5m: OutOfMemoryError: CUDA out of memory. Tried to allocate." in out
+    assert "| AdamNX |" in out
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 def test_on_a_card(tmp_path, capsys):
     argv = f"--cases lora-7b --rounds 2 --steps 1 --output {tmp_path / 'step'}"

@@ -49,7 +49,7 @@ def total_norm(grads: list[Tensor]) -> Tensor:
         if layout is not None:
             mesh, placements = layout
             parts = [
-                distributed.Partial("sum") if placement.is_shard() else distributed.Replicate()
+                distributed.Replicate() if placement.is_replicate() else distributed.Partial("sum")
                 for placement in placements
             ]
             # The squares add up; in float64 they do not overflow.

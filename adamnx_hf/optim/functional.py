@@ -97,10 +97,13 @@ def adamnx(
 
     lr, beta1, beta2 = _to_scalar(lr), _to_scalar(beta1), _to_scalar(beta2)
     packed = _packed(state_steps, memo)
-    host_schedule = not (capturable or compiling) and _on_cpu(state_steps, packed)
+    host_schedule = True
+    if capturable or compiling or not _on_cpu(state_steps, packed):  # so phrased that Dynamo can trace it
+        host_schedule = False
     if host_schedule and not differentiable:
         beta1, beta2 = float(beta1), float(beta2)
 
+    wrapped = _wrapped(params, grads, exp_avgs, exp_avg_sqs)
     devices = {param.device for param in params}
     kinds = {(device, dtype) for device in devices for dtype in dtypes}
     if len(kinds) > 1:
@@ -113,10 +116,12 @@ def adamnx(
             fused=fused,
             host_schedule=host_schedule,
             differentiable=differentiable,
+            wrapped=wrapped,
         )
         for device, dtype in kinds
     }
     if found_inf is not None:
+        found_inf = found_inf.reshape(())  # FSDP's ShardedGradScaler has it in one dimension
         if host_schedule:
             if found_inf.item():
                 return
@@ -188,15 +193,18 @@ def count_on_device(params: list[Tensor], states: Sequence[dict[str, Any]]) -> N
 
     For steps with `found_inf`, whose value the host is not to wait for.
     """
-    situation = {"host_schedule": False, "differentiable": False}
-    moved = False
-    for param, state in zip(params, states, strict=True):
-        if state["step"].is_cpu and not param.is_cpu:
-            device, dtype = param.device.type, moment_dtype(param.dtype.to_real())
-            if any(e.SCALES and e.why_not(device, dtype, **situation) is None for e in ENGINES.values()):
-                state["step"] = state["step"].to(param.device, non_blocking=True)
-                moved = True
-    if moved:
+    for kind in {(param.device.type, moment_dtype(param.dtype.to_real())) for param in params}:
+        reasons = [
+            engine.why_not(*kind, host_schedule=False, differentiable=False, wrapped=False)
+            for engine in ENGINES.values()
+            if engine.SCALES
+        ]
+        if None not in reasons:
+            return  # then the host has to ask, for all of them
+    moving = [(s, p.device) for p, s in zip(params, states, strict=True) if s["step"].device != p.device]
+    for state, device in moving:
+        state["step"] = state["step"].to(device, non_blocking=True)
+    if moving:
         pack_steps(states)
 
 
@@ -207,7 +215,7 @@ def _packed(state_steps: list[Tensor], memo: Memo) -> Tensor | None:
         return None
     # By address: `.data` of a view may have become another tensor.
     addresses = [step.data_ptr() for step in state_steps]
-    if (packed.data_ptr(), addresses) != memo.get("step"):
+    if (packed.data_ptr(), packed.shape, addresses) != memo.get("step"):
         first, size = packed.data_ptr(), packed.element_size()
         if (
             packed.ndim != 1
@@ -215,7 +223,7 @@ def _packed(state_steps: list[Tensor], memo: Memo) -> Tensor | None:
             or addresses != list(range(first, first + packed.numel() * size, size))
         ):
             return None
-        memo["step"] = first, addresses
+        memo["step"] = first, packed.shape, addresses
     return packed
 
 
@@ -334,6 +342,8 @@ def _step_bucket(
                 [(t if t.dtype in dtypes else t.to(dtype)).contiguous() for t in tensors]
                 for tensors in originals
             ]
+        if engine.MIXES and not torch.compiler.is_compiling():
+            working = [working[0], _resolved(working[1]), *working[2:]]
         if engine.SCALES:
             hyperparameters["memo"] = memo.setdefault(number, {})
             hyperparameters["dtypes"] = kinds if batch is everyone else None
@@ -356,11 +366,26 @@ def _step_bucket(
 def _pick_weights(weights: Weight, members: Sequence[int]) -> Weight:
     if isinstance(weights, float) or len(members) == len(weights):
         return weights
-    return weights[torch.tensor(members, device=weights.device)]
+    return torch.stack([weights[i] for i in members])  # an index would have to be sent to the device
 
 
 def _pick(items: list[_T], members: Sequence[int]) -> list[_T]:
     return items if len(members) == len(items) else [items[i] for i in members]
+
+
+def _wrapped(*columns: list[Tensor]) -> bool:
+    """Whether there are tensors whose memory is not their own: subclasses that wrap others, as torchao's."""
+    if torch.compiler.is_compiling():
+        return False
+    plain = Tensor.__torch_dispatch__
+    return any(
+        kind.__torch_dispatch__ is not plain for column in columns for kind in {type(t) for t in column}
+    )
+
+
+def _resolved(grads: list[Tensor]) -> list[Tensor]:
+    """`grads` without a sign that is only noted down."""
+    return [grad.resolve_neg() for grad in grads] if True in [grad.is_neg() for grad in grads] else grads
 
 
 def _contiguous(tensors: list[Tensor]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import chain
@@ -73,6 +74,10 @@ class AdamNX(Optimizer):
     State, as torch.optim names it: `step` (float 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v). m and v
     *are* the bias-corrected moments, so a torch.optim.AdamW checkpoint is not one of AdamNX: convert it
     with :func:`adamnx_hf.from_adamw`.
+
+    Attributes:
+        grad_norm: with `max_grad_norm`, the norm that the last step found: a 0-d tensor on the device, so
+            that reading it is what waits. None if there were no gradients.
 
     Example:
         >>> optimizer = AdamNX(model.parameters(), lr=1e-3)
@@ -147,6 +152,9 @@ class AdamNX(Optimizer):
         super().__setstate__(state)
         vars(self).setdefault("max_grad_norm", None)
         vars(self).setdefault("grad_norm", None)
+        if any(group.get("capturable") for group in self.param_groups):
+            # A CUDA graph may have been captured that still reads its tables there.
+            vars(self).setdefault("_retired", []).append(vars(self).get("_memos"))
         self._memos = defaultdict(dict)
         for group in self.param_groups:
             for option, default in (
@@ -258,13 +266,17 @@ class AdamNX(Optimizer):
         with_grads = [self._with_grads(group) for group in self.param_groups]
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        if self.max_grad_norm is not None and any(grads for _, grads in with_grads):
-            self.grad_norm = total_norm([grad.detach() for _, grads in with_grads for grad in grads])
-            if grad_scale is not None:
-                grad_scale = grad_scale.to(self.grad_norm.device, non_blocking=True)
-                self.grad_norm = self.grad_norm / grad_scale
-            divisor = clip_divisor(self.grad_norm, self.max_grad_norm)
-            grad_scale = divisor if grad_scale is None else grad_scale * divisor
+        if self.max_grad_norm is not None:
+            norm = None
+            if any(grads for _, grads in with_grads):
+                norm = total_norm([grad.detach() for _, grads in with_grads for grad in grads])
+                if grad_scale is not None:
+                    grad_scale = grad_scale.to(norm.device, non_blocking=True)
+                    norm = norm / grad_scale
+                if not math.isinf(self.max_grad_norm):
+                    divisor = clip_divisor(norm, self.max_grad_norm)
+                    grad_scale = divisor if grad_scale is None else grad_scale * divisor
+            self.grad_norm = norm
 
         for index, (group, (params, grads)) in enumerate(zip(self.param_groups, with_grads, strict=True)):
             states = [self.state[param] for param in params]

@@ -94,8 +94,19 @@ def test_a_gradient_that_is_not_finite_does_what_it_does_in_torch(bad, flags):
 
 def test_no_gradients_no_norm():
     optimizer = AdamNX(parameters(), max_grad_norm=1.0)
+    give_gradients(optimizer.param_groups[0]["params"], 0)
+    optimizer.step()
+    assert optimizer.grad_norm > 0
+    optimizer.zero_grad()
     optimizer.step()
     assert optimizer.grad_norm is None
+
+
+def test_a_norm_without_clipping_touches_nothing():
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.tensor([1.0, float("inf"), 1.0])
+    AdamNX([param], lr=0.5, weight_decay=0.0, max_grad_norm=float("inf")).step()
+    assert_close(param.detach(), torch.tensor([0.5, float("nan"), 0.5]), equal_nan=True)
 
 
 def test_half_precision_is_added_up_in_float32():

@@ -371,6 +371,37 @@ def test_a_late_step_still_takes_in_a_large_gradient(flags):
     assert_close(optimizer.state[param]["exp_avg_sq"], torch.full((3,), weight * 1e12), rtol=1e-6, atol=0)
 
 
+every_schedule = pytest.mark.parametrize("capturable", [False, True])
+
+
+@every_engine
+@every_schedule
+def test_a_v_that_overflows_stays_infinite(flags, capturable, is_triton, device):
+    if capturable and flags.get("fused") and not (is_triton or device == "cuda"):
+        pytest.skip("torch's fused kernel takes its decay rates from the host")
+    param = nn.Parameter(torch.ones(2))
+    optimizer = AdamNX([param], lr=0.5, weight_decay=0.0, capturable=capturable, **flags)
+    for large in (1e20, 1.0, 1.0):
+        param.grad = torch.tensor([large, 1.0])
+        optimizer.step()
+    assert optimizer.state[param]["exp_avg_sq"].tolist() == [float("inf"), 1.0]
+    assert_close(param.detach(), torch.tensor([1.0, -0.5]))
+
+
+@every_engine
+@every_schedule
+def test_a_weight_of_1_forgets_all_of_the_past(flags, capturable, is_triton, device):
+    if capturable and flags.get("fused") and not (is_triton or device == "cuda"):
+        pytest.skip("torch's fused kernel takes its decay rates from the host")
+    param = nn.Parameter(torch.zeros(2))
+    options = {"betas": (0.0, 0.0), "beta2_schedule": "adam", "weight_decay": 0.0, "eps": 0.0, "lr": 1.0}
+    optimizer = AdamNX([param], capturable=capturable, **options, **flags)
+    for size in (1.0, 1e-5):
+        param.grad = torch.full((2,), size)
+        optimizer.step()
+    assert_close(param.detach(), torch.full((2,), -2.0), rtol=1e-4, atol=0)
+
+
 @every_engine
 def test_working_copies_are_made_in_batches_of_bounded_size(flags, is_triton, device, monkeypatch):
     takes_half_precision = is_triton or (device == "cuda" and "foreach" not in flags)
@@ -433,6 +464,8 @@ def test_compiled_step_equals_eager():
         assert_close(eager_params, params)
         for a, b in zip(eager_params, params, strict=True):
             assert_close(dict(eager.state[a]), dict(compiled.state[b]))
+    called = {str(node.target) for graph in backend.graphs for node in graph.graph.nodes}
+    assert any("_foreach_sqrt" in name for name in called)  # it was traced, and did not fall back to eager
     # A schedule that were part of the code would have it compiled anew at each step.
     assert 1 <= graphs[1] == graphs[2] == graphs[3]
 

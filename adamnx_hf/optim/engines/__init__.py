@@ -6,8 +6,9 @@ An engine is a module with
   its own. Empty: the parameters of a call agree in dtype and step, and all tensors have the dtype of the
   moments (float32 or float64);
 - `SCALES`: whether it divides gradients by `grad_scale` and obeys `found_inf` itself;
-- `why_not(device, dtype, *, host_schedule, differentiable) -> str | None`: the reason it cannot serve
-  tensors of that device type and moments of that dtype, or None if it can;
+- `why_not(device, dtype, *, host_schedule, differentiable, wrapped) -> str | None`: the reason it cannot
+  serve tensors of that device type and moments of that dtype, or None if it can. `wrapped`: they may be
+  subclasses that wrap other tensors and have no memory of their own;
 - `step_(params, grads, exp_avgs, exp_avg_sqs, *, weight1, weight2, lr, weight_decay, eps, maximize, ...)`:
   the step of :func:`adamnx_hf.optim.update.adamnx_update` in place on four lists of tensors.
 
@@ -40,7 +41,7 @@ class Engine(Protocol):
     SCALES: bool
 
     def why_not(
-        self, device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool
+        self, device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool, wrapped: bool
     ) -> str | None:
         """The reason it cannot serve, or None."""
 
@@ -90,6 +91,7 @@ def choose_engine(
     fused: bool | None,
     host_schedule: bool,
     differentiable: bool,
+    wrapped: bool = False,
 ) -> Engine:
     """The engine for tensors of a device type and dtype, by torch.optim's rules for `foreach` and `fused`.
 
@@ -110,7 +112,7 @@ def choose_engine(
     reasons = {}
     for name in names:
         reason = ENGINES[name].why_not(
-            device, dtype, host_schedule=host_schedule, differentiable=differentiable
+            device, dtype, host_schedule=host_schedule, differentiable=differentiable, wrapped=wrapped
         )
         if reason is None:
             return ENGINES[name]

@@ -20,7 +20,9 @@ SCALES = False
 _BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
-def why_not(device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool) -> str | None:
+def why_not(
+    device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool, wrapped: bool
+) -> str | None:
     """Applies where torch has fused kernels and β̂_t is known on the host, as an argument of the call."""
     if differentiable:
         return "`fused` does not support `differentiable`"

@@ -15,7 +15,9 @@ MIXES: frozenset[torch.dtype] = frozenset()
 SCALES = False
 
 
-def why_not(device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool) -> str | None:
+def why_not(
+    device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool, wrapped: bool
+) -> str | None:
     """Applies everywhere but under autograd."""
     if differentiable:
         return "torch's foreach operations do not support differentiable=True"
@@ -45,15 +47,14 @@ def step_(
         torch._foreach_mul_(exp_avg_sqs, 1 - weight2)
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, weight2)
     else:
-        # Weights on the device: average += weight · (new − average), by broadcasting 0-d tensors.
+        # Weights on the device, as 0-d tensors that are broadcast.
         assert isinstance(weight1, Tensor) and isinstance(weight2, Tensor)
         for averages, news, weights in (
             (exp_avgs, grads, weight1),
             (exp_avg_sqs, torch._foreach_mul(grads, grads), weight2),
         ):
-            change = torch._foreach_sub(news, averages)
-            torch._foreach_mul_(change, list(weights.unbind()))
-            torch._foreach_add_(averages, change)
+            torch._foreach_mul_(averages, list((1 - weights).unbind()))
+            torch._foreach_add_(averages, torch._foreach_mul(news, list(weights.unbind())))
     denominators = torch._foreach_sqrt(exp_avg_sqs)
     torch._foreach_add_(denominators, eps)
     if isinstance(lr, Tensor):

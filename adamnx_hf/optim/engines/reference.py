@@ -17,7 +17,9 @@ MIXES: frozenset[torch.dtype] = frozenset()
 SCALES = False
 
 
-def why_not(device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool) -> str | None:
+def why_not(
+    device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool, wrapped: bool
+) -> str | None:
     """Applies everywhere."""
     return None
 

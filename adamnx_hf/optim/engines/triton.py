@@ -17,6 +17,7 @@ import operator
 import os
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,12 +36,16 @@ BLOCK, WARPS = 1024, 4
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def why_not(device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool) -> str | None:
+def why_not(
+    device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool, wrapped: bool
+) -> str | None:
     """Applies on CUDA (and ROCm) where Triton can compile, to what is computed in float32."""
     if differentiable:
         return "`fused` does not support `differentiable`"
     if dtype != torch.float32:
         return f"its arithmetic is float32's, not {str(dtype).removeprefix('torch.')}'s"
+    if wrapped:
+        return "it takes tensors by their addresses, which subclasses that wrap others do not have"
     return _why_no_kernel(device)
 
 
@@ -66,6 +71,8 @@ def _why_not_compiled() -> str | None:
         if error.name != "triton":
             raise
         reason = "Triton is not installed"
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # no C compiler, a card too old, ...: whatever Triton may raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     if reason is not None:
@@ -122,9 +129,10 @@ def step_(
         "MAXIMIZE": maximize,
     }
     numels = [param.numel() for param in params]
+    check = functools.partial(_check, columns)
     if all(len(kinds) == 1 for kinds in dtypes) and all(map(_aligned, addresses)):
         kind = (*(dtype for kinds in dtypes for dtype in kinds), True)
-        _launch(kind, addresses, numels, range(len(params)), arguments, device, memo)
+        _launch(kind, addresses, numels, range(len(params)), arguments, device, memo, check)
         return
     # One launch for each combination of dtypes, and one for what does not lie at multiples of 16 bytes.
     kinds_of = defaultdict(list)
@@ -134,7 +142,25 @@ def step_(
         kinds_of[kind].append(i)
     for kind, members in kinds_of.items():
         picked = [[column[i] for i in members] for column in addresses]
-        _launch(kind, picked, [numels[i] for i in members], members, arguments, device, memo)
+        _launch(kind, picked, [numels[i] for i in members], members, arguments, device, memo, check)
+
+
+def _check(columns: tuple[list[Tensor], ...]) -> None:
+    """Raises where the kernel would reach beyond a tensor. Not needed for tensors it has seen."""
+    names = ("param", "grad", "exp_avg", "exp_avg_sq")
+    for i, (param, *others) in enumerate(zip(*columns, strict=True)):
+        for name, tensor in zip(names[1:], others, strict=True):
+            if tensor.device != columns[0][0].device:
+                raise RuntimeError(
+                    f"AdamNX: {name} of parameter {i} is on {tensor.device}, the parameter on "
+                    f"{param.device}; "
+                    "optimizer.load_state_dict(optimizer.state_dict()) moves the state to the parameters"
+                )
+            if tensor.numel() != param.numel():
+                raise RuntimeError(
+                    f"AdamNX: {name} of parameter {i} has {tensor.numel()} elements, the parameter "
+                    f"{param.numel()}: it belongs to another model, or to the parameter as it was"
+                )
 
 
 def _aligned(addresses: list[int]) -> bool:
@@ -159,6 +185,7 @@ def _launch(
     arguments: dict[str, Any],
     device: torch.device,
     memo: dict[Any, Any],
+    check: Callable[[], None],
 ) -> None:
     """One launch for parameters of a `kind`: the dtypes of their four tensors, and if all are aligned."""
     import triton.language as tl
@@ -167,7 +194,7 @@ def _launch(
 
     params, grads, exp_avgs, exp_avg_sqs = addresses
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        tables = _tables([params, exp_avgs, exp_avg_sqs, numels], grads, places, device, kind, memo)
+        tables = _tables([params, exp_avgs, exp_avg_sqs, numels], grads, places, device, kind, memo, check)
         if not len(tables.chunks):
             return
         names = ("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ")
@@ -192,12 +219,19 @@ class _Tables:
     """What a launch looks up, on the device; see `step_kernel` for what they hold."""
 
     parameters: Tensor
-    chunks: Tensor
     grads: Tensor
+    chunks: Tensor
     #: What `grads` holds.
     grad_addresses: list[int]
-    #: Pinned memory of the size of `grads`, for a capture, during which none can be had.
-    spare: Tensor | None
+
+
+@dataclasses.dataclass
+class _Kept:
+    """Tables, what they were made for, and pinned memory to send others from during a capture."""
+
+    made_for: tuple[Any, ...]
+    tables: _Tables
+    spare: Tensor | None = None
 
 
 def _tables(
@@ -207,51 +241,77 @@ def _tables(
     device: torch.device,
     kind: tuple[Any, ...],
     memo: dict[Any, Any],
+    check: Callable[[], None],
 ) -> _Tables:
     """The tables for a launch. Only what has changed since the last one is sent to the device."""
     # Sent on one stream, they may not have arrived when a kernel on another one looks.
     stream, capturing = _stream(device)
-    last, tables = memo.get(kind, (None, None))
+    kept: _Kept | None = memo.get(kind)
     if capturing:
-        return _tables_for_graph(tables if last and last[:2] == (columns, places) else None, grads, memo)
-    if tables is None or last != (columns, places, stream):
-        counts = (torch.tensor(columns[3], dtype=torch.int64, device="cpu") + BLOCK - 1) // BLOCK
-        firsts = counts.cumsum(0) - counts
-        rows = torch.tensor([*columns, firsts.tolist(), list(places)], dtype=torch.int64, device="cpu").t()
-        indices = torch.arange(len(counts), dtype=torch.int32, device="cpu")
-        tables = _Tables(
-            parameters=_send(rows.contiguous(), device),
-            chunks=_send(indices.repeat_interleave(counts), device),
-            grads=_send(_int64(grads), device),
-            grad_addresses=grads,
-            spare=None if stream is None else _pinned(len(grads)),
+        return _tables_for_graph(kept, columns, grads, places, memo, check)
+    if kept is None or kept.made_for != (columns, places, stream):
+        check()
+        rows, addresses, chunks = (_send(t, device) for t in _new_tables(columns, grads, places))
+        memo[kind] = kept = _Kept((columns, places, stream), _Tables(rows, addresses, chunks, grads))
+    elif kept.tables.grad_addresses != grads:
+        kept.tables = dataclasses.replace(
+            kept.tables, grads=_send(_int64(grads), device), grad_addresses=grads
         )
-        memo[kind] = (columns, places, stream), tables
-    elif tables.grad_addresses != grads:
-        tables.grads, tables.grad_addresses = _send(_int64(grads), device), grads
-    return tables
+    if kept.spare is None and stream is not None:
+        tables = (kept.tables.parameters, kept.tables.grads, kept.tables.chunks)
+        kept.spare = _pinned(sum(table.nbytes for table in tables))
+    return kept.tables
 
 
-def _tables_for_graph(tables: _Tables | None, grads: list[int], memo: dict[Any, Any]) -> _Tables:
+def _new_tables(
+    columns: list[list[int]], grads: list[int], places: range | list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The tables of parameters, gradients and chunks, on the host."""
+    counts = (_int64(columns[3]) + BLOCK - 1) // BLOCK
+    firsts = counts.cumsum(0) - counts
+    rows = torch.tensor([*columns, firsts.tolist(), list(places)], dtype=torch.int64, device="cpu").t()
+    indices = torch.arange(len(counts), dtype=torch.int32, device="cpu")
+    return rows.contiguous(), _int64(grads), indices.repeat_interleave(counts)
+
+
+def _tables_for_graph(
+    kept: _Kept | None,
+    columns: list[list[int]],
+    grads: list[int],
+    places: range | list[int],
+    memo: dict[Any, Any],
+    check: Callable[[], None],
+) -> _Tables:
     """Tables for a launch that is captured in a CUDA graph, which are kept for as long as `memo` is.
 
-    Each replay reads them again, and copies the addresses from the host's memory again where they had to be
-    sent during the capture.
+    Each replay reads them again, and copies again, from the host's memory, what had to be sent during the
+    capture: the addresses of gradients that autograd made in the graph's own memory, say.
     """
-    if tables is None:
+    if kept is None:
         raise RuntimeError(
             "AdamNX: a step of parameters that have not been stepped yet cannot be captured in a CUDA graph. "
             "Run a few whole training steps first, as torch.cuda.graph's documentation asks"
         )
-    host = None
-    if tables.grad_addresses != grads:
-        host, tables.spare = tables.spare, None
-        if host is None:  # a second capture with no step in between: torch may or may not have some left
-            host = _pinned(len(grads))
-        host.copy_(_int64(grads))
-        sent = host.to(tables.parameters.device, non_blocking=True)
-        tables = dataclasses.replace(tables, grads=sent, grad_addresses=grads, spare=None)
-    memo.setdefault("captured", []).append((tables, tables.grads, host))
+    tables, host = kept.tables, None
+    if kept.made_for[:2] != (columns, places) or tables.grad_addresses != grads:
+        new: tuple[Tensor, ...] = (_int64(grads),)
+        if kept.made_for[:2] != (columns, places):
+            check()
+            new = _new_tables(columns, grads, places)
+        size = sum(table.nbytes for table in new)
+        host, kept.spare = kept.spare, None
+        if host is None or len(host) < size:
+            host = _pinned(size)  # torch may not have any left to give during a capture
+        sent, start = [], 0
+        for table in new:
+            staged = host[start : start + table.nbytes].view(table.dtype).view(table.shape).copy_(table)
+            sent.append(staged.to(tables.grads.device, non_blocking=True, copy=True))
+            start += table.nbytes
+        if len(sent) == 1:
+            tables = dataclasses.replace(tables, grads=sent[0], grad_addresses=grads)
+        else:
+            tables = _Tables(sent[0], sent[1], sent[2], grads)
+    memo.setdefault("captured", []).append((tables, host))
     return tables
 
 
@@ -262,8 +322,8 @@ def _stream(device: torch.device) -> tuple[Any, bool]:
     return torch.cuda.current_stream(device), torch.cuda.is_current_stream_capturing()
 
 
-def _pinned(numbers: int) -> Tensor:
-    return torch.empty(numbers, dtype=torch.int64, device="cpu", pin_memory=True)
+def _pinned(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)
 
 
 def _int64(numbers: list[int]) -> Tensor:
@@ -276,8 +336,11 @@ def _send(table: Tensor, device: torch.device) -> Tensor:
     return table.pin_memory().to(device, non_blocking=True)
 
 
+# Not in CUDA graphs that torch.compile makes: it would have to know what to keep for the replays.
 @torch.library.custom_op(
-    "adamnx_hf::triton_step", mutates_args=("params", "exp_avgs", "exp_avg_sqs"), device_types=None
+    "adamnx_hf::triton_step",
+    mutates_args=("params", "exp_avgs", "exp_avg_sqs"),
+    tags=(torch.Tag.cudagraph_unsafe,),
 )
 def _opaque_step(
     params: list[Tensor],

@@ -16,10 +16,13 @@ COLUMNS = 6
 
 @triton.jit
 def adamnx_update(param, grad, exp_avg, exp_avg_sq, weight1, weight2, lr, weight_decay, eps):
-    """:func:`adamnx_hf.optim.update.adamnx_update` in float32, the averages in the form that rounds once."""
+    """:func:`adamnx_hf.optim.update.adamnx_update` in float32."""
     param = param * (1 - lr * weight_decay)
-    exp_avg = exp_avg + weight1 * (grad - exp_avg)
-    exp_avg_sq = exp_avg_sq + weight2 * (grad * grad - exp_avg_sq)
+    exp_avg = (1 - weight1) * exp_avg + weight1 * grad
+    # Not (1 - weight2) · v, which float32 would round to v long before v stands still. An infinite v, which
+    # that would leave alone, needs care here.
+    averaged = exp_avg_sq - weight2 * exp_avg_sq + weight2 * (grad * grad)
+    exp_avg_sq = tl.where(exp_avg_sq == float("inf"), exp_avg_sq, averaged)
     # Correctly rounded: memory sets the pace. The approximate square root would flush a tiny v to 0.
     param = param - lr * tl.div_rn(exp_avg, tl.sqrt_rn(exp_avg_sq) + eps)
     return param, exp_avg, exp_avg_sq
@@ -131,7 +134,7 @@ def step_kernel(
         lr = tl.load(lr).to(tl.float32)
     grad_factor = 1.0
     if grad_scale is not None:
-        grad_factor = 1.0 / tl.load(grad_scale).to(tl.float32)
+        grad_factor = tl.div_rn(1.0, tl.load(grad_scale).to(tl.float32))
 
     offsets = tl.arange(0, BLOCK)
     # A mask of unknown alignment would make every access one element wide: only the last chunk has one.
