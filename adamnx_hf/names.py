@@ -6,7 +6,6 @@ import math
 import warnings
 from typing import Any, Literal
 
-from adamnx_hf.optim.schedules import beta2_for_horizon
 from trainer_patches import RunInfo, register_optimizer
 
 __all__ = ["fit_horizon", "register"]
@@ -33,6 +32,8 @@ def fit_horizon(
         return kwargs
     if clash := run.given & {"beta2", "betas"}:
         raise ValueError(f"optim_args: horizon={horizon} solves for beta2; give it or {min(clash)}, not both")
+    from adamnx_hf.optim.schedules import beta2_for_horizon  # here, as it imports torch
+
     if horizon == "auto":
         beta2 = beta2_for_horizon(run.num_training_steps)
     elif math.isfinite(horizon) and horizon >= 1:
