@@ -55,8 +55,8 @@ def _swapped_for_offload(wrapped: Any, _: Any, arguments: Any, keywords: Any) ->
     if not counterpart:
         warnings.warn(
             f"DeepSpeed: {type(theirs).__name__} takes the place of {ours.__name__}, because the optimizer "
-            f'state is offloaded. To train with {ours.__name__}, put "zero_force_ds_cpu_optimizer": false into '
-            "the DeepSpeed config (a JSON file: deepspeed_config_file in Accelerate's config, --deepspeed of "
+            f'state is offloaded. To keep {ours.__name__}, put "zero_force_ds_cpu_optimizer": false into the '
+            "DeepSpeed config (a JSON file: deepspeed_config_file in Accelerate's config, --deepspeed of "
             "the Trainer), or do not offload it.",
             RuntimeWarning,
             stacklevel=2,

@@ -78,7 +78,9 @@ def _safetensors(path: Path) -> str | None:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    end = max(
+        (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+    )
     return None if path.stat().st_size == 8 + length + end else "it is cut short"
 
 

@@ -45,7 +45,16 @@ def batches(args, accelerator):
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         return {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
 
-    return torch.utils.data.DataLoader(rows, args.batch_size, shuffle=True, collate_fn=collate, drop_last=True)
+    # A generator of its own: starting an epoch again, on resuming, then draws none of the model's random
+    # numbers, and dropout goes on as if nothing had happened.
+    return torch.utils.data.DataLoader(
+        rows,
+        args.batch_size,
+        shuffle=True,
+        collate_fn=collate,
+        drop_last=True,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
 
 
 def save(accelerator, folder, step):

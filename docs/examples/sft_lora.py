@@ -1,6 +1,6 @@
 """Fine-tunes a language model with TRL's SFTTrainer and a LoRA adapter of PEFT.
 
-accelerate launch sft_lora.py --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/Capybara --output_dir out
+accelerate launch sft_lora.py --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/Capybara
 """
 
 from datasets import load_dataset

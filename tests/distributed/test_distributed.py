@@ -78,9 +78,7 @@ def test_saved_by_two_processes_resumed_by_one(launched, mode, kind):
             dcp.load(parts, checkpoint_id=saved / "sharded", no_dist=True)
         else:
             parts = torch.load(saved / "full.pt", weights_only=True)
-        set_state_dict(
-            model, optimizer, model_state_dict=parts["model"], optim_state_dict=parts["optimizer"]
-        )
+        set_state_dict(model, optimizer, model_state_dict=parts["model"], optim_state_dict=parts["optimizer"])
         worker.train(model, optimizer, range(worker.SAVED_AT, worker.STEPS))
         torch.testing.assert_close(worker.values(model), expected, msg=way, **worker.ROUNDING)
         assert {float(state["step"]) for state in optimizer.state.values()} == {worker.STEPS}

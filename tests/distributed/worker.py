@@ -19,7 +19,12 @@ from torch import nn
 from adamnx_hf import AdamNX
 
 STEPS, SAVED_AT = 6, 3
-ENGINES = {"default": {}, "fused": {"fused": True}, "foreach": {"foreach": True}, "reference": {"foreach": False}}
+ENGINES = {
+    "default": {},
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "reference": {"foreach": False},
+}
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate_configs"
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -100,7 +105,10 @@ def wrap(model, how):
         "full": {"mesh": init_device_mesh("cpu", (2,))},
         "hybrid 2x1": {"mesh": init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))},
         "hybrid 1x2": {"mesh": init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard"))},
-        "offload": {"mesh": init_device_mesh("cpu", (2,)), "offload_policy": CPUOffloadPolicy(pin_memory=False)},
+        "offload": {
+            "mesh": init_device_mesh("cpu", (2,)),
+            "offload_policy": CPUOffloadPolicy(pin_memory=False),
+        },
     }[how]
     fully_shard(model.first, **options)
     return fully_shard(model, **options)
@@ -218,7 +226,14 @@ def environment_of(config, processes=2):
     from accelerate.utils.launch import prepare_multi_gpu_env
 
     replicas = ["--parallelism_config_dp_replicate_size", "1", "--parallelism_config_dp_shard_size", "2"]
-    argv = ["--config_file", str(CONFIGS / config), "--num_processes", str(processes), "--mixed_precision", "no"]
+    argv = [
+        "--config_file",
+        str(CONFIGS / config),
+        "--num_processes",
+        str(processes),
+        "--mixed_precision",
+        "no",
+    ]
     argv += replicas if "hybrid" in config else []
     args, *_ = _validate_launch_command(launch_command_parser().parse_args([*argv, "script.py"]))
     return prepare_multi_gpu_env(args)
@@ -296,7 +311,9 @@ ACCELERATE_CONFIGS = {"ddp": ["ddp.yaml"], "fsdp2": ["fsdp2.yaml", "fsdp2_hybrid
 @check("ddp", "fsdp2")
 def launched_with_the_shipped_config(mode, folder):
     """What the processes were started with is what the checks below go through config by config."""
-    launched = {key: value for key, value in os.environ.items() if key.startswith(("FSDP_", "ACCELERATE_USE_F"))}
+    launched = {
+        key: value for key, value in os.environ.items() if key.startswith(("FSDP_", "ACCELERATE_USE_F"))
+    }
     shipped = environment_of(ACCELERATE_CONFIGS[mode][0])
     assert launched == {
         key: value for key, value in shipped.items() if key.startswith(("FSDP_", "ACCELERATE_USE_F"))

@@ -112,6 +112,4 @@ def test_adamw_checkpoint_from_a_file(tmp_path, kind, flags):
     assert type(optimizer) is AdamNX
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     train(resumed, optimizer, range(4, 8))
-    torch.testing.assert_close(
-        list(resumed.parameters()), list(model.parameters()), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(list(resumed.parameters()), list(model.parameters()), rtol=1e-4, atol=1e-5)

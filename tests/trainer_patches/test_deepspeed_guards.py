@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-import adamnx_hf  # noqa: F401 - registers, and with that installs the guards
+import adamnx_hf
 from adamnx_hf import AdamNX
 
 pytest.importorskip("transformers")
@@ -110,7 +110,7 @@ def test_optimizer_section_that_overrides_what_was_asked_for_warns(tmp_path, opt
         optimizer = optimizer_under(section, tmp_path, optim, **attributes)
     assert type(optimizer).__name__ == "DummyOptim"
     (message,) = [str(w.message) for w in caught if w.category is RuntimeWarning]
-    assert f"AdamW of the DeepSpeed config's \"optimizer\" section takes the place of {named}" in message
+    assert f'AdamW of the DeepSpeed config\'s "optimizer" section takes the place of {named}' in message
     assert "Remove that section" in message
 
 
@@ -122,5 +122,3 @@ def test_no_warning_where_nothing_is_swapped(tmp_path, optim, config, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         assert type(optimizer_under(config, tmp_path, optim)).__name__ == kind
-
-

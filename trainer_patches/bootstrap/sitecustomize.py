@@ -8,7 +8,7 @@ import os
 import sys
 
 
-class _Waiting(object):  # noqa: UP004 - any Python may come by here
+class _Waiting(object):
     """An import hook that finds nothing: it only sees what is about to be imported."""
 
     done = False
@@ -28,7 +28,7 @@ def _register():
             if module:
                 importlib.import_module(module)
         except ImportError as error:
-            sys.stderr.write("%s: no optimizer names of %s: %s\n" % (sys.executable, module, error))  # noqa: UP031
+            sys.stderr.write("%s: no optimizer names of %s: %s\n" % (sys.executable, module, error))
 
 
 def _go_on():
