@@ -1,9 +1,9 @@
 """Kills training runs at random moments, resumes them, compares how they end: python crash.py MODE FOLDER.
 
 Runs one of docs/examples (`trainer` or `accelerate_loop`), which resume from their newest complete
-checkpoint, as child processes. They are forked from this one, which has imported all that takes long and touched no
-tensor, so that an attempt takes a fraction of a second. Every second kill waits for a save to begin.
-Prints a line of JSON.
+checkpoint, as child processes. They are forked from this one, which has imported all that takes long and
+touched no tensor, so that an attempt takes a fraction of a second. Every second kill waits for a save to
+begin. Prints a line of JSON.
 """
 
 import contextlib
