@@ -134,6 +134,9 @@ def test_help_and_mistakes(tmp_path):
         status, out, error = run([*LAUNCH, *arguments], tmp_path)
         assert (status, out) == (2, "")
         assert message in error
+    (tmp_path / "no-program").write_text("")
+    (tmp_path / "no-program").chmod(0o755)
+    assert run([*LAUNCH, "./no-program"], tmp_path)[0] == 2
     missing = run([*LAUNCH, "missing.py"], tmp_path)
     assert missing == run([sys.executable, "missing.py"], tmp_path)
     status, _, error = run([sys.executable, "-E", "-m", "adamnx_hf.launch", "x.py"], tmp_path)

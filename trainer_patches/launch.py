@@ -97,7 +97,10 @@ def launch(modules: Sequence[str], prog: str, argv: Sequence[str] | None = None)
     sys.stderr.flush()
     if os.name == "nt":  # exec there starts a child and ends the parent at once
         return subprocess.call(command, env=environment(modules))
-    os.execve(command[0], command, environment(modules))
+    try:
+        os.execve(command[0], command, environment(modules))
+    except OSError as error:
+        return _error(prog, f"{command[0]}: {error.strerror}")
 
 
 def _error(prog: str, message: str) -> int:
