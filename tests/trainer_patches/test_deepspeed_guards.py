@@ -122,3 +122,62 @@ def test_no_warning_where_nothing_is_swapped(tmp_path, optim, config, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         assert type(optimizer_under(config, tmp_path, optim)).__name__ == kind
+
+
+THROUGH_PREPARE = """
+import os, sys, types, warnings
+os.environ.update(DS_ACCELERATOR="cpu", ACCELERATE_USE_CPU="true")
+import deepspeed, torch
+import adamnx_hf
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DeepSpeedPlugin
+
+class DeepSpeedCPUAdam(torch.optim.SGD):  # the real one would compile for minutes
+    def __init__(self, params, lr, weight_decay, adamw_mode):
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+
+adam = types.ModuleType("deepspeed.ops.adam")
+adam.DeepSpeedCPUAdam = DeepSpeedCPUAdam
+sys.modules["deepspeed.ops.adam"] = adam
+
+class Enough(Exception):
+    pass
+
+def initialize(optimizer, **_):
+    raise Enough(type(optimizer).__name__)
+
+deepspeed.initialize = initialize
+for extra in ({}, {"zero_force_ds_cpu_optimizer": False}):
+    config = {
+        "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        **extra,
+    }
+    plugin = DeepSpeedPlugin(hf_ds_config=config)
+    accelerator = Accelerator()
+    # On the CPU Accelerate does not enter DeepSpeed by itself.
+    for state in (AcceleratorState, PartialState):
+        state._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+    plugin.select(_from_accelerator_state=True)
+    AcceleratorState._shared_state["deepspeed_plugins"] = {"default": plugin}
+    model = torch.nn.Linear(2, 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            accelerator.prepare(model, adamnx_hf.AdamNX(model.parameters()))
+        except Enough as gets:
+            print("DeepSpeed gets", gets, *(w.message for w in caught if w.category is RuntimeWarning))
+    AcceleratorState._reset_state(reset_partial_state=True)
+"""
+
+
+def test_through_accelerates_prepare(run_python):
+    pytest.importorskip("deepspeed")
+    lines = [line for line in run_python(THROUGH_PREPARE).splitlines() if line.startswith("DeepSpeed gets")]
+    assert len(lines) == 2
+    assert lines[0].startswith(
+        "DeepSpeed gets DeepSpeedCPUAdam DeepSpeed: DeepSpeedCPUAdam takes the place of"
+    )
+    assert lines[1] == "DeepSpeed gets AdamNX"
