@@ -23,7 +23,7 @@ def run(command, cwd, **env):
         env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     return result.returncode, result.stdout, result.stderr
 
