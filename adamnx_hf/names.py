@@ -7,7 +7,6 @@ import sys
 import warnings
 from typing import Any, Literal
 
-from adamnx_hf.optim.schedules import beta2_for_horizon
 from trainer_patches import RunInfo, register_optimizer
 
 __all__ = ["fit_to_run", "register"]
@@ -38,6 +37,8 @@ def fit_to_run(
         return kwargs
     if clash := run.given & {"beta2", "betas"}:
         raise ValueError(f"optim_args: horizon={horizon} solves for beta2; give it or {min(clash)}, not both")
+    from adamnx_hf.optim.schedules import beta2_for_horizon  # here, as it imports torch
+
     if horizon == "auto":
         beta2 = beta2_for_horizon(run.num_training_steps)
     elif math.isfinite(horizon) and horizon >= 1:

@@ -8,6 +8,7 @@
 Importing this package imports neither Transformers nor torch.
 """
 
+from trainer_patches.checkpoints import last_complete_checkpoint
 from trainer_patches.registry import RunInfo, register_optimizer, registered_optimizers
 
-__all__ = ["RunInfo", "register_optimizer", "registered_optimizers"]
+__all__ = ["RunInfo", "last_complete_checkpoint", "register_optimizer", "registered_optimizers"]

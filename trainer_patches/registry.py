@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trainer_patches import optim_args, transformers
+from trainer_patches import accelerate, optim_args, transformers
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -260,3 +260,4 @@ def register_optimizer(
 
 
 transformers.install(_REGISTERED)
+accelerate.install()

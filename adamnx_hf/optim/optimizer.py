@@ -19,6 +19,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
+from adamnx_hf.optim.checkpoint import check_state_dict
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
 from adamnx_hf.optim.functional import Memo, adamnx, count_on_device, moment_dtype, pack_steps
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule
@@ -180,17 +181,13 @@ class AdamNX(Optimizer):
         bfloat16 parameters at every resume.
 
         Raises:
-            ValueError: `state_dict` is torch.optim.Adam's or AdamW's, or does not fit the parameters.
+            ValueError: `state_dict` is another optimizer's, another model's, or damaged. Nothing has been
+                changed then.
         """
         uncast: StateDict = {}
 
         def remember(_: Optimizer, state_dict: StateDict) -> None:
-            if any("amsgrad" in group for group in state_dict["param_groups"]):
-                raise ValueError(
-                    "this state_dict was saved by torch.optim.Adam or AdamW, whose moments are not "
-                    "bias-corrected as AdamNX's are. Load it into that optimizer, then convert it: "
-                    "optimizer = adamnx_hf.from_adamw(adamw)"
-                )
+            check_state_dict(state_dict, self.param_groups)
             uncast.update(state_dict)
 
         def restore(_: Optimizer) -> None:

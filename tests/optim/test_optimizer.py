@@ -748,7 +748,8 @@ def test_adamw_checkpoint_that_a_hook_converts_is_loaded():
     optimizer = AdamNX(params)
 
     def convert(_, state_dict):
-        groups = [{k: v for k, v in g.items() if k != "amsgrad"} for g in state_dict["param_groups"]]
+        adams = {"amsgrad", "decoupled_weight_decay"}
+        groups = [{k: v for k, v in g.items() if k not in adams} for g in state_dict["param_groups"]]
         return {**state_dict, "param_groups": groups}
 
     optimizer.register_load_state_dict_pre_hook(convert)

@@ -1,0 +1,89 @@
+"""What a saved optimizer state must look like before anything of it is taken over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["check_state_dict"]
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# Options of optimizers whose state has the same names and another meaning.
+_FOREIGN = {
+    "momentum_decay": "torch.optim.NAdam",
+    "decoupled_weight_decay": "torch.optim.RAdam or another of torch's Adams",
+    "correct_bias": "Transformers' former AdamW",
+}
+
+
+def check_state_dict(state_dict: Any, param_groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raises where `state_dict` is not the state of an AdamNX over `param_groups`' parameters.
+
+    Parameters without state are fine (they were frozen, or had no gradient yet), and so are further
+    entries, which stay where they are.
+
+    Args:
+        state_dict: as `Optimizer.state_dict` gives it.
+        param_groups: of the optimizer that is to load it. Where the numbers of groups or of parameters
+            differ, nothing is said: that is torch.optim's to refuse.
+
+    Raises:
+        ValueError: it is another optimizer's, an 8-bit one's, another model's, or damaged; the message
+            names the parameter and what is wrong with it.
+    """
+    if not (isinstance(state_dict, Mapping) and {"state", "param_groups"} <= set(state_dict)):
+        found = sorted(state_dict) if isinstance(state_dict, Mapping) else type(state_dict).__name__
+        raise ValueError(
+            f"not the state_dict of an optimizer: 'state' and 'param_groups' are expected, found {found}"
+        )
+    saved_groups = state_dict["param_groups"]
+    for group in saved_groups:
+        if "amsgrad" in group:
+            raise ValueError(
+                "this state_dict was saved by torch.optim.Adam or AdamW, whose moments are not "
+                "bias-corrected as AdamNX's are. Load it into that optimizer, then convert it: "
+                "optimizer = adamnx_hf.from_adamw(adamw)"
+            )
+        for option, optimizer in _FOREIGN.items():
+            if option in group:
+                raise ValueError(
+                    f"this state_dict was saved by {optimizer} ({option!r} is among its options), whose "
+                    "moments are not AdamNX's: start with a new optimizer state"
+                )
+
+    for group, saved_group in zip(param_groups, saved_groups, strict=False):
+        names = group.get("param_names", saved_group.get("param_names", ()))
+        for i, (param, id_) in enumerate(zip(group["params"], saved_group["params"], strict=False)):
+            if state := state_dict["state"].get(id_):
+                name = f"parameter {names[i]!r}" if i < len(names) else f"parameter {id_}"
+                _check_state(state, param, name)
+
+
+def _check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
+    if missing := [key for key in ("step", *_MOMENTS) if key not in state]:
+        raise ValueError(
+            f"this state_dict was not saved by AdamNX: the state of {name} has {', '.join(map(str, state))}, "
+            f"and not {', '.join(missing)}. Start with a new optimizer state"
+        )
+    for key in _MOMENTS:
+        moment = state[key]
+        if not isinstance(moment, Tensor):
+            raise ValueError(f"{key} of {name} is damaged: a {type(moment).__name__} instead of a tensor")
+        if moment.shape != param.shape:
+            raise ValueError(
+                f"{key} of {name} has shape {tuple(moment.shape)}, the parameter has {tuple(param.shape)}: "
+                "this state_dict is of another model, or its parameters are in another order"
+            )
+        if not (moment.is_floating_point() or moment.is_complex()):
+            raise ValueError(
+                f"{key} of {name} is {moment.dtype}: a quantized state, which AdamNX cannot go on from"
+            )
+    step = state["step"]
+    if isinstance(step, Tensor) and step.numel() != 1:
+        raise ValueError(f"step of {name} is damaged: {step.numel()} numbers instead of one")
+    if not (math.isfinite(step) and step >= 0):
+        raise ValueError(f"step of {name} is damaged: {float(step)}")

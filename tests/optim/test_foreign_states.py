@@ -1,0 +1,160 @@
+"""States that are not AdamNX's, or damaged: refused with a clear error, nothing overwritten."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from adamnx_hf import AdamNX
+
+
+def model(width=3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, width), nn.Linear(width, 2))
+
+
+def stepped(make, module=None, steps=2):
+    module = module or model()
+    optimizer = make(module.parameters())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+    return optimizer
+
+
+def adafactor_of_transformers(params):
+    return pytest.importorskip("transformers.optimization").Adafactor(params)
+
+
+class EightBit(torch.optim.Optimizer):
+    """Its state has the names and types of bitsandbytes' Adam8bit, which needs a GPU to step."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0})
+
+    def step(self):
+        for param in self.param_groups[0]["params"]:
+            codes = torch.zeros(param.shape, dtype=torch.uint8)
+            self.state[param] = {
+                "step": 1,
+                "state1": codes,
+                "state2": codes,
+                "qmap1": torch.zeros(256),
+                "qmap2": torch.zeros(256),
+                "absmax1": torch.zeros(1),
+                "absmax2": torch.zeros(1),
+            }
+
+
+def edited(change):
+    def make():
+        saved = copy.deepcopy(stepped(AdamNX).state_dict())
+        change(saved)
+        return saved
+
+    return make
+
+
+def assert_same(a, b):
+    """The same values, whatever is nested in whatever."""
+    if isinstance(a, torch.Tensor):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for pair in zip(a, b, strict=True):
+            assert_same(*pair)
+    else:
+        assert a == b
+
+
+def saved_by(make, module=None):
+    return lambda: stepped(make, module).state_dict()
+
+
+def set_state(key, value):
+    return edited(lambda saved: saved["state"][1].update({key: value}))
+
+
+REFUSED = {
+    # name: (what makes the state_dict, the error)
+    "Adam": (saved_by(torch.optim.Adam), r"torch\.optim\.Adam or AdamW.*from_adamw"),
+    "AdamW": (saved_by(torch.optim.AdamW), r"torch\.optim\.Adam or AdamW.*from_adamw"),
+    "NAdam": (saved_by(torch.optim.NAdam), "NAdam"),
+    "RAdam": (saved_by(torch.optim.RAdam), "RAdam"),
+    "Adamax": (saved_by(torch.optim.Adamax), "not saved by AdamNX.*parameter 0 has step, exp_avg, exp_inf"),
+    "SGD": (saved_by(lambda p: torch.optim.SGD(p, momentum=0.9)), "has momentum_buffer, and not step"),
+    "RMSprop": (saved_by(torch.optim.RMSprop), "square_avg, and not exp_avg"),
+    "Adafactor": (saved_by(torch.optim.Adafactor), "row_var, col_var.*and not exp_avg"),
+    "Transformers' Adafactor": (saved_by(adafactor_of_transformers), "exp_avg_sq_row.*and not exp_avg"),
+    "8-bit, bitsandbytes' names": (saved_by(EightBit), "state1, state2.*and not exp_avg, exp_avg_sq"),
+    "8-bit, our names": (
+        set_state("exp_avg_sq", torch.zeros(3, dtype=torch.uint8)),
+        r"exp_avg_sq of parameter 1 is torch\.uint8: a quantized state",
+    ),
+    "another model": (
+        saved_by(AdamNX, model(width=5)),
+        r"exp_avg of parameter 0 has shape \(5, 4\), the parameter has \(3, 4\): .* of another model",
+    ),
+    "a smaller model": (saved_by(AdamNX, nn.Linear(4, 3)), "doesn't match the size of optimizer's group"),
+    "more groups": (
+        edited(lambda saved: saved["param_groups"].append(saved["param_groups"][0])),
+        "different number of parameter groups",
+    ),
+    "a state without moments": (edited(lambda saved: saved["state"][1].pop("exp_avg")), "not exp_avg"),
+    "a moment that is no tensor": (set_state("exp_avg", None), "damaged: a NoneType instead of a tensor"),
+    "step nan": (set_state("step", torch.tensor(float("nan"))), "step of parameter 1 is damaged: nan"),
+    "step below 0": (set_state("step", -1), "step of parameter 1 is damaged"),
+    "two steps": (set_state("step", torch.ones(2)), "2 numbers instead of one"),
+    "a model's state_dict": (lambda: model().state_dict(), "'state' and 'param_groups' are expected"),
+    "a list": (lambda: [1, 2], "found list"),
+}
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["stepped", "new"])
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused_and_nothing_overwritten(make, message, fresh):
+    module = model()
+    optimizer = stepped(AdamNX, module, steps=0 if fresh else 3)
+    before = copy.deepcopy([optimizer.state_dict(), list(module.parameters())])
+    saved = make()
+    saved_before = copy.deepcopy(saved)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        optimizer.load_state_dict(saved)
+    assert_same([optimizer.state_dict(), list(module.parameters())], before)
+    assert_same(saved, saved_before)
+    stepped(lambda params: optimizer, module, steps=1)  # and it goes on
+
+
+def test_named_parameters_are_named_in_the_error():
+    optimizer = AdamNX(model().named_parameters())
+    with pytest.raises(ValueError, match=r"exp_avg of parameter '0\.weight' has shape"):
+        optimizer.load_state_dict(saved_by(AdamNX, model(width=5))())
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.99])
+def test_truncated_file_is_refused_before_anything_is_loaded(tmp_path, keep):
+    optimizer = stepped(AdamNX)
+    before = copy.deepcopy(optimizer.state_dict())
+    path = tmp_path / "optimizer.pt"
+    torch.save(stepped(AdamNX, steps=5).state_dict(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises((RuntimeError, EOFError)):
+        optimizer.load_state_dict(torch.load(path, weights_only=True))
+    assert_same(optimizer.state_dict(), before)
+
+
+def test_parameters_without_state_and_further_entries_are_no_reason_to_refuse():
+    saved = copy.deepcopy(stepped(AdamNX).state_dict())
+    del saved["state"][2]
+    saved["state"][0]["note"] = 1.0
+    module = model()
+    optimizer = AdamNX(module.parameters())
+    optimizer.load_state_dict(saved)
+    assert [len(optimizer.state.get(param, ())) for param in module.parameters()] == [4, 3, 0, 3]

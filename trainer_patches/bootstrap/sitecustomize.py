@@ -1,0 +1,50 @@
+"""Python runs this at every start while `trainer_patches.launch` has this folder on PYTHONPATH.
+
+It waits until Transformers or Accelerate is about to be imported, and only then imports the modules that
+register names. Other processes, which may be of another Python, pay next to nothing and notice nothing.
+"""
+
+import os
+import sys
+
+
+class _Waiting(object):
+    """An import hook that finds nothing: it only sees what is about to be imported."""
+
+    done = False
+
+    def find_spec(self, name, path=None, target=None):
+        if name in ("transformers", "accelerate") and not self.done:
+            self.done = True
+            _register()
+        return None
+
+
+def _register():
+    import importlib
+
+    for module in os.environ.get("TRAINER_PATCHES_MODULES", "").split(","):
+        try:
+            if module:
+                importlib.import_module(module)
+        except ImportError as error:
+            sys.stderr.write("%s: no optimizer names of %s: %s\n" % (sys.executable, module, error))
+
+
+def _go_on():
+    """Hides this folder and runs the sitecustomize that it hid, if there is one."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]
+    this = sys.modules.pop("sitecustomize")
+    try:
+        import sitecustomize  # noqa: F401
+    except ImportError:
+        if "sitecustomize" in sys.modules:  # there is one, and it failed: that is for Python to report
+            raise
+    finally:
+        sys.modules.setdefault("sitecustomize", this)
+
+
+if sys.version_info[0] > 2:
+    sys.meta_path.insert(0, _Waiting())
+_go_on()
