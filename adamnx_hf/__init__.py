@@ -3,7 +3,7 @@
 Importing it makes `TrainingArguments(optim="adamnx")` valid.
 """
 
-from adamnx_hf import names
+from adamnx_hf import models, names
 from adamnx_hf.optim import AdamNX, adamnx, beta2_for_horizon, from_adamw, horizon, param_groups
 from trainer_patches import register_optimizer
 
@@ -20,3 +20,4 @@ __all__ = [
 ]
 
 names.register()
+models.register()

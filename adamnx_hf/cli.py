@@ -19,6 +19,9 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "demo": "train a small vision transformer with AdamNX and with AdamW, and draw the curves",
     "bench": "time AdamNX's step beside torch's fused AdamW on this machine",
+    "recipes": "list the recipes",
+    "run": "train a recipe",
+    "paper": "show the paper's tables beside your own runs",
 }
 
 # The top-level modules of the `demo` extra.
