@@ -116,7 +116,7 @@ class _Foreach(Optimizer):
                 state["step"] += 1
                 alike[param.device, param.dtype, int(state["step"])].append(param)
             for (_, _, step), params in alike.items():
-                grads = [param.grad for param in params]
+                grads: list[Any] = [param.grad for param in params]
                 first, second = ([self.state[p][name] for p in params] for name in self._moments)
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_lerp_(first, grads, 1 - group["betas"][0])

@@ -13,7 +13,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +120,7 @@ SMOKE = {
     "per_device_eval_batch_size": 16,
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
+    "torch_compile": False,  # it takes longer than all the rest
     "logging_steps": 1,
     "save_strategy": "no",
     "report_to": "none",
@@ -238,13 +238,6 @@ def _clean(error: argparse.ArgumentError, source: str) -> str:
     return source + re.sub(r"^argument --([^/:\s]+)[^:]*: ", r"\1: ", str(error))
 
 
-@cache
-def _parser(name: str) -> _Parser:
-    from adamnx_hf.tasks import load_task
-
-    return _Parser(load_task(name))
-
-
 def help_text(name: str) -> str:
     """Every field of a recipe as a flag, with the recipe's own values as defaults."""
     values = read(find(name))
@@ -276,7 +269,7 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     source = f"{path.name}: "
     written = read(path)
     task = _task_of(written, source)
-    parser = _parser(written["task"])
+    parser = _Parser(task)
     from_file = parser.explicit(parser.flags(written, source), source)
     from_flags = parser.explicit(words, "")
     for field in ("task",):
@@ -287,7 +280,7 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     chosen = {**from_file, **layers[1], **from_flags}
     fast, smoke = bool(chosen.get("fast")), bool(chosen.get("smoke"))
     if fast:
-        layers.append(task.FAST | _fused(chosen))
+        layers.append(task.fast() | _fused(chosen))
     if smoke:
         layers += [SMOKE, task.smoke(parser.instances({**chosen, "output_dir": "."})[1])]
     base = {key: value for layer in layers for key, value in layer.items()}

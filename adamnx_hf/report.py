@@ -7,12 +7,11 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["best_and_last", "draw", "environment", "epochs", "write_json"]
+__all__ = ["best_and_last", "draw", "draw_runs", "environment", "epochs", "write_json"]
 
 _PACKAGES = (
     "torch",
@@ -33,7 +32,7 @@ def environment() -> dict[str, Any]:
 
     import adamnx_hf
 
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
             packages[name] = importlib.metadata.version(name)
@@ -196,6 +195,7 @@ def draw_runs(
                         color=tint,
                     )
             right.plot(x, _gaps([row["learning_rate"] for row in rows]), color=colour, marker=marker, ms=3)
+        middle.margins(y=0.12)
         left.set_title("Loss")
         middle.set_title("Metrics (star: best epoch)")
         right.set_title("Learning rate, at the end of the epoch")
@@ -212,10 +212,3 @@ def draw_runs(
 
 def _gaps(values: Sequence[Any]) -> list[float]:
     return [float("nan") if value is None else float(value) for value in values]
-
-
-def command() -> str:
-    """The command line, the program without its folder."""
-    import shlex
-
-    return shlex.join(["adamnx-hf", *sys.argv[1:]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             print(recipe.help_text(args.recipe))
             return 0
         resolved = recipe.resolve(args.recipe, args.flags)
-        train(resolved)
+        train(resolved, command=shlex.join(["adamnx-hf", "run", args.recipe, *args.flags]))
     except RecipeError as error:
         print(f"adamnx-hf run: error: {error}", file=sys.stderr)
         return 1
@@ -82,11 +83,15 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
     return last
 
 
-def train(recipe: Recipe) -> dict[str, Any]:
+def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
     """Trains `recipe` and writes into its output_dir.
 
     `recipe.yaml` (as it was resolved), `environment.json`, `metrics.json` (per epoch, after each epoch),
     `results.json` (best and last, time and throughput), `curves.png`, and the model with its processor.
+
+    Args:
+        recipe: see :func:`adamnx_hf.recipe.resolve`.
+        command: for environment.json.
 
     Returns:
         What results.json holds.
@@ -106,41 +111,49 @@ def train(recipe: Recipe) -> dict[str, Any]:
     transformers.set_seed(args.seed)
     try:
         trainer = recipe.task.make_trainer(recipe)
-        transformers.Trainer.get_optimizer_cls_and_kwargs(args, trainer.model)  # errors before anything else
-    except (ValueError, ImportError, OSError) as error:
-        if isinstance(error, RecipeError) or (isinstance(error, ModuleNotFoundError) and error.name):
-            raise
-        raise RecipeError(" ".join(str(error).split())) from error
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise _in_one_line(error) from error
 
     main = trainer.is_world_process_zero()
-    environment = report.environment() | {"command": report.command()}
+    environment = report.environment() | {"command": command}
     clock = TrainClock()
 
     def rows() -> list[dict[str, Any]]:
         return report.epochs(trainer.state.log_history, list(recipe.task.METRICS), clock.seconds)
 
-    class WriteMetrics(transformers.TrainerCallback):
+    class Record(transformers.TrainerCallback):
+        begun = False
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            # By now the optimizer and the schedule have been made: nothing is written for what cannot run.
+            self.begun = True
+            if main:
+                folder.mkdir(parents=True, exist_ok=True)
+                head = f"# {recipe.name} as it was run. Again: adamnx-hf run {folder.name}/recipe.yaml\n"
+                text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
+                (folder / "recipe.yaml").write_text(head + text, encoding="utf-8")
+                report.write_json(folder / "environment.json", environment)
+                _say_what(recipe, trainer)
+
         def on_evaluate(self, *_: Any, **__: Any) -> None:
             if main:
                 report.write_json(folder / "metrics.json", rows())
 
+    record = Record()
     trainer.add_callback(clock)
-    trainer.add_callback(WriteMetrics())
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        head = f"# {recipe.name} as it was run. The same again: adamnx-hf run {folder.name}/recipe.yaml\n"
-        text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
-        (folder / "recipe.yaml").write_text(head + text, encoding="utf-8")
-        report.write_json(folder / "environment.json", environment)
-        _say_what(recipe, trainer)
-
+    trainer.add_callback(record)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (ValueError, TypeError, ImportError) as error:
+        if record.begun:
+            raise
+        raise _in_one_line(error) from error
     seconds = time.perf_counter() - started
     if args.eval_strategy == "no" or not rows() or rows()[-1]["step"] != trainer.state.global_step:
         trainer.evaluate()
     trainer.save_model()
-    throughput = measure(trainer)
+    throughput = measure(trainer, seconds=0.1 if recipe.arguments.smoke else 3.0)
 
     optimizer: Any = trainer.optimizer
     while hasattr(optimizer, "optimizer"):  # Accelerate's wrapper
@@ -191,6 +204,13 @@ def train(recipe: Recipe) -> dict[str, Any]:
         if args.push_to_hub:
             trainer.push_to_hub()
     return results
+
+
+def _in_one_line(error: Exception) -> Exception:
+    """`error` as a RecipeError, save a missing module, for which the command has its own words."""
+    if isinstance(error, RecipeError) or (isinstance(error, ModuleNotFoundError) and error.name):
+        return error
+    return RecipeError(" ".join(str(error).split()))
 
 
 def _say_what(recipe: Recipe, trainer: Any) -> None:

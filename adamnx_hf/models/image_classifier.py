@@ -35,7 +35,7 @@ class TorchvisionNetForImageClassification(PreTrainedModel):
 
     def __init__(self, config: TorchvisionNetConfig) -> None:
         super().__init__(config)
-        self.net = nets.build(config.architecture, config.num_labels, config.options)
+        self.net: Any = nets.build(config.architecture, int(config.num_labels or 0), config.options)
         self.post_init()
 
     def init_weights(self) -> None:
@@ -82,7 +82,8 @@ def feature_size(model: TorchvisionNetForImageClassification, size: int) -> tupl
 
     def note(_: nn.Module, __: Any, output: Tensor) -> None:
         # torchvision's Swin keeps channels last.
-        sizes.append(tuple(output.shape[1:3] if "swin" in model.config.architecture else output.shape[2:4]))
+        first = 1 if "swin" in model.config.architecture else 2
+        sizes.append((output.shape[first], output.shape[first + 1]))
 
     handle = model.net.features.register_forward_hook(note)
     try:

@@ -20,22 +20,12 @@ from adamnx_hf.tasks.trainer import RecipeTrainer
 if TYPE_CHECKING:
     from adamnx_hf.recipe import Recipe
 
-__all__ = ["FAST", "METRICS", "UNIT", "Arguments", "ImageDataset", "make_trainer", "smoke"]
+__all__ = ["METRICS", "UNIT", "Arguments", "ImageDataset", "fast", "make_trainer", "smoke"]
 
 #: Reported best and last; the best is the lowest.
 METRICS = {"top1_error": "min", "top5_error": "min"}
 
 UNIT = "images"
-
-#: What `--fast` sets.
-FAST: dict[str, Any] = {
-    "bf16": True,
-    "channels_last": True,
-    "torch_compile": True,
-    "keep_decoded": True,
-    "augment_on_device": True,
-    "dataloader_num_workers": 0,  # picking decoded images out of memory is too little work to share
-}
 
 
 def _help(text: str) -> dict[str, str]:
@@ -102,6 +92,19 @@ class Arguments(DataArguments):
             nets.options_of(self.architecture, self.architecture_options)  # type: ignore[arg-type]
 
 
+def fast() -> dict[str, Any]:
+    """What `--fast` sets."""
+    return {
+        "bf16": True,
+        "use_cpu": not torch.accelerator.is_available(),  # bf16 without a GPU has to be asked for
+        "channels_last": True,
+        "torch_compile": True,
+        "keep_decoded": True,
+        "augment_on_device": True,
+        "dataloader_num_workers": 0,  # picking decoded images out of memory is too little work to share
+    }
+
+
 def smoke(arguments: Arguments) -> dict[str, Any]:
     """What `--smoke` sets: a tiny network and a few images."""
     from adamnx_hf.models import nets
@@ -141,9 +144,12 @@ class ImageDataset(torch.utils.data.Dataset):
         self.labels = torch.as_tensor(np.asarray(data.with_format("numpy")[label_column][:], dtype=np.int64))
         self.decoded: Tensor | None = None
         if keep_decoded:
-            step = 500
-            starts = tqdm(range(0, len(data), step), desc="decoding", unit_scale=step, unit=" images")
-            self.decoded = torch.cat([self._decode(range(i, min(i + step, len(data)))) for i in starts])
+            self.decoded = torch.empty(len(data), 3, size, size, dtype=torch.uint8)
+            with tqdm(total=len(data), desc="decoding", unit=" images", leave=False) as bar:
+                for start in range(0, len(data), 500):
+                    indices = range(start, min(start + 500, len(data)))
+                    self.decoded[start : indices.stop] = self._decode(indices)
+                    bar.update(len(indices))
 
     def __len__(self) -> int:
         return len(self.labels)

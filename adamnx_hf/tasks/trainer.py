@@ -40,7 +40,7 @@ class RecipeTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        schedule = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(self.lr_scheduler_type)]
+        schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(self.lr_scheduler_type)]
         valid = list(inspect.signature(schedule).parameters)[1:]  # the first is the optimizer
         for key in self.lr_scheduler_kwargs or {}:
             if key not in valid:
@@ -85,7 +85,8 @@ class RecipeTrainer(Trainer):
             self.args.dataloader_pin_memory = False  # nothing to pin it for, and torch would warn
         self.transforms = {True: train_transform, False: eval_transform}
         if self.args.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[union-attr,call-overload]
+            net: Any = self.model
+            net.to(memory_format=torch.channels_last)
         self.add_callback(CurvatureCallback(self))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -139,8 +140,9 @@ class RecipeTrainer(Trainer):
         What the Gauss-Newton-Bartlett estimate is made of (arXiv:2305.14342, Sec. 2.3).
         """
         features = {key: value for key, value in inputs.items() if key != "labels"}
+        model: Any = self.model_wrapped
         with self.compute_loss_context_manager():
-            logits = self.model_wrapped(**features).logits.float()  # type: ignore[operator]
+            logits = model(**features).logits.float()
         labels = torch.distributions.Categorical(logits=logits.detach()).sample()
         return nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten()), labels.numel()
 
@@ -157,13 +159,13 @@ class CurvatureCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One more forward and backward pass on the step's last batch, when it is due."""
-        optimizer = self.trainer.optimizer
+        optimizer: Any = self.trainer.optimizer
         while hasattr(optimizer, "optimizer"):  # Accelerate's wrapper
             optimizer = optimizer.optimizer
         if not hasattr(optimizer, "update_curvature") or state.global_step % optimizer.curvature_every:
             return
         inputs = self.trainer._prepare_inputs(self.trainer.last_inputs)
-        with _buffers_kept(self.trainer.model):  # type: ignore[arg-type]
+        with _buffers_kept(self.trainer.model):
             loss, count = self.trainer.sampled_loss(inputs)
             loss.backward()
         optimizer.update_curvature(count * args.world_size)
@@ -171,7 +173,7 @@ class CurvatureCallback(TrainerCallback):
 
 
 @contextlib.contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def _buffers_kept(model: Any) -> Iterator[None]:
     """Puts the model's buffers back: batch norms count a batch once."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:

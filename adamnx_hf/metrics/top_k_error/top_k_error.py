@@ -1,5 +1,7 @@
 """Top-k error of classifiers, in percent."""
 
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -28,7 +30,7 @@ _CITATION = ""
 class TopKError(evaluate.Metric):
     """Top-k error of classifiers, in percent."""
 
-    def _info(self):
+    def _info(self) -> Any:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
@@ -41,7 +43,7 @@ class TopKError(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references, k=(1, 5)):
+    def _compute(self, predictions: Any, references: Any, k: Any = (1, 5)) -> dict[str, float]:
         scores, classes = np.asarray(predictions, dtype=np.float32), np.asarray(references)
         if not np.isfinite(scores).all():  # a model that has diverged knows nothing
             scores = np.where(np.isfinite(scores).all(axis=1, keepdims=True), scores, 0.0)
