@@ -14,7 +14,10 @@ from typing import Any
 from adamnx_hf.errors import RecipeError
 from adamnx_hf.recipe import folder, read
 
-__all__ = ["Table", "add_arguments", "fill", "find_runs", "run", "tables"]
+__all__ = ["EXTRA", "Table", "add_arguments", "fill", "find_runs", "run", "tables"]
+
+#: The extra of this package that `--curves` needs.
+EXTRA = "recipes"
 
 EMPTY = "\N{EN DASH}"
 
@@ -132,6 +135,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--table", type=int, action="append", metavar="N", help="only this one; may be repeated"
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "--curves", type=Path, metavar="PNG", help="also draw the curves of the runs, all of one recipe"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -148,6 +154,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"adamnx-hf paper: error: {error}", file=sys.stderr)
         return 1
     runs = find_runs(args.folders)
+    if args.curves:
+        try:
+            _draw(args.curves, runs)
+        except RecipeError as error:
+            print(f"adamnx-hf paper: error: --curves: {error}", file=sys.stderr)
+            return 1
     chosen = [known[number] for number in args.table or known]
     filled = [(table, *fill(table, runs)) for table in chosen]
     if args.json:
@@ -171,6 +183,24 @@ def run(args: argparse.Namespace) -> int:
             figures = ", ".join(f"{_words(m)} {v['last']:.2f}" for m, v in run_["metrics"].items())
             print(f"- {run_['path']}: {run_['recipe']}, {run_['optim']}, last epoch: {figures}")
     return 0
+
+
+def _draw(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    from adamnx_hf import report
+    from adamnx_hf.tasks import load_task
+
+    recipes = sorted({run["recipe"] for run in runs})
+    if len(recipes) != 1:
+        found = ", ".join(recipes) or "none"
+        raise RecipeError(f"needs runs of one recipe, found {found}; name their folders")
+    labels = [" ".join(filter(None, [run["optim"], run["optim_args"]])) for run in runs]
+    several = len({run["seed"] for run in runs}) > 1
+    named = {
+        f"{label}, seed {run['seed']}" if several else label: run["per_epoch"]
+        for label, run in zip(labels, runs, strict=True)
+    }
+    seeds = "" if several else f" \N{MIDDLE DOT} seed {runs[0]['seed']}"
+    report.draw_runs(path, f"{recipes[0]}{seeds}", named, load_task(runs[0]["task"]).METRICS)
 
 
 def markdown(table: Table, rows: Sequence[Mapping[str, Any]], left_out: Sequence[Mapping[str, str]]) -> str:

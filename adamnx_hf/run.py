@@ -234,12 +234,13 @@ def _say_results(results: dict[str, Any], folder: Path, unit: str) -> None:
             f"{values['best_epoch']:g} (chosen on the evaluation split itself)"
         )
     speed, trained = results["throughput"], results[f"train_{unit}_per_second"] or 0
-    slow = ": THE DATA PIPELINE IS THE BOTTLENECK; try --fast or more --dataloader_num_workers"
     print(
         f"{results['wall_seconds']:.0f} s in all, {trained:,.0f} {unit}/s in training. Alone, the data "
-        f"pipeline gives {speed['data']:,.0f} and the model takes {speed['model']:,.0f} {unit}/s"
-        f"{slow if speed['data'] < speed['model'] else ''}"
+        f"pipeline gives {speed['data']:,.0f} {unit}/s"
+        + (f" and the model takes {speed['model']:,.0f}" if speed["model"] else "")
     )
+    if speed["model"] and speed["data"] < speed["model"]:
+        print("The data pipeline is the bottleneck: try --fast, or more --dataloader_num_workers")
     print(
         f"Written to {folder}: {RESULTS}, metrics.json, curves.png, environment.json, recipe.yaml, the model"
     )

@@ -100,3 +100,20 @@ def test_every_table_without_a_run(tmp_path, capsys):
 def test_what_does_not_fit(argv, message, capsys):
     assert cli.main(["paper", *argv]) == 1
     assert capsys.readouterr().err == f"adamnx-hf paper: error: {message}\n"
+
+
+def test_curves_of_several_runs(tmp_path, capsys):
+    rows = [
+        {"epoch": i, "train_loss": None if i == 1 else 1 / i, "eval_loss": 1.0, "learning_rate": 0.1 / i}
+        | {"top1_error": 50.0 - i, "top5_error": 20.0}
+        for i in (1, 2, 3)
+    ]
+    for seed in (1, 2):
+        result(tmp_path, f"s{seed}", seed=seed, per_epoch=rows, task="image_classification")
+    picture = tmp_path / "curves.png"
+    assert cli.main(["paper", str(tmp_path), "--table", "7", "--curves", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    result(tmp_path, "other", recipe="somebodys")
+    capsys.readouterr()
+    assert cli.main(["paper", str(tmp_path), "--curves", str(picture)]) == 1
+    assert "needs runs of one recipe, found cifar100_efficientnetv2_m, somebodys" in capsys.readouterr().err

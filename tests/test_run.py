@@ -198,7 +198,7 @@ def test_fast(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--dataset_name", "uoft-cs/cifar100"], "either connect to the Hub (and unset HF_HUB_OFFLINE), or pass"),
+        (["--dataset_name", "uoft-cs/cifar100"], "either connect to the Hub (and unset HF_HUB_OFFLINE), or "),
         (["--train_split", "trian"], "train_split: "),
         (["--image_column", "image"], "image_column: the data set has no column 'image'; did you mean 'img'"),
         (["--label_column", "img"], "label_column: 'img' does not hold class ids"),

@@ -32,6 +32,7 @@ class TorchvisionNetForImageClassification(PreTrainedModel):
     main_input_name = "pixel_values"
     base_model_prefix = "net"
     _supports_sdpa = False
+    accepts_loss_kwargs = False  # the loss is the mean over the batch it is given: the Trainer has to average
 
     def __init__(self, config: TorchvisionNetConfig) -> None:
         super().__init__(config)
@@ -53,7 +54,6 @@ class TorchvisionNetForImageClassification(PreTrainedModel):
         pixel_values: Tensor,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
-        **_: Any,
     ) -> ImageClassifierOutput | tuple[Tensor, ...]:
         """Classifies images.
 

@@ -43,7 +43,7 @@ class TrainClock(TrainerCallback):
         return round((self._last_step - self._first_step) * batch_size / total, 1) if total else None
 
 
-def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float]:
+def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float | None]:
     """Examples a second of the data pipeline alone, and of forward and backward passes on one fixed batch.
 
     Leaves weights, buffers and gradients as they were.
@@ -53,9 +53,11 @@ def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float]:
         seconds: for each of the two, or the time of two batches where that is longer.
 
     Returns:
-        `data` and `model`.
+        `data` and `model`; `model` is None where FSDP or DeepSpeed spread it.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=True)
+    # Alone, also in a run of many processes: what shares the weights among them cannot be timed so.
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    model = trainer.model_wrapped if trainer.args.world_size == 1 else trainer.model
     model.train()
 
     def synchronize() -> None:
@@ -91,6 +93,8 @@ def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float]:
             yield size
 
     rest = timed(load(), seconds)
+    if sharded:
+        return {"data": rest, "model": None}
     buffers = [buffer.clone() for buffer in model.buffers()]
     next(learn())  # the first pass compiles and allocates
     synchronize()

@@ -15,8 +15,9 @@ from adamnx_hf.recipe import named, read
 
 PAPER = [name for name in named() if read(named()[name])["paper_tables"]]
 
-# With 100 classes: torchvision's own 1,000-class counts less 900 outputs of the last layer. SwinV2's patches of one
-# pixel make its first layer smaller; ConvNeXt's 3 x 3 kernels the stem and the blocks, and larger the downsampling.
+# With 100 classes: torchvision's counts for 1,000 less 900 outputs of the last layer. SwinV2's patches of one
+# pixel make its first layer smaller; ConvNeXt's 3 x 3 kernels make the stem and the blocks smaller, and the
+# downsamplings larger.
 PARAMETERS = {
     "cifar100_efficientnetv2_m": 54_139_356 - 900 * 1281,
     "cifar100_efficientnetv2_l": 118_515_272 - 900 * 1281,

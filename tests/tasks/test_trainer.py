@@ -23,7 +23,7 @@ PAPER_SCHEDULE = {
 class Images(torch.utils.data.Dataset):
     def __init__(self, count=40):
         generator = torch.Generator().manual_seed(0)
-        self.pixels = torch.randint(256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
+        self.pixels = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
         self.labels = torch.randint(5, (count,), generator=generator)
 
     def __len__(self):
@@ -37,7 +37,7 @@ def scaled(pixels):
     return pixels.float() / 127.5 - 1
 
 
-def make(folder, callback=None, **arguments):
+def make(folder, callback=None, net="efficientnet_v2_s", **arguments):
     args = RecipeTrainingArguments(
         output_dir=str(folder),
         report_to="none",
@@ -45,12 +45,11 @@ def make(folder, callback=None, **arguments):
         use_cpu=True,
         disable_tqdm=True,
         remove_unused_columns=False,
-        per_device_train_batch_size=8,
-        **arguments,
+        **{"per_device_train_batch_size": 8, **arguments},
     )
     torch.manual_seed(0)
-    options = {**nets.NETS["efficientnet_v2_s"].tiny, "dropout": 0.0, "stochastic_depth": 0.0}
-    config = TorchvisionNetConfig("efficientnet_v2_s", options, num_labels=5)
+    options = {**nets.NETS[net].tiny, "stochastic_depth": 0.0}
+    config = TorchvisionNetConfig(net, options, num_labels=5)
     return RecipeTrainer(
         model=TorchvisionNetForImageClassification(config),
         args=args,
@@ -122,6 +121,24 @@ def test_transforms_and_channels_last_on_the_device(tmp_path):
     trainer.transforms[False] = lambda pixels: scaled(pixels) + 1
     trainer.model.eval()
     assert torch.equal(trainer._prepare_inputs(batch)["pixel_values"], scaled(batch["pixel_values"]) + 1)
+
+
+def test_accumulated_gradients_are_averaged(tmp_path):
+    """Two batches of 4 make the step of one of 8: the Trainer must not take our loss for a sum of its own."""
+    weights = []
+    for batch, accumulation in ((8, 1), (4, 2)):
+        trainer = make(
+            tmp_path,
+            net="convnext_tiny",  # no batch norm
+            optim="momentum_sgd",
+            learning_rate=0.5,
+            max_steps=2,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer.train()
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    assert torch.allclose(weights[0], weights[1], atol=1e-5)
 
 
 def test_sophiag_gets_its_estimates(tmp_path):
