@@ -290,6 +290,8 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
         for key, value in from_flags.items()
         if not _NEUTRAL.fullmatch(key) and value != base.get(key, _default(parser, key))
     }
+    if other := _other_optim_args(from_flags.get("optim_args")) - _other_optim_args(base.get("optim_args")):
+        changes["optim_args"] = ",".join(sorted(other))
     recipe_name = path.stem if path.stem != "recipe" else path.resolve().parent.name
     local = Path(str(values.get("dataset_name", ""))).expanduser().is_dir()
     if not values.get("output_dir"):
@@ -311,20 +313,34 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
 def _for_optimizer(
     parser: _Parser, from_file: Mapping[str, Any], from_flags: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
-    """What the recipe's `optimizers` says for the optimizer in use."""
+    """What the recipe's `optimizers` says for the optimizer in use.
+
+    A key is a name, or a name and parts of optim_args: `adamnx beta2_schedule=adam`.
+    """
     try:
         table = json.loads(from_flags.get("optimizers") or from_file.get("optimizers") or "{}")
         entries = {key: dict(value or {}) for key, value in table.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise RecipeError(f"{source}optimizers: must be fields by optimizers' names ({error})") from None
     choices = parser.fields["optim"].choices
-    for key in entries:
-        if choices is not None and key not in choices:
-            raise RecipeError(f"{source}optimizers: {key!r} is not an optimizer{nearest(key, choices)}")
-    optim = from_flags.get("optim", from_file.get("optim"))
-    entry = entries.get(str(getattr(optim, "value", optim)), {})
-    entry_source = f"{source}optimizers, {optim}: "
-    return parser.explicit(parser.flags(entry, entry_source), entry_source)
+    given = {**from_file, **from_flags}
+    optim = str(getattr(given.get("optim"), "value", given.get("optim")))
+    words = set((given.get("optim_args") or "").replace(" ", "").split(","))
+    result: dict[str, Any] = {}
+    for key, entry in entries.items():
+        name, *conditions = key.split()
+        if choices is not None and name not in choices:
+            raise RecipeError(f"{source}optimizers: {name!r} is not an optimizer{nearest(name, choices)}")
+        if name == optim and words.issuperset(conditions):
+            entry_source = f"{source}optimizers, {key}: "
+            result |= parser.explicit(parser.flags(entry, entry_source), entry_source)
+    return result
+
+
+def _other_optim_args(text: str | None) -> set[str]:
+    """The parts of `text` that a results table has no rows for, and that are not about speed."""
+    parts = set((text or "").replace(" ", "").split(",")) - {""}
+    return {part for part in parts if part.partition("=")[0] not in ("beta2_schedule", "fused", "foreach")}
 
 
 def _fused(chosen: Mapping[str, Any]) -> dict[str, Any]:

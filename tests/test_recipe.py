@@ -88,6 +88,19 @@ def test_what_changes_with_the_optimizer(optim, fields):
     assert over.training_arguments.learning_rate == 0.5
 
 
+def test_the_ablation_in_one_line():
+    words = ["--optim_args", "beta2_schedule=adam"]
+    resolved = recipe.resolve("cifar100_efficientnetv2_m", words)
+    assert resolved.training_arguments.adam_beta2 == 0.999 and resolved.changes == {}
+    for schedule in ("adafactor", "adax", "adamnx"):
+        words = ["--optim_args", f"beta2_schedule={schedule}"]
+        resolved = recipe.resolve("cifar100_efficientnetv2_m", words)
+        assert resolved.training_arguments.adam_beta2 == 0.99 and resolved.changes == {}
+        assert resolved.training_arguments.output_dir.endswith(f"adamnx-{schedule}-seed42")
+    words = ["--optim_args", "beta2_schedule=adam,eps=1e-3"]
+    assert recipe.resolve("cifar100_swinv2_s", words).changes == {"optim_args": "eps=1e-3"}
+
+
 def test_fast_sets_what_it_says_and_flags_go_over_it():
     resolved = recipe.resolve("cifar100_efficientnetv2_m", ["--fast", "--torch_compile", "false"])
     args, own = resolved.training_arguments, resolved.task_arguments

@@ -133,6 +133,7 @@ def test_accumulated_gradients_are_averaged(tmp_path):
             optim="momentum_sgd",
             learning_rate=0.5,
             max_steps=2,
+            max_grad_norm=0,  # which would hide a factor
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
         )
