@@ -179,23 +179,20 @@ def draw_runs(
                 values = _gaps([row.get(name) for row in rows])
                 tint = colour if len(runs) > 1 else colours[j % len(colours)]
                 words = name.replace("_", " ").replace("top", "top-")
-                middle.plot(
-                    x, values, "-" if j == 0 else "--", color=tint, marker=marker, ms=3, label=prefix + words
-                )
                 summary = best_and_last(rows, {name: kind}).get(name)
+                best = f", best {summary['best']:.2f}" if summary else ""
+                middle.plot(
+                    x,
+                    values,
+                    "-" if j == 0 else "--",
+                    color=tint,
+                    marker=marker,
+                    ms=3,
+                    label=f"{prefix}{words}{best}",
+                )
                 if summary:
-                    best = summary["best"]
-                    middle.plot([summary["best_epoch"]], [best], "*", color=tint, ms=11)
-                    middle.annotate(
-                        f"{best:.2f}",
-                        (summary["best_epoch"], best),
-                        xytext=(0, -13 if kind == "min" else 6),
-                        textcoords="offset points",
-                        ha="right" if len(rows) > 1 else "center",
-                        color=tint,
-                    )
+                    middle.plot([summary["best_epoch"]], [summary["best"]], "*", color=tint, ms=11)
             right.plot(x, _gaps([row["learning_rate"] for row in rows]), color=colour, marker=marker, ms=3)
-        middle.margins(y=0.12)
         left.set_title("Loss")
         middle.set_title("Metrics (star: best epoch)")
         right.set_title("Learning rate, at the end of the epoch")
