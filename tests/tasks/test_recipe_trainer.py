@@ -125,21 +125,23 @@ def test_transforms_and_channels_last_on_the_device(tmp_path):
 
 def test_accumulated_gradients_are_averaged(tmp_path):
     """Two batches of 4 make the step of one of 8: the Trainer must not take our loss for a sum of its own."""
-    weights = []
+    updates = []
     for batch, accumulation in ((8, 1), (4, 2)):
         trainer = make(
             tmp_path,
             net="convnext_tiny",  # no batch norm
             optim="momentum_sgd",
-            learning_rate=0.5,
-            max_steps=2,
+            learning_rate=0.1,
+            max_steps=1,
             max_grad_norm=0,  # which would hide a factor
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
         )
+        before = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
         trainer.train()
-        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
-    assert torch.allclose(weights[0], weights[1], atol=1e-5)
+        updates.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]) - before)
+    # Convolutions round differently for other batch sizes; a factor of 2 would be far outside.
+    assert (updates[0] - updates[1]).norm() < 0.02 * updates[0].norm()
 
 
 def test_sophiag_gets_its_estimates(tmp_path):
