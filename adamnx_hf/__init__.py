@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from adamnx_hf import names
+from adamnx_hf import models, names
 from trainer_patches import register_optimizer
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 names.register()
+models.register()
 
 
 def __getattr__(name: str) -> Any:

@@ -19,10 +19,16 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "demo": "train a small vision transformer with AdamNX and with AdamW, and draw the curves",
     "bench": "time AdamNX's step beside other optimizers' on this machine",
+    "recipes": "list the recipes",
+    "run": "train a recipe",
+    "paper": "show the paper's tables beside your own runs",
 }
 
-# The top-level modules of the `demo` extra.
-_DEMO_EXTRA = {"matplotlib", "rich", "scipy", "sklearn"}
+# The top-level modules of the extras. A command says by `EXTRA` which one it needs.
+_EXTRAS = {
+    "demo": {"matplotlib", "rich", "scipy", "sklearn"},
+    "recipes": {"matplotlib", "pytorch_optimizer", "torchvision"},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,15 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if list(argv[:1]) == [name]:
             module = importlib.import_module(f"adamnx_hf.{name}")
             module.add_arguments(command)
-            command.set_defaults(run=module.run)
+            command.set_defaults(run=module.run, extra=getattr(module, "EXTRA", "demo"))
     args = parser.parse_args(argv)
     try:
         return args.run(args) or 0
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in _DEMO_EXTRA:
+        if missing not in _EXTRAS[args.extra]:
             raise
-        print(f'adamnx-hf: {missing} is not installed: pip install "adamnx-hf[demo]"', file=sys.stderr)
+        print(
+            f'adamnx-hf: {missing} is not installed: pip install "adamnx-hf[{args.extra}]"', file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
         print("adamnx-hf: interrupted", file=sys.stderr)

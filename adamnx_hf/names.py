@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from trainer_patches import RunInfo, register_optimizer
 
-__all__ = ["fit_to_run", "register"]
+__all__ = ["NAMES", "fit_to_run", "register"]
 
 
 def fit_to_run(
@@ -76,9 +76,26 @@ def _plainly_sharded() -> str | None:
     return {"FSDP": "FSDP1", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}.get(kind)
 
 
+_BASELINES = "adamnx_hf.baselines:"
+
+#: The `optim=` names, with what they stand for and how it is configured.
+NAMES: dict[str, dict[str, Any]] = {
+    "adamnx": {"optimizer": "adamnx_hf.optim:AdamNX", "configure": fit_to_run},
+    # What the paper compares with.
+    "adam": {"optimizer": f"{_BASELINES}adam"},
+    "adamw": {"optimizer": f"{_BASELINES}adamw"},
+    "adax": {"optimizer": f"{_BASELINES}AdaX"},
+    "momentum_sgd": {"optimizer": f"{_BASELINES}momentum_sgd"},
+    "radam": {"optimizer": f"{_BASELINES}radam"},
+    "lion": {"optimizer": f"{_BASELINES}Lion"},
+    "sophiag": {"optimizer": f"{_BASELINES}SophiaG"},
+}
+
+
 def register() -> None:
     """Registers all our names. Called when `adamnx_hf` is imported."""
-    try:
-        register_optimizer("adamnx", "adamnx_hf.optim:AdamNX", configure=fit_to_run, overwrite=True)
-    except ValueError as error:  # Transformers has come to know the name itself: no reason not to import
-        warnings.warn(str(error), RuntimeWarning, stacklevel=3)
+    for name, registration in NAMES.items():
+        try:
+            register_optimizer(name, overwrite=True, **registration)
+        except ValueError as error:  # Transformers has come to know the name itself: no reason not to import
+            warnings.warn(str(error), RuntimeWarning, stacklevel=3)

@@ -1,0 +1,94 @@
+"""torchvision's image classifiers as Transformers models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from adamnx_hf.models import nets
+from adamnx_hf.models.configuration import TorchvisionNetConfig
+
+__all__ = ["TorchvisionNetForImageClassification", "feature_size"]
+
+
+class TorchvisionNetForImageClassification(PreTrainedModel):
+    """A network of :data:`adamnx_hf.models.nets.NETS` with a classification loss.
+
+    Args:
+        config: names the network, its options and its classes.
+
+    Example:
+        >>> config = TorchvisionNetConfig("efficientnet_v2_m", {"stem_stride": 1}, num_labels=100)
+        >>> model = TorchvisionNetForImageClassification(config)
+        >>> model(pixel_values=torch.zeros(1, 3, 32, 32)).logits.shape
+        torch.Size([1, 100])
+    """
+
+    config_class = TorchvisionNetConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = "net"
+    _supports_sdpa = False
+    accepts_loss_kwargs = False  # the loss is the mean over the batch it is given: the Trainer has to average
+
+    def __init__(self, config: TorchvisionNetConfig) -> None:
+        super().__init__(config)
+        self.net: Any = nets.build(config.architecture, int(config.num_labels or 0), config.options)
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Nothing: torchvision has initialised the network as it does, and the paper leaves it at that."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Only for what a checkpoint lacks: a new head.
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutput | tuple[Tensor, ...]:
+        """Classifies images.
+
+        Args:
+            pixel_values: (batch, channels, height, width), floating point.
+            labels: (batch,), int64 class ids; with them the output has a loss, the mean cross-entropy.
+            return_dict: False for a tuple `(loss,) logits`. Default: the config's.
+
+        Returns:
+            `logits` (batch, classes) and, where there are labels, `loss`.
+        """
+        logits = self.net(pixel_values)
+        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        if return_dict is None:
+            # `use_return_dict` in Transformers 4, `return_dict` in 5.
+            return_dict = getattr(self.config, "return_dict", True)
+        if not return_dict:
+            return (logits,) if loss is None else (loss, logits)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+
+@torch.no_grad()
+def feature_size(model: TorchvisionNetForImageClassification, size: int) -> tuple[int, int]:
+    """Height and width of the last feature map for an image of `size` pixels a side."""
+    sizes: list[tuple[int, int]] = []
+
+    def note(_: nn.Module, __: Any, output: Tensor) -> None:
+        # torchvision's Swin keeps channels last.
+        first = 1 if "swin" in model.config.architecture else 2
+        sizes.append((output.shape[first], output.shape[first + 1]))
+
+    handle = model.net.features.register_forward_hook(note)
+    try:
+        parameter = next(model.parameters())
+        model(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        handle.remove()
+    return sizes[0]

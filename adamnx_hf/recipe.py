@@ -1,0 +1,383 @@
+"""Recipes: from a YAML file and flags to checked dataclasses.
+
+A recipe is found by its name among those of the package, or by its path. Its keys are the fields of
+:class:`RecipeArguments`, of the task's `Arguments` and of TrainingArguments, by their own names;
+HfArgumentParser reads them, from the file just as from flags. Later ones win: the file, its `optimizers`
+entry for the chosen `optim`, `--fast`, `--smoke`, the flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adamnx_hf.errors import RecipeError, nearest
+
+__all__ = ["Recipe", "RecipeArguments", "find", "folder", "named", "read", "resolve"]
+
+
+def folder() -> Path:
+    """Where the package's recipes are: inside it, or in a checkout beside it."""
+    inside = Path(__file__).parent / "recipe_files"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+def named() -> dict[str, Path]:
+    """The package's recipes: `<task>/<name>.yaml` by name."""
+    from adamnx_hf.tasks import TASKS
+
+    return {path.stem: path for path in sorted(folder().glob("*/*.yaml")) if path.parent.name in TASKS}
+
+
+def find(name: str) -> Path:
+    """The file of a recipe.
+
+    Args:
+        name: of one of the package's recipes, or a path.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name in named():
+        return named()[name]
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise RecipeError(f"{name}: no such file")
+    raise RecipeError(
+        f"{name}: no recipe of that name{nearest(name, named())} (adamnx-hf recipes lists them)"
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The keys and values of a recipe file, as they are written.
+
+    Raises:
+        RecipeError: it is not YAML, holds a key twice, or is not a list of keys and values.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a list of `key: value` lines")
+    keys = [key.value for key, _ in tree.value]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise RecipeError(f"{path}: {twice[0]} is given twice")
+    return values
+
+
+@dataclasses.dataclass
+class RecipeArguments:
+    """The fields that every recipe has, beside the task's and TrainingArguments'."""
+
+    task: str = dataclasses.field(metadata={"help": "What is trained; one of adamnx_hf.tasks.TASKS."})
+    title: str = dataclasses.field(default="", metadata={"help": "What it is, in a few words."})
+    paper_tables: list[int] = dataclasses.field(
+        default_factory=list, metadata={"help": "The paper's tables it reproduces."}
+    )
+    hardware: str = dataclasses.field(default="", metadata={"help": "What it is meant to run on."})
+    hours: str = dataclasses.field(
+        default="", metadata={"help": "Hours to expect on that hardware, and whether they were measured."}
+    )
+    optimizers: dict | str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "What else changes with optim: field values by its names, as JSON in a flag."},
+    )
+    fast: bool = dataclasses.field(
+        default=False,
+        metadata={
+            "help": "Train for speed: bf16, channels_last, torch.compile, a fused step, images kept decoded "
+            "and augmented in batches on the device."
+        },
+    )
+    smoke: bool = dataclasses.field(
+        default=False,
+        metadata={
+            "help": "Try it out: a few steps of a tiny model on a few examples, made up unless "
+            "dataset_name is a local folder. Never connects to the Hub."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.optimizers, str):
+            self.optimizers = json.loads(self.optimizers)
+
+
+#: What `--smoke` sets for every task.
+SMOKE = {
+    "max_steps": 4,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "torch_compile": False,  # it takes longer than all the rest
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "push_to_hub": False,
+}
+
+# Fields that leave the outcome alone, or that a results table has columns for.
+_NEUTRAL = re.compile(
+    r"output_dir|overwrite_output_dir|dataset_name|run_name|seed|optim|optim_args|disable_tqdm|report_to|fast|"
+    r"per_device_eval_batch_size|resume_from_checkpoint|title|hardware|hours|paper_tables|optimizers|"
+    r"(logging|save|dataloader|push|hub|log)_.*"
+)
+
+
+@dataclasses.dataclass
+class Recipe:
+    """A recipe, resolved: every field checked and typed."""
+
+    name: str
+    values: dict[str, Any]
+    """The fields that were set, wherever; `adamnx-hf run` takes a file of them."""
+    changes: dict[str, Any]
+    """Fields that flags set to something else than the recipe's, where it may matter for the outcome."""
+    arguments: RecipeArguments
+    task: Any
+    """The task's module."""
+    task_arguments: Any
+    training_arguments: Any
+    synthetic_data: bool
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as it was run, for a file: the same again, without any flag."""
+        parts = (self.arguments, self.task_arguments, self.training_arguments)
+        values = {}
+        for key, value in self.values.items():
+            if key in ("optimizers", "fast"):  # both are in the other fields by now
+                continue
+            parsed = next(getattr(part, key) for part in parts if hasattr(part, key))
+            value = parsed if isinstance(parsed, dict) else value  # JSON came as text
+            values[key] = getattr(value, "value", value)
+        return values
+
+
+class _Parser:
+    """HfArgumentParser over a task's fields, which tells what was set from what was not."""
+
+    def __init__(self, task: Any) -> None:
+        from transformers import HfArgumentParser
+
+        from adamnx_hf.tasks.trainer import RecipeTrainingArguments
+
+        class Parser(HfArgumentParser):
+            def error(self, message: str) -> Any:
+                raise argparse.ArgumentError(None, message)
+
+            def _check_value(self, action: Any, value: Any) -> None:
+                if action.choices is not None and value not in action.choices:
+                    raise argparse.ArgumentError(
+                        action, f"{value!r} is not valid{nearest(value, action.choices)}"
+                    )
+
+        self.classes = (RecipeArguments, task.Arguments, RecipeTrainingArguments)
+        kinds: Any = self.classes
+        self.parser = Parser(kinds, allow_abbrev=False, prog="adamnx-hf run RECIPE", add_help=False)
+        for action in self.parser._actions:  # what is not given stays out of the result
+            action.default, action.required = argparse.SUPPRESS, False
+        self.fields = {action.dest: action for action in self.parser._actions}
+
+    def explicit(self, words: Sequence[str], source: str) -> dict[str, Any]:
+        """The fields that `words` set, with their types."""
+        try:
+            given, extra = self.parser.parse_known_args(list(words))
+        except argparse.ArgumentError as error:
+            raise RecipeError(_clean(error, source)) from None
+        if extra:
+            word = extra[0].partition("=")[0]
+            if word.startswith("--"):
+                known = [option for action in self.fields.values() for option in action.option_strings[:1]]
+                raise RecipeError(f"{source}{word} is not a flag of this recipe{nearest(word, known)}")
+            raise RecipeError(f"{source}{word!r} belongs to no flag; write --flag value")
+        return vars(given)
+
+    def flags(self, values: Mapping[Any, Any], source: str) -> list[str]:
+        """A file's values as flags, so that both are checked alike."""
+        words = []
+        for key, value in values.items():
+            if key not in self.fields:
+                raise RecipeError(f"{source}{key} is not a field of this recipe{nearest(key, self.fields)}")
+            takes_list = self.fields[key].nargs == "+"
+            if isinstance(value, list) and not takes_list:
+                raise RecipeError(f"{source}{key}: takes one value, got the list {value}")
+            if isinstance(value, list):
+                words += [f"--{key}", *map(str, value)] if value else []
+            elif isinstance(value, dict):
+                words.append(f"--{key}={json.dumps(value)}")
+            elif value is False and "no" in (self.fields[key].choices or ()):
+                words.append(f"--{key}=no")  # what YAML makes of an unquoted no
+            elif value is not None:
+                words.append(f"--{key}={str(value).lower() if isinstance(value, bool) else value}")
+        return words
+
+    def instances(self, values: Mapping[str, Any]) -> list[Any]:
+        """One instance of each dataclass."""
+        try:
+            return [
+                kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
+                for kind in self.classes
+            ]
+        except (ValueError, TypeError, ImportError) as error:
+            raise RecipeError(" ".join(str(error).split())) from error
+
+
+def _clean(error: argparse.ArgumentError, source: str) -> str:
+    """Argparse's `argument --seed/-s: invalid ...` as `seed: invalid ...`."""
+    return source + re.sub(r"^argument --([^/:\s]+)[^:]*: ", r"\1: ", str(error))
+
+
+def help_text(name: str) -> str:
+    """Every field of a recipe as a flag, with the recipe's own values as defaults."""
+    values = read(find(name))
+    parser = _Parser(_task_of(values, f"{name}: "))
+    parser.parser.set_defaults(**values)
+    return parser.parser.format_help()
+
+
+def _task_of(values: Mapping[str, Any], source: str) -> Any:
+    from adamnx_hf.tasks import TASKS, load_task
+
+    if "task" not in values:
+        raise RecipeError(f"{source}task is missing{nearest('', TASKS)}")
+    return load_task(values["task"])
+
+
+def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
+    """A recipe with flags over it, checked.
+
+    Args:
+        name: see :func:`find`.
+        words: flags as on the command line.
+
+    Raises:
+        RecipeError: a file, key or value that does not fit, in one line that names it and the nearest
+            valid one.
+    """
+    path = find(name)
+    source = f"{path.name}: "
+    written = read(path)
+    task = _task_of(written, source)
+    parser = _Parser(task)
+    from_file = parser.explicit(parser.flags(written, source), source)
+    from_flags = parser.explicit(words, "")
+    for field in ("task",):
+        if from_flags.get(field, from_file[field]) != from_file[field]:
+            raise RecipeError(f"--{field}: a recipe's {field} cannot be changed by a flag")
+
+    layers = [from_file, _for_optimizer(parser, from_file, from_flags, source)]
+    chosen = {**from_file, **layers[1], **from_flags}
+    fast, smoke = bool(chosen.get("fast")), bool(chosen.get("smoke"))
+    if fast:
+        layers.append(task.fast() | _fused(chosen))
+    if smoke:
+        layers += [SMOKE, task.smoke(parser.instances({**chosen, "output_dir": "."})[1])]
+    base = {key: value for layer in layers for key, value in layer.items()}
+    values = {**base, **from_flags}
+    changes = {
+        key: value
+        for key, value in from_flags.items()
+        if not _NEUTRAL.fullmatch(key) and value != base.get(key, _default(parser, key))
+    }
+    if other := _other_optim_args(from_flags.get("optim_args")) - _other_optim_args(base.get("optim_args")):
+        changes["optim_args"] = ",".join(sorted(other))
+    recipe_name = path.stem if path.stem != "recipe" else path.resolve().parent.name
+    local = Path(str(values.get("dataset_name", ""))).expanduser().is_dir()
+    if not values.get("output_dir"):
+        values["output_dir"] = str(_output_dir(recipe_name, values))
+    arguments, task_arguments, training_arguments = parser.instances(values)
+    training_arguments.remove_unused_columns = False
+    return Recipe(
+        name=recipe_name,
+        values=values,
+        changes=changes,
+        arguments=arguments,
+        task=task,
+        task_arguments=task_arguments,
+        training_arguments=training_arguments,
+        synthetic_data=smoke and not local,
+    )
+
+
+def _for_optimizer(
+    parser: _Parser, from_file: Mapping[str, Any], from_flags: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+    """What the recipe's `optimizers` says for the optimizer in use.
+
+    A key is a name, or a name and parts of optim_args: `adamnx beta2_schedule=adam`.
+    """
+    try:
+        table = json.loads(from_flags.get("optimizers") or from_file.get("optimizers") or "{}")
+        entries = {key: dict(value or {}) for key, value in table.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RecipeError(f"{source}optimizers: must be fields by optimizers' names ({error})") from None
+    choices = parser.fields["optim"].choices
+    given = {**from_file, **from_flags}
+    optim = str(getattr(given.get("optim"), "value", given.get("optim")))
+    words = set((given.get("optim_args") or "").replace(" ", "").split(","))
+    result: dict[str, Any] = {}
+    for key, entry in entries.items():
+        name, *conditions = key.split()
+        if choices is not None and name not in choices:
+            raise RecipeError(f"{source}optimizers: {name!r} is not an optimizer{nearest(name, choices)}")
+        if name == optim and words.issuperset(conditions):
+            entry_source = f"{source}optimizers, {key}: "
+            result |= parser.explicit(parser.flags(entry, entry_source), entry_source)
+    return result
+
+
+def _other_optim_args(text: str | None) -> set[str]:
+    """The parts of `text` that a results table has no rows for, and that are not about speed."""
+    parts = set((text or "").replace(" ", "").split(",")) - {""}
+    return {part for part in parts if part.partition("=")[0] not in ("beta2_schedule", "fused", "foreach")}
+
+
+def _fused(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """`fused=true` among the optim_args, for an optimizer that can be told."""
+    import inspect
+
+    from trainer_patches import registered_optimizers
+
+    optim = chosen.get("optim")
+    entry = registered_optimizers().get(str(getattr(optim, "value", optim)))
+    given = chosen.get("optim_args") or ""
+    if entry is None or "fused" in given or "fused" not in inspect.signature(entry.load()).parameters:
+        return {}
+    return {"optim_args": f"{given},fused=true".lstrip(",")}
+
+
+def _default(parser: _Parser, key: str) -> Any:
+    for kind in parser.classes:
+        for field in dataclasses.fields(kind):
+            if field.name == key:
+                return field.default
+    return None
+
+
+def _output_dir(name: str, values: Mapping[str, Any]) -> Path:
+    """`runs/<recipe>/<optimizer>-seed<n>`, or a new temporary folder for a smoke run."""
+    import tempfile
+
+    if values.get("smoke"):
+        return Path(tempfile.mkdtemp(prefix=f"adamnx-hf-{name}-"))
+    optim = values.get("optim")
+    words: Iterable[str] = [
+        str(getattr(optim, "value", optim)),
+        *re.findall(r"beta2_schedule=(\w+)", values.get("optim_args") or ""),
+        *(["fast"] if values.get("fast") else []),
+        f"seed{values.get('seed', 42)}",
+    ]
+    return Path("runs") / name / "-".join(words)

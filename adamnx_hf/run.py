@@ -1,0 +1,246 @@
+"""`adamnx-hf run RECIPE [--flag value ...]`: trains a recipe and writes down what came out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adamnx_hf.errors import RecipeError
+
+if TYPE_CHECKING:
+    from adamnx_hf.recipe import Recipe
+
+__all__ = ["EXTRA", "add_arguments", "run", "train"]
+
+#: The extra of this package that has what this command needs.
+EXTRA = "recipes"
+
+RESULTS = "results.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `adamnx-hf run`."""
+    parser.usage = "adamnx-hf run RECIPE [--smoke] [--fast] [--FIELD VALUE ...]"
+    parser.description = (
+        "Trains a recipe. Under accelerate: accelerate launch -m adamnx_hf.cli run RECIPE ..."
+    )
+    parser.epilog = (
+        "Every field of a recipe is a flag: TrainingArguments' own, and the task's. "
+        "`adamnx-hf run RECIPE --help` lists them, `adamnx-hf recipes` the recipes."
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="one that `adamnx-hf recipes` lists, or a file")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="...", help="fields to change, as flags")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    # Before anything imports the Hub's library, which looks once.
+    if "--smoke" in args.flags:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from adamnx_hf import recipe
+
+    try:
+        if "--help" in args.flags or "-h" in args.flags:
+            print(recipe.help_text(args.recipe))
+            return 0
+        resolved = recipe.resolve(args.recipe, args.flags)
+        train(resolved, command=shlex.join(["adamnx-hf", "run", args.recipe, *args.flags]))
+    except RecipeError as error:
+        print(f"adamnx-hf run: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check_output_dir(recipe: Recipe) -> Path:
+    folder = Path(recipe.training_arguments.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"output_dir: {folder} is a file")
+    args = recipe.training_arguments
+    if int(os.environ.get("RANK", 0)) or args.overwrite_output_dir or args.resume_from_checkpoint:
+        return folder
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RecipeError(
+            f"output_dir: {folder} is not empty; choose another --output_dir, pass --overwrite_output_dir, "
+            "or go on with --resume_from_checkpoint last"
+        )
+    return folder
+
+
+def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    given = recipe.training_arguments.resume_from_checkpoint
+    if given not in ("last", "true", "True"):
+        return given
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last is None:
+        raise RecipeError(f"resume_from_checkpoint: there is no checkpoint in {folder}")
+    return last
+
+
+def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
+    """Trains `recipe` and writes into its output_dir.
+
+    `recipe.yaml` (as it was resolved), `environment.json`, `metrics.json` (per epoch, after each epoch),
+    `results.json` (best and last, time and throughput), `curves.png`, and the model with its processor.
+
+    Args:
+        recipe: see :func:`adamnx_hf.recipe.resolve`.
+        command: for environment.json.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        RecipeError: something does not fit; nothing has been written or overwritten by then.
+    """
+    folder = _check_output_dir(recipe)
+    import transformers
+    import yaml
+
+    from adamnx_hf import report
+    from adamnx_hf.tasks.throughput import TrainClock, measure
+
+    args = recipe.training_arguments
+    checkpoint = _checkpoint(recipe, folder)
+    transformers.set_seed(args.seed)
+    try:
+        trainer = recipe.task.make_trainer(recipe)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise _in_one_line(error) from error
+
+    main = trainer.is_world_process_zero()
+    environment = report.environment() | {"command": command}
+    clock = TrainClock()
+
+    def rows() -> list[dict[str, Any]]:
+        return report.epochs(trainer.state.log_history, list(recipe.task.METRICS), clock.seconds)
+
+    class Record(transformers.TrainerCallback):
+        begun = False
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            # By now the optimizer and the schedule have been made: nothing is written for what cannot run.
+            self.begun = True
+            if main:
+                folder.mkdir(parents=True, exist_ok=True)
+                head = f"# {recipe.name} as it was run. Again: adamnx-hf run {folder.name}/recipe.yaml\n"
+                text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
+                (folder / "recipe.yaml").write_text(head + text, encoding="utf-8")
+                report.write_json(folder / "environment.json", environment)
+                _say_what(recipe, trainer)
+
+        def on_evaluate(self, *_: Any, **__: Any) -> None:
+            if main:
+                report.write_json(folder / "metrics.json", rows())
+
+    record = Record()
+    trainer.add_callback(clock)
+    trainer.add_callback(record)
+    started = time.perf_counter()
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (ValueError, TypeError, ImportError) as error:
+        if record.begun:
+            raise
+        raise _in_one_line(error) from error
+    seconds = time.perf_counter() - started
+    if args.eval_strategy == "no" or not rows() or rows()[-1]["step"] != trainer.state.global_step:
+        trainer.evaluate()
+    trainer.save_model()
+    throughput = measure(trainer, seconds=0.1 if recipe.arguments.smoke else 3.0)
+
+    optimizer: Any = trainer.optimizer
+    while hasattr(optimizer, "optimizer"):  # Accelerate's wrapper
+        optimizer = optimizer.optimizer
+    group = optimizer.param_groups[0]
+    table = rows()
+    total_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    changes = {key: getattr(value, "value", value) for key, value in recipe.changes.items()}
+    if args.world_size > 1:
+        changes["total_train_batch_size"] = total_batch
+    results = {
+        "recipe": recipe.name,
+        "task": recipe.arguments.task,
+        "paper_tables": recipe.arguments.paper_tables,
+        "optim": str(getattr(args.optim, "value", args.optim)),
+        "optim_args": args.optim_args,
+        "optimizer": type(optimizer).__name__,
+        "betas": [float(beta) for beta in group["betas"]] if "betas" in group else None,
+        "learning_rate": args.learning_rate,
+        "seed": args.seed,
+        "fast": recipe.arguments.fast,
+        "smoke": recipe.arguments.smoke,
+        "changes": changes,
+        "data": "made up" if recipe.synthetic_data else recipe.task_arguments.dataset_name,
+        "train_examples": len(trainer.train_dataset),
+        "eval_examples": len(trainer.eval_dataset),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "total_train_batch_size": total_batch,
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "metrics": report.best_and_last(table, recipe.task.METRICS),
+        "best_is": "the best epoch by the evaluation split itself, as in the paper; `last` is free of that",
+        "wall_seconds": round(seconds, 1),
+        "train_seconds": round(sum(clock.seconds.values()), 1),
+        f"train_{recipe.task.UNIT}_per_second": clock.rate(total_batch),
+        "throughput": throughput | {"unit": f"{recipe.task.UNIT} a second on one process"},
+        "environment": environment,
+        "per_epoch": table,
+    }
+    if main:
+        report.write_json(folder / "metrics.json", table)
+        report.write_json(folder / RESULTS, results)
+        title = f"{recipe.name} · {results['optim']} · seed {args.seed}"
+        if recipe.arguments.smoke:
+            title += " · smoke run: says nothing about the optimizer"
+        report.draw(folder / "curves.png", title, table, recipe.task.METRICS)
+        _say_results(results, folder, recipe.task.UNIT)
+        if args.push_to_hub:
+            trainer.push_to_hub()
+    return results
+
+
+def _in_one_line(error: Exception) -> Exception:
+    """`error` as a RecipeError, save a missing module, for which the command has its own words."""
+    if isinstance(error, RecipeError) or (isinstance(error, ModuleNotFoundError) and error.name):
+        return error
+    return RecipeError(" ".join(str(error).split()))
+
+
+def _say_what(recipe: Recipe, trainer: Any) -> None:
+    args = recipe.training_arguments
+    data = "made-up data" if recipe.synthetic_data else recipe.task_arguments.dataset_name
+    count = sum(p.numel() for p in trainer.model.parameters())
+    print(
+        f"{recipe.name}: {recipe.arguments.title}\n"
+        f"  {count:,} parameters, optim={getattr(args.optim, 'value', args.optim)}, learning rate "
+        f"{args.learning_rate:g}, seed {args.seed}\n"
+        f"  {data}: {len(trainer.train_dataset):,} to train on, {len(trainer.eval_dataset):,} to judge by\n"
+        f"  into {args.output_dir}",
+        flush=True,
+    )
+
+
+def _say_results(results: dict[str, Any], folder: Path, unit: str) -> None:
+    for name, values in results["metrics"].items():
+        print(
+            f"{name}: {values['last']:.2f} after the last epoch; best {values['best']:.2f}, epoch "
+            f"{values['best_epoch']:g} (chosen on the evaluation split itself)"
+        )
+    speed, trained = results["throughput"], results[f"train_{unit}_per_second"] or 0
+    print(
+        f"{results['wall_seconds']:.0f} s in all, {trained:,.0f} {unit}/s in training. Alone, the data "
+        f"pipeline gives {speed['data']:,.0f} {unit}/s"
+        + (f" and the model takes {speed['model']:,.0f}" if speed["model"] else "")
+    )
+    if speed["model"] and speed["data"] < speed["model"]:
+        print("The data pipeline is the bottleneck: try --fast, or more --dataloader_num_workers")
+    print(
+        f"Written to {folder}: {RESULTS}, metrics.json, curves.png, environment.json, recipe.yaml, the model"
+    )

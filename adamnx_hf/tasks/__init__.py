@@ -1,0 +1,34 @@
+"""What a recipe can train. A task is a module of this package and a line in :data:`TASKS`.
+
+A task's module has:
+
+- `Arguments`: a dataclass of the recipe's fields that are the task's own.
+- `METRICS`: the metrics reported best and last, each with `"min"` or `"max"`, the best it can be.
+- `UNIT`: what is counted for throughput (`"images"`).
+- `fast()`: values of `--fast`, by field name.
+- `smoke(arguments)`: values of `--smoke`, by field name.
+- `make_trainer(recipe)`: a :class:`adamnx_hf.tasks.trainer.RecipeTrainer` with model, data and metrics.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from adamnx_hf.errors import RecipeError, nearest
+
+__all__ = ["TASKS", "load_task"]
+
+#: A recipe's `task`, and the module.
+TASKS = {"image_classification": "adamnx_hf.tasks.image_classification"}
+
+
+def load_task(name: str) -> Any:
+    """The module of the task `name`; imports it.
+
+    Raises:
+        RecipeError: there is no such task.
+    """
+    if name not in TASKS:
+        raise RecipeError(f"task: {name!r} is not known{nearest(str(name), TASKS)}")
+    return importlib.import_module(TASKS[name])

@@ -1,0 +1,81 @@
+"""Data sets by their Hub name or from a local folder, and made-up ones of the same schema."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from adamnx_hf.errors import RecipeError, nearest
+
+__all__ = ["DataArguments", "check_columns", "load_splits"]
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclasses.dataclass
+class DataArguments:
+    """Fields of a recipe that say which data; every task has them."""
+
+    dataset_name: str | None = dataclasses.field(
+        default=None, metadata=_help("Hub name of a data set, or a local folder of the same schema.")
+    )
+    dataset_config_name: str | None = dataclasses.field(
+        default=None, metadata=_help("Configuration of the data set.")
+    )
+    train_split: str = dataclasses.field(default="train", metadata=_help("Split to train on."))
+    eval_split: str = dataclasses.field(default="test", metadata=_help("Split to evaluate on."))
+    max_train_samples: int | None = dataclasses.field(
+        default=None, metadata=_help("Train on the first so many examples only.")
+    )
+    max_eval_samples: int | None = dataclasses.field(
+        default=None, metadata=_help("Evaluate on the first so many examples only.")
+    )
+
+
+def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
+    """The training and the evaluation split, as `datasets.Dataset`.
+
+    Raises:
+        RecipeError: the data set, or one of the splits, is not there.
+    """
+    import datasets
+
+    name = arguments.dataset_name
+    if not name:
+        raise RecipeError("dataset_name: the recipe names no data set; add --dataset_name NAME_OR_FOLDER")
+    folder = Path(name).expanduser()
+    try:
+        data = datasets.load_dataset(str(folder) if folder.is_dir() else name, arguments.dataset_config_name)
+    except Exception as error:  # of many libraries' kinds: the Hub's, HTTP's, the reader's
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        if folder.is_dir():
+            raise RecipeError(f"dataset_name: {name} cannot be read as a data set ({reason})") from error
+        raise RecipeError(
+            f"dataset_name: {name!r} is not a local folder and did not come from the Hub ({reason}); either "
+            "connect to the Hub (and unset HF_HUB_OFFLINE), or pass a local copy of the same schema: "
+            "--dataset_name path/to/folder"
+        ) from error
+    splits = []
+    for field, most in (("train_split", "max_train_samples"), ("eval_split", "max_eval_samples")):
+        split, count = getattr(arguments, field), getattr(arguments, most)
+        if split not in data:
+            raise RecipeError(f"{field}: {name} has no split {split!r}{nearest(split, data)}")
+        chosen = data[split]
+        splits.append(chosen if count is None else chosen.select(range(min(count, len(chosen)))))
+    return splits[0], splits[1]
+
+
+def check_columns(data: Any, columns: dict[str, str]) -> None:
+    """That `data` has each column, by the recipe's field that names it.
+
+    Raises:
+        RecipeError: one is not there.
+    """
+    for field, column in columns.items():
+        if column not in data.column_names:
+            raise RecipeError(
+                f"{field}: the data set has no column {column!r}{nearest(column, data.column_names)}"
+            )

@@ -1,0 +1,106 @@
+"""How fast a run trains, and how fast its data pipeline and its model would be on their own."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+__all__ = ["TrainClock", "measure"]
+
+
+class TrainClock(TrainerCallback):
+    """Times the training part of each epoch, without evaluation and saving between epochs."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[int, float] = {}
+        """By the step at which the epoch ended."""
+        self._started = 0.0
+        self._first_step = 0
+        self._last_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remembers the step that a resumed run starts at."""
+        self._first_step = state.global_step
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stops the clock."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[state.global_step] = time.perf_counter() - self._started
+        self._last_step = state.global_step
+
+    def rate(self, batch_size: int) -> float | None:
+        """Examples a second; None before an epoch has ended."""
+        total = sum(self.seconds.values())
+        return round((self._last_step - self._first_step) * batch_size / total, 1) if total else None
+
+
+def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float | None]:
+    """Examples a second of the data pipeline alone, and of forward and backward passes on one fixed batch.
+
+    Leaves weights, buffers and gradients as they were.
+
+    Args:
+        trainer: after training.
+        seconds: for each of the two, or the time of two batches where that is longer.
+
+    Returns:
+        `data` and `model`; `model` is None where FSDP or DeepSpeed spread it.
+    """
+    # Alone, also in a run of many processes: what shares the weights among them cannot be timed so.
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    model = trainer.model_wrapped if trainer.args.world_size == 1 else trainer.model
+    model.train()
+
+    def synchronize() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def timed(step: Any, most: float) -> float:
+        count, started = 0, time.perf_counter()
+        passed = 0.0
+        for done, size in enumerate(step, 1):
+            count += size
+            if done >= 2:
+                synchronize()
+                passed = time.perf_counter() - started
+                if passed >= most:
+                    break
+        synchronize()
+        passed = time.perf_counter() - started
+        return round(count / passed, 1)
+
+    batches = iter(trainer.get_train_dataloader())
+    first = trainer._prepare_inputs(next(batches))  # starting the workers is not timed
+    size = len(first["labels"])
+
+    def load() -> Any:
+        yield from (len(trainer._prepare_inputs(batch)["labels"]) for batch in batches)
+
+    def learn() -> Any:
+        for _ in islice(iter(int, 1), 10_000):
+            with trainer.compute_loss_context_manager():
+                loss = model(**first).loss
+            loss.backward()
+            yield size
+
+    rest = timed(load(), seconds)
+    if sharded:
+        return {"data": rest, "model": None}
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    next(learn())  # the first pass compiles and allocates
+    synchronize()
+    speed = timed(learn(), seconds)
+    model.zero_grad()
+    with torch.no_grad():
+        for buffer, kept in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(kept)
+    return {"data": rest, "model": speed}

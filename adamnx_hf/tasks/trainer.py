@@ -1,0 +1,184 @@
+"""The Trainer of all tasks: Transformers' own, with what the paper's experiments need."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import SchedulerType, Trainer, TrainerCallback, TrainingArguments
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+from adamnx_hf.errors import nearest
+from adamnx_hf.optim import param_groups
+
+__all__ = ["CurvatureCallback", "RecipeTrainer", "RecipeTrainingArguments", "in_steps"]
+
+
+@dataclasses.dataclass
+class RecipeTrainingArguments(TrainingArguments):
+    """TrainingArguments and what a recipe adds to them."""
+
+    decay_rule: Literal["trainer", "paper"] = dataclasses.field(
+        default="trainer",
+        metadata={
+            "help": "Which parameters decay: 'trainer': as the Transformers Trainer has it; 'paper': the "
+            "weights of convolutions and linear layers only."
+        },
+    )
+    channels_last: bool = dataclasses.field(
+        default=False, metadata={"help": "Model and images in the channels_last memory format."}
+    )
+    overwrite_output_dir: bool = dataclasses.field(  # Transformers 5 has dropped it
+        default=False, metadata={"help": "Write into output_dir even if it holds something."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(self.lr_scheduler_type)]
+        valid = list(inspect.signature(schedule).parameters)[1:]  # the first is the optimizer
+        for key in self.lr_scheduler_kwargs or {}:
+            if key not in valid:
+                name = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+                raise ValueError(f"lr_scheduler_kwargs: {name} has no {key!r}{nearest(key, valid)}")
+
+
+def in_steps(kwargs: dict[str, Any] | None, num_training_steps: int) -> dict[str, Any]:
+    """`lr_scheduler_kwargs` with shares of the run made into steps.
+
+    A fraction below 1 for `num_decay_steps` and the like is a share of all steps, as it is for Transformers'
+    own `warmup_steps`: a schedule then keeps its shape whatever the length of the run.
+    """
+    steps = {"num_warmup_steps", "num_stable_steps", "num_decay_steps"}
+    return {
+        key: round(value * num_training_steps) if key in steps and 0 < value < 1 else value
+        for key, value in (kwargs or {}).items()
+    }
+
+
+class RecipeTrainer(Trainer):
+    """A Trainer that knows the paper's decay rule, shares in schedules, and transforms on the device.
+
+    Args:
+        train_transform, eval_transform: applied to `pixel_values` on the device, batch by batch, in
+            training and in evaluation. None: the data set has done it.
+        args: RecipeTrainingArguments.
+        kwargs: Trainer's.
+    """
+
+    args: RecipeTrainingArguments
+
+    def __init__(
+        self,
+        *,
+        train_transform: Callable[[Tensor], Tensor] | None = None,
+        eval_transform: Callable[[Tensor], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if self.args.device.type == "cpu":
+            self.args.dataloader_pin_memory = False  # nothing to pin it for, and torch would warn
+        self.transforms = {True: train_transform, False: eval_transform}
+        if self.args.channels_last:
+            net: Any = self.model
+            net.to(memory_format=torch.channels_last)
+        self.add_callback(CurvatureCallback(self))
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that decay, by `args.decay_rule`."""
+        if self.args.decay_rule == "trainer":
+            return super().get_decay_parameter_names(model)
+        groups = param_groups(model, 1.0, rule=self.args.decay_rule)
+        decaying = {id(param) for group in groups if group["weight_decay"] for param in group["params"]}
+        return [name for name, param in model.named_parameters() if id(param) in decaying]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning-rate schedule; see :func:`in_steps`."""
+        given = self.args.lr_scheduler_kwargs
+        self.args.lr_scheduler_kwargs = in_steps(given, num_training_steps)  # type: ignore[arg-type]
+        try:
+            with warnings.catch_warnings():
+                # num_stable_steps=0 is meant: decay from the first step on.
+                warnings.filterwarnings("ignore", message="Both num_training_steps and num_stable_steps")
+                return super().create_scheduler(num_training_steps, optimizer)
+        finally:
+            self.args.lr_scheduler_kwargs = given
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Every example, whatever `dataloader_drop_last` says: that is for training."""
+        given, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = given
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        inputs = super()._prepare_inputs(inputs)
+        pixels = inputs.get("pixel_values")
+        if pixels is not None:
+            transform = self.transforms[self.model.training]  # type: ignore[union-attr]
+            if transform is not None:
+                pixels = transform(pixels)
+            if self.args.channels_last:
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            inputs["pixel_values"] = pixels
+        return inputs
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """A forward and backward pass; keeps the batch for :class:`CurvatureCallback`."""
+        self.last_inputs = inputs
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def sampled_loss(self, inputs: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """The loss against labels drawn from the model's own prediction, and the number of them.
+
+        What the Gauss-Newton-Bartlett estimate is made of (arXiv:2305.14342, Sec. 2.3).
+        """
+        features = {key: value for key, value in inputs.items() if key != "labels"}
+        model: Any = self.model_wrapped
+        with self.compute_loss_context_manager():
+            logits = model(**features).logits.float()
+        labels = torch.distributions.Categorical(logits=logits.detach()).sample()
+        return nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten()), labels.numel()
+
+
+class CurvatureCallback(TrainerCallback):
+    """Gives an optimizer that asks for it an estimate of the Hessian's diagonal every so many steps.
+
+    An optimizer asks by a method `update_curvature(batch_size)`, called with gradients of a loss against
+    sampled labels, and an attribute `curvature_every`, in steps. SophiaG does.
+    """
+
+    def __init__(self, trainer: RecipeTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One more forward and backward pass on the step's last batch, when it is due."""
+        optimizer: Any = self.trainer.optimizer
+        while hasattr(optimizer, "optimizer"):  # Accelerate's wrapper
+            optimizer = optimizer.optimizer
+        if not hasattr(optimizer, "update_curvature") or state.global_step % optimizer.curvature_every:
+            return
+        inputs = self.trainer._prepare_inputs(self.trainer.last_inputs)
+        with _buffers_kept(self.trainer.model):
+            loss, count = self.trainer.sampled_loss(inputs)
+            loss.backward()
+        optimizer.update_curvature(count * args.world_size)
+        optimizer.zero_grad()
+
+
+@contextlib.contextmanager
+def _buffers_kept(model: Any) -> Iterator[None]:
+    """Puts the model's buffers back: batch norms count a batch once."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)

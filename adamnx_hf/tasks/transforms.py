@@ -1,0 +1,128 @@
+"""The authors' augmentation, as torchvision v2 transforms of one image or of a batch on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+__all__ = ["FlipEach", "HSVJitter", "eval_transform", "hsv_to_rgb", "rgb_to_hsv", "train_transform"]
+
+
+def rgb_to_hsv(image: Tensor) -> Tensor:
+    """Hue, saturation and value, each in [0, 1], of RGB in [0, 1]: (..., 3, height, width), as colorsys."""
+    red, green, blue = image.unbind(-3)
+    value, low = image.amax(-3), image.amin(-3)
+    spread = value - low
+    safe = torch.where(spread == 0, 1.0, spread)
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    saturation = spread / torch.where(value == 0, 1.0, value)
+    return torch.stack([(hue / 6).remainder(1.0), saturation, value], -3)
+
+
+def hsv_to_rgb(image: Tensor) -> Tensor:
+    """The inverse of :func:`rgb_to_hsv`."""
+    hue, saturation, value = image.unsqueeze(-4).unbind(-3)
+    shift = torch.tensor([5.0, 3.0, 1.0], dtype=image.dtype, device=image.device)[:, None, None]
+    place = (shift + 6 * hue).remainder(6.0)
+    return value - value * saturation * torch.minimum(place, 4 - place).clamp(0, 1)
+
+
+class _PerImage(v2.Transform):
+    """Draws for each image of a batch on its own, where torchvision's transforms draw once for all."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Which images to change: `chosen`, of shape (..., 1, 1, 1)."""
+        image = flat_inputs[0]
+        return {"chosen": self._uniform(image, 0, 1) < self.p}
+
+    def _uniform(self, image: Tensor, low: float, high: float) -> Tensor:
+        shape = (*image.shape[:-3], 1, 1, 1)
+        return torch.empty(shape, device=image.device, dtype=image.dtype).uniform_(low, high)
+
+
+class HSVJitter(_PerImage):
+    """Shifts the hue and scales saturation and value, as the authors' code does.
+
+    Takes floating-point RGB in [0, 1], (..., 3, height, width).
+
+    Args:
+        p: probability for each image.
+        hue: the shift is uniform in ±hue, in turns of the colour circle.
+        saturation: multiplied or divided, with equal chance, by a factor uniform in [1, saturation].
+        value: as saturation.
+    """
+
+    def __init__(self, p: float = 0.5, hue: float = 0.1, saturation: float = 1.5, value: float = 1.5) -> None:
+        super().__init__(p)
+        self.hue, self.saturation, self.value = hue, saturation, value
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """`chosen` and `hue`, `saturation`, `value` of each image."""
+        image = flat_inputs[0]
+
+        def factor(most: float) -> Tensor:
+            drawn = self._uniform(image, 1, most)
+            return torch.where(self._uniform(image, 0, 1) < 0.5, drawn, 1 / drawn)
+
+        return {
+            **super().make_params(flat_inputs),
+            "hue": self._uniform(image, -self.hue, self.hue),
+            "saturation": factor(self.saturation),
+            "value": factor(self.value),
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """The jittered images."""
+        hue, saturation, value = rgb_to_hsv(inpt).split(1, -3)
+        jittered = torch.cat(
+            [
+                (hue + params["hue"]).remainder(1.0),
+                (saturation * params["saturation"]).clamp(0, 1),
+                (value * params["value"]).clamp(0, 1),
+            ],
+            -3,
+        )
+        return torch.where(params["chosen"], hsv_to_rgb(jittered), inpt)
+
+
+class FlipEach(_PerImage):
+    """Mirrors each image from left to right with probability `p`."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__(p)
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """The images, some of them mirrored."""
+        return torch.where(params["chosen"], inpt.flip(-1), inpt)
+
+
+def train_transform(
+    *, mean: Sequence[float], std: Sequence[float], jitter: float = 0.5, flip: float = 0.5
+) -> v2.Compose:
+    """uint8 RGB to the model's input, augmented as by the authors.
+
+    Args:
+        mean, std: of the normalisation, for values in [0, 1].
+        jitter: probability of :class:`HSVJitter`.
+        flip: probability of :class:`FlipEach`.
+    """
+    return v2.Compose(
+        [v2.ToDtype(torch.float32, scale=True), HSVJitter(jitter), FlipEach(flip), v2.Normalize(mean, std)]
+    )
+
+
+def eval_transform(*, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
+    """uint8 RGB to the model's input."""
+    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])

@@ -1,0 +1,172 @@
+"""The paper's other optimizers: against their publications, and by name."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from adamnx_hf import names
+from adamnx_hf.baselines import AdaX, SophiaG
+
+
+def trajectory(make, steps=30, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    params = [
+        torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
+        for shape in ((5,), (3, 4))
+    ]
+    optimizer = make(params)
+    for _ in range(steps):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+        yield optimizer, params
+        optimizer.step()
+
+
+def test_adax_is_as_published():
+    """arXiv:2004.09740, Algorithm 1, with b = 1e-4 and decoupled decay."""
+    lr, beta1, b, eps, decay = 0.01, 0.9, 1e-4, 1e-8, 0.1
+    slow, m, v = None, None, None
+    for t, (_, params) in enumerate(
+        trajectory(lambda params: AdaX(params, lr, (beta1, 0.99), eps, decay), 50), 1
+    ):
+        if slow is None:
+            slow = [p.detach().clone() for p in params]
+            m, v = [torch.zeros_like(p) for p in slow], [torch.zeros_like(p) for p in slow]
+        for p, own in zip(params, slow, strict=True):
+            assert torch.allclose(p.detach(), own, rtol=0, atol=1e-10)
+        for i, p in enumerate(params):
+            m[i] = beta1 * m[i] + (1 - beta1) * p.grad
+            v[i] = (1 + b) * v[i] + b * p.grad**2
+            corrected = v[i] / ((1 + b) ** t - 1)
+            slow[i] = slow[i] * (1 - lr * decay) - lr * m[i] / (corrected.sqrt() + eps)
+
+
+def test_sophiag_is_as_published():
+    """arXiv:2305.14342, Algorithm 3: h enters as B times the squared gradient of the sampled loss."""
+    lr, beta1, beta2, rho, decay, batch = 0.01, 0.965, 0.99, 0.04, 0.1, 8
+    slow, m, h = None, None, None
+    clipped = set()
+    for t, (optimizer, params) in enumerate(
+        trajectory(lambda params: SophiaG(params, lr, (beta1, beta2), rho, decay), 40), 1
+    ):
+        if slow is None:
+            slow = [p.detach().clone() for p in params]
+            m, h = [torch.zeros_like(p) for p in slow], [torch.zeros_like(p) for p in slow]
+        for p, own in zip(params, slow, strict=True):
+            assert torch.allclose(p.detach(), own, rtol=0, atol=1e-12)
+        if t % 10 == 0:
+            grads = [p.grad for p in params]
+            for i, p in enumerate(params):
+                p.grad = p.grad * 3  # the sampled loss' gradients
+                h[i] = beta2 * h[i] + (1 - beta2) * batch * p.grad**2
+            optimizer.update_curvature(batch)
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = grad
+        for i, p in enumerate(params):
+            m[i] = beta1 * m[i] + (1 - beta1) * p.grad
+            ratio = (m[i].abs() / (rho * h[i]).clamp(min=1e-15)).clamp(max=1)
+            clipped |= set((ratio == 1).flatten().tolist())
+            slow[i] = slow[i] * (1 - lr * decay) - lr * m[i].sign() * ratio
+    assert clipped == {True, False}  # both branches were taken
+
+
+@pytest.mark.parametrize("kind", [AdaX, SophiaG])
+def test_checkpoints_and_parameters_that_join_later(kind):
+    torch.manual_seed(0)
+    weights = [torch.randn(4), torch.randn(3)]
+
+    def make():
+        params = [torch.nn.Parameter(w.clone()) for w in weights]
+        return params, kind(params, lr=0.1)
+
+    def step(params, optimizer, i):
+        params[0].grad = torch.full((4,), float(i))
+        params[1].grad = torch.full((3,), -1.0) if i > 2 else None  # another step count than the first
+        optimizer.step()
+
+    params, optimizer = make()
+    for i in range(1, 8):
+        step(params, optimizer, i)
+        if i == 4:
+            state, values = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in params]
+    assert optimizer.state[params[0]]["step"] == 7 and optimizer.state[params[1]]["step"] == 5
+
+    again, other = make()
+    for param, value in zip(again, values, strict=True):
+        param.data.copy_(value)
+    other.load_state_dict(state)
+    for i in range(5, 8):
+        step(again, other, i)
+    assert all(torch.equal(a, b) for a, b in zip(params, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (AdaX, {"lr": -1.0}, "Invalid lr: -1.0"),
+        (AdaX, {"betas": (1.0, 0.9)}, "Invalid beta parameter at index 0: 1.0"),
+        (SophiaG, {"rho": -0.1}, "Invalid rho: -0.1"),
+        (SophiaG, {"curvature_every": 0}, "Invalid curvature_every: 0"),
+    ],
+)
+def test_arguments_out_of_range(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind([torch.nn.Parameter(torch.zeros(2))], **options)
+
+
+def test_closure_and_sparse_gradients():
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = SophiaG([param])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = param.sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 3.0
+    embedding = torch.nn.Embedding(3, 2, sparse=True)
+    optimizer = AdaX(embedding.parameters())
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="AdaX does not support sparse gradients"):
+        optimizer.step()
+
+
+CLASSES = {
+    "adamnx": "AdamNX",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "adax": "AdaX",
+    "momentum_sgd": "SGD",
+    "radam": "RAdam",
+    "lion": "Lion",
+    "sophiag": "SophiaG",
+}
+BETAS = {"adam": (0.9, 0.999), "adamw": (0.9, 0.999), "radam": (0.9, 0.999), "sophiag": (0.965, 0.99)}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_by_name_with_their_own_defaults(name, tmp_path):
+    assert set(CLASSES) == set(names.NAMES)
+    args = TrainingArguments(
+        tmp_path, optim=name, learning_rate=0.02, weight_decay=0.3, use_cpu=True, report_to="none"
+    )
+    optimizer = Trainer(torch.nn.Linear(2, 2), args).create_optimizer()
+    assert type(optimizer).__name__ == CLASSES[name]
+    decaying, other = optimizer.param_groups
+    assert (decaying["lr"], decaying["weight_decay"], other["weight_decay"]) == (0.02, 0.3, 0.0)
+    if name != "momentum_sgd":
+        assert tuple(decaying["betas"]) == BETAS.get(name, (0.9, 0.99))
+    else:
+        assert decaying["momentum"] == 0.9
+
+
+def test_lion_without_pytorch_optimizer(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    TrainingArguments(tmp_path, optim="adamw")
+    with pytest.raises(ImportError) as error:
+        TrainingArguments(tmp_path, optim="lion")
+    assert 'Lion is pytorch-optimizer\'s: pip install "adamnx-hf[recipes]"' in str(error.value)

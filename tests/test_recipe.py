@@ -1,0 +1,256 @@
+"""From files and flags to checked fields; the listing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from adamnx_hf import cli, recipe
+from adamnx_hf.errors import RecipeError
+from adamnx_hf.tasks import TASKS, load_task
+
+NAMES = list(recipe.named())
+
+
+def write(folder, **changes):
+    values = recipe.read(recipe.find("cifar100_efficientnetv2_m")) | changes
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value != "DROP"}))
+    return str(path)
+
+
+def set_to(resolved, name):
+    for part in (resolved.arguments, resolved.task_arguments, resolved.training_arguments):
+        if hasattr(part, name):
+            return getattr(part, name)
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_resolves(name):
+    resolved = recipe.resolve(name)
+    args = resolved.training_arguments
+    assert resolved.name == name and resolved.changes == {}
+    assert args.optim == "adamnx" and (args.adam_beta1, args.adam_beta2) == (0.9, 0.99)
+    assert args.decay_rule == "paper" and args.weight_decay == 0.01 and args.seed == 42
+    assert args.per_device_train_batch_size == 64 and args.per_device_eval_batch_size == 200
+    assert args.output_dir == f"runs/{name}/adamnx-seed42"
+    assert not args.bf16 and not args.torch_compile
+    if resolved.arguments.paper_tables:
+        assert args.num_train_epochs == 80
+
+
+def test_every_recipe_has_its_task_and_every_task_what_run_needs():
+    for name in TASKS:
+        task = load_task(name)
+        for attribute in ("Arguments", "METRICS", "UNIT", "fast", "smoke", "make_trainer"):
+            assert hasattr(task, attribute)
+    assert {path.parent.name for path in recipe.named().values()} <= set(TASKS)
+    for path in recipe.named().values():
+        assert recipe.read(path)["task"] == path.parent.name
+
+
+def test_flags_go_over_the_file_and_are_remembered():
+    resolved = recipe.resolve(
+        "cifar100_efficientnetv2_m",
+        ["--learning_rate", "2e-3", "--num-train-epochs=3", "--seed", "7", "--adam_beta2", "0.99"],
+    )
+    assert resolved.training_arguments.learning_rate == 2e-3
+    assert resolved.training_arguments.num_train_epochs == 3
+    assert resolved.changes == {"learning_rate": 2e-3, "num_train_epochs": 3.0}  # 0.99 is the recipe's
+
+
+def test_a_path_works_like_a_name(tmp_path):
+    path = write(tmp_path, learning_rate="1e-3", save_strategy=False)  # YAML's reading of 1e-3 and no
+    resolved = recipe.resolve(path)
+    assert resolved.name == "mine"
+    assert resolved.training_arguments.learning_rate == 1e-3
+    assert resolved.training_arguments.save_strategy == "no"
+
+
+@pytest.mark.parametrize(
+    ("optim", "fields"),
+    [
+        ("lion", {"learning_rate": 1e-3, "weight_decay": 0.1, "adam_beta2": 0.99}),
+        ("momentum_sgd", {"learning_rate": 0.1, "weight_decay": 5e-4, "optim_args": "momentum=0.9"}),
+        ("sophiag", {"learning_rate": 0.01, "weight_decay": 0.01, "adam_beta1": 0.965}),
+        ("radam", {"learning_rate": 0.01, "weight_decay": 0.01, "adam_beta2": 0.999}),
+        ("adamnx", {"learning_rate": 0.01, "weight_decay": 0.01, "adam_beta2": 0.99}),
+    ],
+)
+def test_what_changes_with_the_optimizer(optim, fields):
+    resolved = recipe.resolve("cifar100_efficientnetv2_l", ["--optim", optim])
+    assert {name: set_to(resolved, name) for name in fields} == fields
+    assert resolved.changes == {}
+    over = recipe.resolve("cifar100_efficientnetv2_l", ["--learning_rate", "0.5", "--optim", optim])
+    assert over.training_arguments.learning_rate == 0.5
+
+
+def test_the_ablation_in_one_line():
+    words = ["--optim_args", "beta2_schedule=adam"]
+    resolved = recipe.resolve("cifar100_efficientnetv2_m", words)
+    assert resolved.training_arguments.adam_beta2 == 0.999 and resolved.changes == {}
+    for schedule in ("adafactor", "adax", "adamnx"):
+        words = ["--optim_args", f"beta2_schedule={schedule}"]
+        resolved = recipe.resolve("cifar100_efficientnetv2_m", words)
+        assert resolved.training_arguments.adam_beta2 == 0.99 and resolved.changes == {}
+        assert resolved.training_arguments.output_dir.endswith(f"adamnx-{schedule}-seed42")
+    words = ["--optim_args", "beta2_schedule=adam,eps=1e-3"]
+    assert recipe.resolve("cifar100_swinv2_s", words).changes == {"optim_args": "eps=1e-3"}
+
+
+def test_fast_sets_what_it_says_and_flags_go_over_it():
+    resolved = recipe.resolve("cifar100_efficientnetv2_m", ["--fast", "--torch_compile", "false"])
+    args, own = resolved.training_arguments, resolved.task_arguments
+    assert args.bf16 and args.channels_last and not args.torch_compile
+    assert own.keep_decoded and own.augment_on_device
+    assert args.optim_args == "fused=true"
+    assert args.output_dir.endswith("adamnx-fast-seed42")
+    kept = recipe.resolve(
+        "cifar100_efficientnetv2_m",
+        ["--fast", "--torch_compile", "false", "--optim_args", "beta2_schedule=adax"],
+    )
+    assert kept.training_arguments.optim_args == "beta2_schedule=adax"
+    lion = recipe.resolve("cifar100_convnext_b", ["--fast", "--torch_compile", "false", "--optim", "lion"])
+    assert lion.training_arguments.optim_args is None  # it has no fused step
+
+
+def test_the_resolved_recipe_is_the_same_again(tmp_path):
+    first = recipe.resolve(
+        "cifar100_convnext_b", ["--optim", "lion", "--learning_rate", "0.5", "--fast", "--torch_compile", "0"]
+    )
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(first.resolved()))
+    again = recipe.resolve(str(path))
+    for name in first.values:
+        if name not in ("optimizers", "fast"):
+            assert set_to(again, name) == set_to(first, name), name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rat", "1"], "--learning_rat is not a flag of this recipe; did you mean '--learn"),
+        (["--learning_rate", "fast"], "learning_rate: invalid float value: 'fast'"),
+        (["--optim", "adamnxx"], "optim: 'adamnxx' is not valid; did you mean 'adamnx'?"),
+        (["--decay_rule", "papper"], "decay_rule: 'papper' is not valid; did you mean 'paper'?"),
+        (["--lr_scheduler_type", "constnt"], "lr_scheduler_type: 'constnt' is not valid; did you mean '"),
+        (["--optim_args", "beta2_scedule=adax"], "'beta2_scedule' is not an option of optim='adamnx'. Did"),
+        (["--optim_args", "beta2_schedule=adamax"], "beta2_schedule is adamnx or adam or adafactor or adax"),
+        (["--architecture", "efficientnet_v2_n"], "'efficientnet_v2_n' is not known; did you mean 'eff"),
+        (["--architecture_options", '{"stem_strid": 1}'], "has no 'stem_strid'; did you mean 'stem_stride'?"),
+        (["--architecture_options", "{"], "Expecting property name"),
+        (["--lr_scheduler_kwargs", '{"num_decay_step": 1}'], "has no 'num_decay_step'; did you mean"),
+        (["--jitter_probability", "2"], "jitter_probability: 2.0 is not a probability from 0 to 1"),
+        (["--image_mean", "0.5"], "image_mean: needs 3 numbers"),
+        (["--task", "object_detection"], "--task: a recipe's task cannot be changed by a flag"),
+        (["--seed"], "seed: expected one argument"),
+        (["0.1"], "'0.1' belongs to no flag"),
+        (["--model_name_or_path", "x"], "give either architecture or model_name_or_path"),
+    ],
+)  # fmt: skip
+def test_a_wrong_flag_ends_in_one_line(words, message, capsys):
+    assert cli.main(["run", "cifar100_efficientnetv2_m", *words]) == 1
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("adamnx-hf run: error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rte": 1}, "mine.yaml: learning_rte is not a field of this recipe; did you mean 'learn"),
+        ({"learning_rate": "quick"}, "mine.yaml: learning_rate: invalid float value: 'quick'"),
+        ({"learning_rate": [1, 2]}, "mine.yaml: learning_rate: takes one value, got the list [1, 2]"),
+        ({"bf16": "perhaps"}, "mine.yaml: bf16: "),
+        ({"task": "image_clasification"}, "task: 'image_clasification' is not known; did you mean 'im"),
+        ({"task": "DROP"}, "mine.yaml: task is missing"),
+        ({"optimizers": {"sophig": {}}}, "optimizers: 'sophig' is not an optimizer; did you mean 'soph"),
+        ({"optimizers": {"adamnx": {"lr": 1}}}, "mine.yaml: optimizers, adamnx: lr is not a field"),
+        ({"optimizers": [1]}, "mine.yaml: optimizers: takes one value, got the list [1]"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_ends_in_one_line(changes, message, tmp_path, capsys):
+    assert cli.main(["run", write(tmp_path, **changes)]) == 1
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: b: c", "is not YAML"),
+        ("- task", "a recipe is a list of `key: value` lines"),
+        ("", "a recipe is a list of `key: value` lines"),
+        ("seed: 1\nseed: 2", "seed is given twice"),
+        ("task: !!python/object/apply:os.getcwd []", "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe(text, message, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        recipe.resolve(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar100_efficientnetv2m", "no recipe of that name; did you mean 'cifar100_efficientnetv2_m'?"),
+        ("nowhere/at_all.yaml", "nowhere/at_all.yaml: no such file"),
+    ],
+)
+def test_no_such_recipe(name, message):
+    with pytest.raises(RecipeError) as error:
+        recipe.resolve(name)
+    assert message in str(error.value)
+
+
+def test_help_lists_every_field_with_the_recipes_values(capsys):
+    assert cli.main(["run", "cifar100_convnext_b", "--help"]) == 0
+    out = capsys.readouterr().out
+    for flag in (
+        "--learning_rate",
+        "--jitter_probability",
+        "--fast",
+        "--decay_rule",
+        "--overwrite_output_dir",
+    ):
+        assert flag in out
+    assert "(default: convnext_base)" in out
+
+
+def test_the_list_as_json(capsys):
+    assert cli.main(["recipes", "--json"]) == 0
+    found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert set(found) == set(NAMES)
+    tables = {name: entry["paper_tables"] for name, entry in found.items() if entry["paper_tables"]}
+    assert tables == {
+        "cifar100_efficientnetv2_m": [3, 7],
+        "cifar100_swinv2_s": [4, 8],
+        "cifar100_efficientnetv2_l": [11],
+        "cifar100_convnext_b": [12],
+    }
+    for entry in found.values():
+        assert entry["task"] == "image_classification" and entry["data"] == "uoft-cs/cifar100"
+        assert entry["model"] and entry["hardware"] and entry["hours"]
+    own = [row for row in found["cifar100_efficientnetv2_l"]["published"] if row["row"] == "AdamNX"]
+    assert (own[0]["top1_error"], own[0]["top5_error"]) == (35.66, 12.37)
+
+
+def test_the_list_for_people(capsys):
+    assert cli.main(["recipes", "cifar100_swinv2_s"]) == 0
+    out = capsys.readouterr().out
+    assert "Tables 4, 8" in out and "39.44 / 14.76" in out and "which, the text we hold does not say" in out
+    assert "convnext" not in out
+    assert cli.main(["recipes", "cifar100_swin"]) == 1
+    assert "did you mean 'cifar100_swinv2_s'?" in capsys.readouterr().err
+
+
+def test_the_list_needs_neither_transformers_nor_datasets():
+    code = (
+        "import sys\nfrom adamnx_hf.cli import main\nmain(['recipes'])\n"
+        "assert not {'transformers', 'datasets', 'torchvision', 'evaluate'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)

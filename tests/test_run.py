@@ -1,0 +1,272 @@
+"""Whole runs, small enough for a test."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as Picture
+from transformers import pipeline
+
+from adamnx_hf import cli, recipe, run
+from adamnx_hf.tasks.image_classification import ImageDataset
+
+PAPER = [name for name in recipe.named() if recipe.read(recipe.named()[name])["paper_tables"]]
+WRITTEN = {
+    "results.json",
+    "metrics.json",
+    "curves.png",
+    "environment.json",
+    "recipe.yaml",
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+}
+# A recipe of its own for what needs no network to speak of.
+TINY = {
+    "task": "image_classification",
+    "architecture": "efficientnet_v2_s",
+    "architecture_options": {
+        "depths": [1, 1],
+        "widths": [8, 8, 8],
+        "expand_ratios": [1, 2],
+        "strides": [2, 2],
+        "head_width": 16,
+    },
+    "image_column": "img",
+    "label_column": "fine_label",
+    "per_device_train_batch_size": 8,
+    "eval_strategy": "epoch",
+    "report_to": "none",
+    "logging_steps": 2,
+    "optim": "adamnx",
+    "learning_rate": 0.01,
+    "num_train_epochs": 2,
+    "use_cpu": True,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A local data set of CIFAR-100's schema whose classes are colours, so that it can be learned."""
+    root = tmp_path_factory.mktemp("data") / "colours"
+    names = ["red", "green", "blue"]
+    features = Features(
+        {"img": Image(), "fine_label": ClassLabel(names=names), "coarse_label": ClassLabel(2)}
+    )
+    random = np.random.default_rng(0)
+    for split, count in (("train", 48), ("test", 21)):
+        labels = random.integers(0, 3, count)
+        images = random.integers(0, 100, (count, 32, 32, 3), dtype=np.uint8)
+        images[np.arange(count), :, :, labels] += 150
+        data = Dataset.from_dict(
+            {"img": list(images), "fine_label": labels, "coarse_label": labels % 2}, features=features
+        )
+        (root / "data").mkdir(parents=True, exist_ok=True)
+        data.to_parquet(root / "data" / f"{split}-00000-of-00001.parquet")
+    return root
+
+
+@pytest.fixture
+def tiny(tmp_path, folder):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "dataset_name": str(folder)}))
+    return str(path)
+
+
+def results_of(out):
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_smoke(name, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["run", name, "--smoke", "--output_dir", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} >= WRITTEN
+    results = results_of(out)
+    assert results["smoke"] and results["data"] == "made up" and results["steps"] == 4
+    assert results["optimizer"] == "AdamNX" and results["betas"] == [0.9, 0.99]
+    assert 0 < results["parameters"] < 200_000
+    assert set(results["metrics"]) == {"top1_error", "top5_error"}
+    assert "made-up data: 64 to train on" in capsys.readouterr().out
+    values = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert values["architecture"] == recipe.read(recipe.find(name))["architecture"]
+
+
+@pytest.mark.parametrize("optim", ["sophiag", "lion", "adax", "momentum_sgd"])
+def test_other_optimizers_train(optim, tiny, tmp_path):
+    out = tmp_path / "out"
+    words = ["--optim", optim, "--max_steps", "12", "--output_dir", str(out)]
+    assert cli.main(["run", tiny, *words, "--learning_rate", "0.001"]) == 0
+    results = results_of(out)
+    assert results["optim"] == optim and results["steps"] == 12
+    assert all(np.isfinite(row["eval_loss"]) for row in results["per_epoch"])
+
+
+def test_a_run_on_a_local_folder(tiny, tmp_path, folder):
+    out = tmp_path / "out"
+    assert cli.main(["run", tiny, "--output_dir", str(out), "--num_train_epochs", "6"]) == 0
+    results = results_of(out)
+    rows = json.loads((out / "metrics.json").read_text())
+    assert rows == results["per_epoch"] and [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    for name, values in results["metrics"].items():
+        errors = [row[name] for row in rows]
+        assert values["best"] == min(errors) and values["last"] == errors[-1]
+        assert values["best_epoch"] == rows[errors.index(min(errors))]["epoch"]
+    assert results["metrics"]["top1_error"]["best"] < 50  # of three classes
+    assert results["train_examples"] == 48 and results["eval_examples"] == 21
+    assert results["changes"] == {"num_train_epochs": 6.0} and results["recipe"] == "tiny"
+    assert results["train_images_per_second"] > 0
+    assert results["throughput"]["data"] > 0 and results["throughput"]["model"] > 0
+    environment = json.loads((out / "environment.json").read_text())
+    assert torch.__version__.startswith(environment["packages"]["torch"])
+    assert environment["processor"] and environment["command"].startswith("adamnx-hf run /")
+    with Picture.open(out / "curves.png") as picture:
+        assert picture.width > 1000
+
+    # What was saved classifies as what was trained.
+    answers = pipeline("image-classification", model=str(out))
+    from datasets import load_dataset
+
+    test = load_dataset(str(folder), split="test")
+    names = test.features["fine_label"].names
+    wrong = sum(answers(row["img"])[0]["label"] != names[row["fine_label"]] for row in test)
+    assert 100 * wrong / len(test) == pytest.approx(results["metrics"]["top1_error"]["last"])
+
+
+def test_the_resolved_recipe_gives_the_same_again(tiny, tmp_path):
+    out = [tmp_path / "first", tmp_path / "second"]
+    assert cli.main(["run", tiny, "--output_dir", str(out[0]), "--seed", "5", "--optim", "adamw"]) == 0
+    assert cli.main(["run", str(out[0] / "recipe.yaml"), "--output_dir", str(out[1])]) == 0
+    first, second = (results_of(folder) for folder in out)
+    keys = ("eval_loss", "top1_error", "train_loss", "learning_rate")
+    for a, b in zip(first["per_epoch"], second["per_epoch"], strict=True):
+        assert [a[key] for key in keys] == [b[key] for key in keys]
+    assert second["optim"] == "adamw" and second["seed"] == 5
+
+
+def test_nothing_is_overwritten_unless_asked(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("important")
+    words = ["run", tiny, "--max_steps", "2", "--output_dir", str(out)]
+    assert cli.main(words) == 1
+    err = capsys.readouterr().err
+    assert "is not empty; choose another --output_dir, pass --overwrite_output_dir" in err
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+    assert cli.main([*words, "--overwrite_output_dir"]) == 0
+    assert (out / "thesis.txt").read_text() == "important" and (out / "results.json").exists()
+    assert cli.main(["run", tiny, "--output_dir", str(out / "thesis.txt")]) == 1
+    assert "thesis.txt is a file" in capsys.readouterr().err
+
+
+def test_resuming_is_as_if_never_stopped(tiny, tmp_path):
+    words = ["run", tiny, "--save_strategy", "epoch", "--num_train_epochs", "3"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert cli.main([*words, "--output_dir", str(whole)]) == 0
+    assert cli.main([*words, "--output_dir", str(cut), "--save_total_limit", "5"]) == 0
+    for name in ("results.json", "model.safetensors"):
+        (cut / name).unlink()
+    again = ["--output_dir", str(cut), "--resume_from_checkpoint"]
+    assert cli.main([*words, *again, str(cut / "checkpoint-6")]) == 0
+    keys = ("epoch", "eval_loss", "top1_error", "train_loss")
+    rows = [[[row[key] for key in keys] for row in results_of(out)["per_epoch"]] for out in (whole, cut)]
+    assert rows[0] == rows[1] and len(rows[0]) == 3
+
+
+def test_resuming_from_nothing(tiny, tmp_path, capsys):
+    words = ["--output_dir", str(tmp_path / "none"), "--resume_from_checkpoint", "last"]
+    assert cli.main(["run", tiny, *words]) == 1
+    assert "resume_from_checkpoint: there is no checkpoint in" in capsys.readouterr().err
+
+
+def test_fast(tiny, tmp_path):
+    """But for the compiler, which takes longer than all the rest."""
+    out = tmp_path / "out"
+    assert cli.main(["run", tiny, "--fast", "--torch_compile", "false", "--output_dir", str(out)]) == 0
+    results = results_of(out)
+    assert results["fast"] and results["optim_args"] == "fused=true"
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["augment_on_device"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset_name", "uoft-cs/cifar100"], "either connect to the Hub (and unset HF_HUB_OFFLINE), or "),
+        (["--train_split", "trian"], "train_split: "),
+        (["--image_column", "image"], "image_column: the data set has no column 'image'; did you mean 'img'"),
+        (["--label_column", "img"], "label_column: 'img' does not hold class ids"),
+        (["--learning_rate", "-1"], "Invalid learning rate: -1.0"),
+        (["--optim_args", "betas=(2,0.9)"], "Invalid beta parameter at index 0: 2"),
+    ],
+)  # fmt: skip
+def test_errors_leave_nothing_behind(words, message, tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["run", tiny, "--output_dir", str(out), *words]) == 1
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("adamnx-hf")]
+    assert len(err) == 1 and message in err[0]
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_a_missing_extra(tiny, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.delitem(sys.modules, "adamnx_hf.tasks.transforms", raising=False)
+    for name in [name for name in sys.modules if name.startswith("torchvision.")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert cli.main(["run", tiny, "--output_dir", str(tmp_path / "out")]) == 1
+    assert 'pip install "adamnx-hf[recipes]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keep_decoded", [True, False])
+def test_images_are_read_as_they_are(keep_decoded):
+    random = np.random.default_rng(0)
+    colour = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    pictures = [
+        Picture.fromarray(colour),
+        Picture.fromarray(colour[..., 0]),  # grey
+        Picture.fromarray(np.full((48, 64, 3), 77, np.uint8)),  # of another size
+    ]
+    data = Dataset.from_dict(
+        {"image": pictures, "label": [4, 2, 0]}, features=Features({"image": Image(), "label": ClassLabel(5)})
+    )
+    images = ImageDataset(
+        data, image_column="image", label_column="label", size=32, keep_decoded=keep_decoded
+    )
+    batch = images.__getitems__([0, 2, 1])
+    assert batch["labels"].tolist() == [4, 0, 2] and batch["labels"].dtype == torch.int64
+    pixels = batch["pixel_values"]
+    assert pixels.dtype == torch.uint8 and pixels.shape == (3, 3, 32, 32)
+    assert torch.equal(pixels[0], torch.tensor(colour).permute(2, 0, 1))
+    assert (pixels[1] == 77).all()
+    assert torch.equal(pixels[2], torch.tensor(colour[..., 0]).expand(3, 32, 32))
+    assert torch.equal(images[1]["pixel_values"], pixels[2]) and len(images) == 3
+
+
+def test_two_processes_under_accelerate(tiny, tmp_path):
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "-m", "adamnx_hf.cli", "run", tiny, "--output_dir", str(out), "--num_train_epochs", "1",
+    ]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert (out / "results.json").exists(), ran.stderr[-2000:]
+    results = results_of(out)
+    assert results["total_train_batch_size"] == 16 and results["steps"] == 3
+    assert results["changes"]["total_train_batch_size"] == 16
+    assert results["environment"]["processes"] == 2
+    assert ran.stdout.count("Written to") == 1
+
+
+def test_the_command_says_where_the_recipe_goes(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    out = capsys.readouterr().out
+    assert "adamnx-hf run RECIPE [--smoke] [--fast] [--FIELD VALUE ...]" in out
+    assert run.EXTRA == "recipes"
