@@ -11,9 +11,6 @@ import importlib.metadata
 import importlib.util
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -591,29 +588,21 @@ def _command(args: argparse.Namespace) -> str:
 def _environment(device: str) -> dict[str, str]:
     import torch
 
-    import adamnx_hf
+    from adamnx_hf import report
 
-    commit = os.environ.get("GIT_COMMIT", "unknown")
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        command = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].partition(":")[2].strip() if names else processor
+    known = report.environment()
     facts = {
-        "adamnx-hf": f"{adamnx_hf.__version__} (commit {commit})",
+        "adamnx-hf": f"{known['adamnx-hf']} (commit {known['commit'] or 'unknown'})",
         "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": f"{processor}, {torch.get_num_threads()} threads",
+        "python": known["python"],
+        "processor": f"{known['processor']}, {known['torch_threads']} threads",
     }
     if device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        facts["card"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-        facts["cuda"] = str(torch.version.cuda or torch.version.hip)
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        facts |= {
+            "card": f"{known['gpus'][0]}, {memory:.0f} GiB",
+            "cuda": str(known["cuda"] or torch.version.hip),
+        }
         for package in ("triton", "torch-optimi", "torchao", "bitsandbytes"):
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 facts[package] = importlib.metadata.version(package)

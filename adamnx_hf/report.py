@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,10 +56,10 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this package runs from; None where it is installed."""
+    """The commit of the checkout this package runs from; where there is none, GIT_COMMIT's or None."""
     root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return os.environ.get("GIT_COMMIT")
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)

@@ -131,8 +131,12 @@ class AdamNX(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Asked by torch.amp.GradScaler: as with torch's optimizers, True if `fused` was asked for."""
-        return all(group["fused"] for group in self.param_groups)
+        """Asked by torch.amp.GradScaler: as with torch's optimizers, True if `fused` was asked for.
+
+        Not within Accelerate, whose schedulers wait only for a step that the GradScaler itself left out.
+        """
+        wrapper = getattr(vars(self).get("step"), "__module__", None) or ""
+        return all(group["fused"] for group in self.param_groups) and not wrapper.startswith("accelerate.")
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: what torch.optim keeps, and the clipping."""

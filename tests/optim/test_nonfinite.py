@@ -14,6 +14,7 @@ ENGINES = {
     "foreach": {"foreach": True},
     "reference": {"foreach": False},
     "capturable": {"capturable": True},
+    "triton": {"fused": True},  # conftest.py has it interpreted on the CPU
 }
 every_engine = pytest.mark.parametrize("flags", ENGINES.values(), ids=ENGINES)
 BAD = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
@@ -54,14 +55,13 @@ def test_the_element_becomes_nan_and_stays_so_and_no_other_does(flags, poison, p
 
 @every_engine
 def test_a_square_that_overflows_stops_the_element(flags):
-    """v becomes inf. In torch's Adam the element then stands still, silently; here it does, or becomes NaN
-    where v is computed as v + w (g² − v). Clipping prevents it."""
+    """v becomes inf, and the element stands still, silently, as in torch's Adam. Clipping prevents it."""
     for make in (lambda p: AdamNX(p, lr=0.1, weight_decay=0.0, **flags), torch.optim.Adam):
         before, _ = train(make, HUGE, poisoned_step=2, steps=2)
         after, optimizer = train(make, HUGE, poisoned_step=2, steps=5)
         assert not optimizer.state[after[0]]["exp_avg_sq"][1, 2].isfinite()
-        assert after[0][1, 2] == before[0][1, 2] or (make is not torch.optim.Adam and after[0][1, 2].isnan())
-        assert after[0].isfinite().sum() >= after[0].numel() - 1
+        assert after[0][1, 2] == before[0][1, 2]
+        assert after[0].isfinite().all()
 
 
 @every_engine

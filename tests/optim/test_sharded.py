@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing import assert_close
 
 from adamnx_hf import AdamNX
@@ -72,6 +73,11 @@ def gradients_placed_otherwise(mesh):
     for placement in (Replicate(), Shard(0)):
         whole = distribute_tensor(torch.ones(5, 2), mesh, [placement])
         assert_close(total_norm([whole, torch.ones(6)]), torch.tensor(4.0))
+    # As FSDP2 places what tensor parallelism has sharded along the same dimension.
+    local = torch.full((3, 2), 1.0 + dist.get_rank())
+    strided = DTensor.from_local(local, mesh, [_StridedShard(0, split_factor=2)], run_check=False)
+    assert_close(total_norm([strided]), torch.tensor(6 * 1.0 + 6 * 4.0).sqrt())
+
     param.grad = half
     optimizer.step()
     assert_close(full(param.detach()), torch.full((5, 2), 0.5))

@@ -108,7 +108,7 @@ def test_the_scaled_run_is_the_plain_run():
     assert_equal(*runs)
 
 
-@pytest.mark.parametrize("flags", [ENGINES[name] for name in ("default", "foreach", "reference")])
+@every_engine
 def test_accelerates_scheduler_waits(flags):
     Accelerator(cpu=True)  # makes the state that the wrappers ask for
     model = nn.Linear(4, 3)
@@ -154,9 +154,11 @@ class OverflowAt(transformers.TrainerCallback):
         self.rates.append(optimizer.param_groups[0]["lr"])
 
 
-def test_the_trainers_scheduler_waits(tmp_path):
+@pytest.mark.parametrize("optim_args", [None, "fused=true", "fused=true,max_grad_norm=0.1"])
+def test_the_trainers_scheduler_waits(optim_args, tmp_path):
     callback = OverflowAt(3)
-    trainer = make_trainer(tmp_path, max_steps=6, max_grad_norm=0.0, lr_scheduler_type="linear")
+    options = {"max_steps": 6, "max_grad_norm": 0.0, "lr_scheduler_type": "linear", "optim_args": optim_args}
+    trainer = make_trainer(tmp_path, **options)
     trainer.add_callback(callback)
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     trainer.train()
