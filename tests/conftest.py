@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker to a core: more threads would only get in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing here may reach for the Hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -208,7 +208,7 @@ if __name__ == "__main__":
             del os.environ[name]  # what it starts is no part of the training
         said.append(multiprocessing.get_context("spawn").Pool(1).map(work, [0]))
         said.append(subprocess.check_output([sys.executable, "-c", USE], text=True).strip())
-    print(*said, flush=True)
+    os.write(1, (" ".join(map(str, said)) + "\\n").encode())  # at once, as the other process writes there too
 """
 
 
