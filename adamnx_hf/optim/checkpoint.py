@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 __all__ = ["check_state_dict"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# What every AdamNX, of any version and the authors', has saved with a group.
+_OPTIONS = {"lr", "betas", "eps", "weight_decay"}
 
 # Options of optimizers whose state has the same names and another meaning.
 _FOREIGN = {
@@ -40,8 +44,17 @@ def check_state_dict(state_dict: Any, param_groups: Sequence[Mapping[str, Any]])
         raise ValueError(
             f"not the state_dict of an optimizer: 'state' and 'param_groups' are expected, found {found}"
         )
-    saved_groups = state_dict["param_groups"]
+    saved_groups, states = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(states, Mapping):
+        raise ValueError(
+            f"this state_dict is damaged: 'state' is a {type(states).__name__} instead of a dict"
+        )
     for group in saved_groups:
+        if not (isinstance(group, Mapping) and "params" in group):
+            found = sorted(map(str, group)) if isinstance(group, Mapping) else type(group).__name__
+            raise ValueError(
+                f"this state_dict is damaged: a group of parameters has 'params' and options, found {found}"
+            )
         if "amsgrad" in group:
             raise ValueError(
                 "this state_dict was saved by torch.optim.Adam or AdamW, whose moments are not "
@@ -58,9 +71,23 @@ def check_state_dict(state_dict: Any, param_groups: Sequence[Mapping[str, Any]])
     for group, saved_group in zip(param_groups, saved_groups, strict=False):
         names = group.get("param_names", saved_group.get("param_names", ()))
         for i, (param, id_) in enumerate(zip(group["params"], saved_group["params"], strict=False)):
-            if state := state_dict["state"].get(id_):
-                name = f"parameter {names[i]!r}" if i < len(names) else f"parameter {id_}"
+            name = f"parameter {names[i]!r}" if i < len(names) else f"parameter {id_}"
+            state = states.get(id_, {})
+            if not isinstance(state, Mapping):
+                raise ValueError(
+                    f"the state of {name} is damaged: a {type(state).__name__} instead of a dict"
+                )
+            if state:
                 _check_state(state, param, name)
+
+    # Not all optimizers keep a state, and none that is new has one.
+    for group in saved_groups:
+        if not set(group) >= _OPTIONS:
+            options = ", ".join(sorted(str(option) for option in group if option != "params"))
+            raise ValueError(
+                f"this state_dict was not saved by AdamNX: its options are {options}. Start with a new "
+                "optimizer state"
+            )
 
 
 def _check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
@@ -78,12 +105,26 @@ def _check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
                 f"{key} of {name} has shape {tuple(moment.shape)}, the parameter has {tuple(param.shape)}: "
                 "this state_dict is of another model, or its parameters are in another order"
             )
-        if not (moment.is_floating_point() or moment.is_complex()):
+        if not (moment.is_floating_point() or moment.is_complex()) or moment.dtype.itemsize < 2:
             raise ValueError(
                 f"{key} of {name} is {moment.dtype}: a quantized state, which AdamNX cannot go on from"
             )
-    step = state["step"]
-    if isinstance(step, Tensor) and step.numel() != 1:
-        raise ValueError(f"step of {name} is damaged: {step.numel()} numbers instead of one")
-    if not (math.isfinite(step) and step >= 0):
-        raise ValueError(f"step of {name} is damaged: {float(step)}")
+        if moment.is_complex() and not param.is_complex():
+            raise ValueError(f"{key} of {name} is {moment.dtype}, the parameter is {param.dtype}")
+    _check_step(state["step"], name)
+
+
+def _check_step(step: Any, name: str) -> None:
+    if isinstance(step, Tensor):
+        if step.numel() != 1:
+            raise ValueError(f"step of {name} is damaged: {step.numel()} numbers instead of one")
+        if step.device.type == "meta" or is_fake(step):
+            return  # it has no value
+    try:
+        if isinstance(step, str | bytes) or (isinstance(step, Tensor) and step.is_complex()):
+            raise TypeError
+        value = float(step)
+    except (TypeError, ValueError):
+        raise ValueError(f"step of {name} is damaged: {step!r} instead of a number") from None
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"step of {name} is damaged: {value}")

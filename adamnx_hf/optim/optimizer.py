@@ -26,6 +26,16 @@ from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule
 
 __all__ = ["AdamNX"]
 
+# Options that older checkpoints, and the authors', lack, and what they mean by it.
+_NOT_ALWAYS_SAVED = {
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+    "beta2_schedule": "adamnx",
+}
+
 
 class AdamNX(Optimizer):
     r"""AdamW whose second-moment decay rate rises to 1 (AdamNX, Algorithm 1 of the paper).
@@ -162,14 +172,7 @@ class AdamNX(Optimizer):
             vars(self).setdefault("_retired", []).append(vars(self).get("_memos"))
         self._memos = defaultdict(dict)
         for group in self.param_groups:
-            for option, default in (
-                ("maximize", False),
-                ("foreach", None),
-                ("capturable", False),
-                ("differentiable", False),
-                ("fused", None),
-                ("beta2_schedule", "adamnx"),
-            ):
+            for option, default in _NOT_ALWAYS_SAVED.items():
                 group.setdefault(option, default)
             for param in group["params"]:
                 param_state = self.state.get(param, {})
@@ -192,6 +195,11 @@ class AdamNX(Optimizer):
 
         def remember(_: Optimizer, state_dict: StateDict) -> None:
             check_state_dict(state_dict, self.param_groups)
+            for group in state_dict["param_groups"]:
+                try:
+                    _check({**_NOT_ALWAYS_SAVED, **group})
+                except (ValueError, TypeError, RuntimeError) as error:
+                    raise ValueError(f"this state_dict's options cannot be AdamNX's: {error}") from error
             uncast.update(state_dict)
 
         def restore(_: Optimizer) -> None:

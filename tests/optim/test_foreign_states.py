@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from adamnx_hf import AdamNX
+from adamnx_hf.optim.checkpoint import check_state_dict
 
 
 def model(width=3):
@@ -70,7 +71,7 @@ def assert_same(a, b):
         for pair in zip(a, b, strict=True):
             assert_same(*pair)
     else:
-        assert a == b
+        assert a is b or a == b  # nan is itself
 
 
 def saved_by(make, module=None):
@@ -79,6 +80,14 @@ def saved_by(make, module=None):
 
 def set_state(key, value):
     return edited(lambda saved: saved["state"][1].update({key: value}))
+
+
+def set_option(key, value):
+    return edited(lambda saved: saved["param_groups"][0].update({key: value}))
+
+
+def new(make):
+    return lambda: make(model().parameters()).state_dict()
 
 
 REFUSED = {
@@ -108,6 +117,39 @@ REFUSED = {
     ),
     "a state without moments": (edited(lambda saved: saved["state"][1].pop("exp_avg")), "not exp_avg"),
     "a moment that is no tensor": (set_state("exp_avg", None), "damaged: a NoneType instead of a tensor"),
+    "SGD without momentum": (
+        saved_by(torch.optim.SGD),
+        "not saved by AdamNX: its options are dampening.*momentum, nesterov",
+    ),
+    "new Adafactor": (new(torch.optim.Adafactor), "not saved by AdamNX: its options are beta2_decay"),
+    "new Rprop": (new(torch.optim.Rprop), "not saved by AdamNX: its options are .*etas"),
+    "new LBFGS": (new(torch.optim.LBFGS), "not saved by AdamNX: its options are .*history_size"),
+    "unknown schedule": (set_option("beta2_schedule", "no-such"), "Invalid beta2_schedule: 'no-such'"),
+    "lr nan": (set_option("lr", float("nan")), "Invalid learning rate: nan"),
+    "lr of another type": (set_option("lr", "x"), "options cannot be AdamNX's"),
+    "a group that is no dict": (
+        edited(lambda saved: saved["param_groups"].__setitem__(0, [0, 1])),
+        "a group of parameters has 'params' and options, found list",
+    ),
+    "a state that is no dict": (
+        edited(lambda saved: saved["state"].__setitem__(1, None)),
+        "state of parameter 1 is damaged: a NoneType instead of a dict",
+    ),
+    "'state' that is no dict": (
+        edited(lambda saved: saved.update(state=[1])),
+        "'state' is a list instead of a dict",
+    ),
+    "float8": (
+        set_state("exp_avg", torch.zeros(3).to(torch.float8_e4m3fn)),
+        r"exp_avg of parameter 1 is torch\.float8_e4m3fn: a quantized state",
+    ),
+    "complex": (
+        set_state("exp_avg", torch.zeros(3, dtype=torch.complex64)),
+        r"is torch\.complex64, the parameter is torch\.float32",
+    ),
+    "step a string": (set_state("step", "x"), "step of parameter 1 is damaged: 'x' instead of a number"),
+    "step None": (set_state("step", None), "damaged: None instead of a number"),
+    "step complex": (set_state("step", 1j), "damaged: 1j instead of a number"),
     "step nan": (set_state("step", torch.tensor(float("nan"))), "step of parameter 1 is damaged: nan"),
     "step below 0": (set_state("step", -1), "step of parameter 1 is damaged"),
     "two steps": (set_state("step", torch.ones(2)), "2 numbers instead of one"),
@@ -129,6 +171,17 @@ def test_refused_and_nothing_overwritten(make, message, fresh):
     assert_same([optimizer.state_dict(), list(module.parameters())], before)
     assert_same(saved, saved_before)
     stepped(lambda params: optimizer, module, steps=1)  # and it goes on
+
+
+def test_a_step_without_a_value_is_not_read():
+    saved = copy.deepcopy(stepped(AdamNX).state_dict())
+    for state in saved["state"].values():
+        state["step"] = torch.empty((), device="meta")
+    check_state_dict(saved, AdamNX(model().parameters()).param_groups)
+    with torch._subclasses.FakeTensorMode():
+        for state in saved["state"].values():
+            state["step"] = torch.zeros(())
+    check_state_dict(saved, AdamNX(model().parameters()).param_groups)
 
 
 def test_named_parameters_are_named_in_the_error():
