@@ -4,6 +4,7 @@ accelerate launch accelerate_loop.py --model gpt2 --train_file text.jsonl --outp
 """
 
 import argparse
+import math
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def batches(args, accelerator):
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     with accelerator.main_process_first():
         rows = load_dataset("json", data_files=args.train_file, split="train")
+    if len(rows) < args.batch_size * accelerator.num_processes:
+        raise ValueError(
+            f"{args.train_file} has {len(rows)} rows: fewer than a batch of --batch_size {args.batch_size} "
+            f"for each of {accelerator.num_processes} processes"
+        )
 
     def collate(rows):
         texts = [row["text"] for row in rows]
@@ -94,12 +100,12 @@ def main(argv=None):
         accelerator.print(f"resumed from {checkpoints[-1]}")
 
     model.train()
-    seen = step * args.gradient_accumulation_steps
+    # Accelerate steps at the end of each epoch too, with however few batches have accumulated by then.
+    steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
     while step < args.max_steps:
-        epoch, skip = divmod(seen, len(loader))
+        epoch, done = divmod(step, steps_per_epoch)
         loader.set_epoch(epoch)
-        for batch in accelerator.skip_first_batches(loader, skip):
-            seen += 1
+        for batch in accelerator.skip_first_batches(loader, done * args.gradient_accumulation_steps):
             with accelerator.accumulate(model):
                 loss = model(**batch).loss
                 accelerator.backward(loss)
