@@ -156,7 +156,9 @@ def test_another_sitecustomize_runs_too(tmp_path):
     direct = run([sys.executable, "script.py"], tmp_path, PYTHONPATH=str(tmp_path))
     launched = run([*LAUNCH, "script.py"], tmp_path, PYTHONPATH=str(tmp_path))
     assert launched[:2] == direct[:2] == (0, "script\n")
-    assert "no_such_module" in launched[2]
+    # Of the launcher's own start, and of the script's.
+    assert launched[2].count("No module named 'no_such_module'") == 2
+    assert direct[2].count("No module named 'no_such_module'") == 1
 
 
 def test_environment_is_added_to():
@@ -180,10 +182,13 @@ def test_a_process_that_needs_no_names_pays_next_to_nothing(tmp_path):
 def test_names_that_cannot_be_had_are_reported(tmp_path):
     pytest.importorskip("transformers")
     (tmp_path / "script.py").write_text("import accelerate; print('runs')")
-    env = {"TRAINER_PATCHES_MODULES": "no_such_module"}
+    (tmp_path / "broken_module.py").write_text("raise ValueError('as it happens')")
+    env = {"TRAINER_PATCHES_MODULES": "no_such_module,broken_module", "PYTHONPATH": str(tmp_path)}
     status, out, error = run([*LAUNCH, "script.py"], tmp_path, **env)
     assert (status, out) == (0, "runs\n")
-    assert "no optimizer names of no_such_module" in error
+    assert "no optimizer names of no_such_module: No module named" in error
+    assert "no optimizer names of broken_module: as it happens" in error
+    assert "Traceback" not in error
 
 
 # Somebody else's script: it knows nothing of us, and neither do the processes it starts.

@@ -27,7 +27,7 @@ def _register():
         try:
             if module:
                 importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # whatever it is, the script is to run
             sys.stderr.write("%s: no optimizer names of %s: %s\n" % (sys.executable, module, error))
 
 
@@ -38,8 +38,8 @@ def _go_on():
     this = sys.modules.pop("sitecustomize")
     try:
         import sitecustomize  # noqa: F401
-    except ImportError:
-        if "sitecustomize" in sys.modules:  # there is one, and it failed: that is for Python to report
+    except ImportError as error:
+        if getattr(error, "name", None) != "sitecustomize":  # there is one, and it failed: for Python to report
             raise
     finally:
         sys.modules.setdefault("sitecustomize", this)
