@@ -22,7 +22,7 @@ LAUNCHES = {
     # mode: the command that starts two processes
     "ddp": [*ACCELERATE, "--config_file", str(worker.CONFIGS / "ddp.yaml")],
     "fsdp2": [*ACCELERATE, "--config_file", str(worker.CONFIGS / "fsdp2.yaml")],
-    "deepspeed": [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"],
+    "deepspeed": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
 }
 # Of both launchers: 2 processes instead of the 8 of the configs; accelerate would take bf16 from them, too.
 TWO = {"ddp": ["--num_processes", "2", "--mixed_precision", "no"], "deepspeed": []}
