@@ -15,8 +15,24 @@ from typing import Any
 
 __all__ = ["install"]
 
-# Those that Accelerate has a counterpart of DeepSpeed's for.
-_COUNTERPARTS = {"Adam", "AdamW", "Adagrad"}
+# Those that Accelerate has a counterpart of DeepSpeed's for. bitsandbytes' 8-bit ones have other names.
+_COUNTERPARTS = {
+    "torch": {"Adam", "AdamW", "Adagrad"},
+    "bitsandbytes": {"Adam", "AdamW", "Adagrad", "Lion"},
+}
+
+# Optimizers that are, or stand for, DeepSpeed's own: DummyOptim, DeepSpeedOptimizerWrapper, DeepSpeedCPUAdam.
+_DEEPSPEEDS = ("accelerate", "deepspeed")
+
+# Transformers' names for AdamW as such, which is what DeepSpeed's is: of these nobody is deprived.
+_PLAIN_ADAMW = {
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_xla",
+    "adamw_torch_npu_fused",
+    "adamw_apex_fused",
+    "adamw_hf",
+}
 
 
 def install() -> None:
@@ -49,10 +65,7 @@ def _swapped_for_offload(wrapped: Any, _: Any, arguments: Any, keywords: Any) ->
     theirs = wrapped(*arguments, **keywords)
     ours = type(arguments[0] if arguments else keywords["optimizer"])
     library = ours.__module__.partition(".")[0]
-    counterpart = library in ("bitsandbytes", "deepspeed") or (
-        library == "torch" and ours.__name__ in _COUNTERPARTS
-    )
-    if not counterpart:
+    if library not in _DEEPSPEEDS and ours.__name__ not in _COUNTERPARTS.get(library, ()):
         warnings.warn(
             f"DeepSpeed: {type(theirs).__name__} takes the place of {ours.__name__}, because the optimizer "
             f'state is offloaded. To keep {ours.__name__}, put "zero_force_ds_cpu_optimizer": false into the '
@@ -67,15 +80,18 @@ def _swapped_for_offload(wrapped: Any, _: Any, arguments: Any, keywords: Any) ->
 def _taken_from_the_config(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
     """Around `deepspeed_optim_sched(trainer, hf_deepspeed_config, args, ...)`."""
     names = ("trainer", "hf_deepspeed_config", "args")
-    trainer, hf_config, args = (
-        {**dict(zip(names, arguments, strict=False)), **keywords}[name] for name in names
-    )
-    section = hf_config.config.get("optimizer")
-    asked = _asked_for(trainer, args)
-    if section is not None and not asked.startswith("optim='adamw"):
-        kind = section.get("type", "its optimizer") if isinstance(section, dict) else "its optimizer"
+    given = {**dict(zip(names, arguments, strict=False)), **keywords}
+    trainer, hf_config, args = map(given.get, names)
+    config = getattr(hf_config, "config", None)
+    section = config.get("optimizer") if isinstance(config, dict) else None
+    asked = None if section is None else _asked_for(trainer, args)
+    if asked is not None:
+        kind = section.get("type") if isinstance(section, dict) else None
+        name, described = asked
+        if kind is not None and str(kind).lower() == name.lower():
+            return wrapped(*arguments, **keywords)
         warnings.warn(
-            f'DeepSpeed: {kind} of the DeepSpeed config\'s "optimizer" section takes the place of {asked}. '
+            f'DeepSpeed: {kind or "its optimizer"} of the DeepSpeed config\'s "optimizer" section takes the place of {described}. '
             "Remove that section to train with what you asked for.",
             RuntimeWarning,
             stacklevel=2,
@@ -83,10 +99,19 @@ def _taken_from_the_config(wrapped: Any, _: Any, arguments: Any, keywords: Any) 
     return wrapped(*arguments, **keywords)
 
 
-def _asked_for(trainer: Any, args: Any) -> str:
-    """The optimizer that the Trainer would use without DeepSpeed's."""
+def _asked_for(trainer: Any, args: Any) -> tuple[str, str] | None:
+    """The optimizer that the Trainer would use without DeepSpeed's: its name, and how to speak of it.
+
+    None where that is AdamW or DeepSpeed's own, or cannot be found out.
+    """
     if given := getattr(trainer, "optimizer_cls_and_kwargs", None):
-        return f"{given[0].__name__} (optimizer_cls_and_kwargs)"
-    if getattr(trainer, "optimizer", None) is not None:
-        return type(trainer.optimizer).__name__
-    return f"optim={str(args.optim.value if isinstance(args.optim, Enum) else args.optim)!r}"
+        name = getattr(given[0], "__name__", str(given[0]))
+        return name, f"{name} (optimizer_cls_and_kwargs)"
+    if (optimizer := getattr(trainer, "optimizer", None)) is not None:
+        if type(optimizer).__module__.partition(".")[0] in _DEEPSPEEDS:
+            return None
+        return type(optimizer).__name__, type(optimizer).__name__
+    if (optim := getattr(args, "optim", None)) is None:
+        return None
+    name = str(optim.value if isinstance(optim, Enum) else optim)
+    return None if name in _PLAIN_ADAMW else (name, f"optim={name!r}")

@@ -9,6 +9,7 @@ import torch
 
 import adamnx_hf
 from adamnx_hf import AdamNX
+from trainer_patches import accelerate as guards
 
 pytest.importorskip("transformers")
 accelerator = pytest.importorskip("accelerate.accelerator")
@@ -99,12 +100,14 @@ def pretend_deepspeed_is_there(monkeypatch):
     [
         ("adamnx", {}, "optim='adamnx'"),
         ("adafactor_of_somebody", {}, "optim='adafactor_of_somebody'"),
+        ("adamw_of_somebody", {}, "optim='adamw_of_somebody'"),
         ("adamw_torch", {"optimizer_cls_and_kwargs": (AdamNX, {})}, "AdamNX (optimizer_cls_and_kwargs)"),
         ("adamw_torch", {"optimizer": Custom(params(), lr=0.1)}, "Custom"),
     ],
 )
 def test_optimizer_section_that_overrides_what_was_asked_for_warns(tmp_path, optim, attributes, named):
-    adamnx_hf.register_optimizer("adafactor_of_somebody", "torch.optim:Adafactor", overwrite=True)
+    for name in ("adafactor_of_somebody", "adamw_of_somebody"):
+        adamnx_hf.register_optimizer(name, "torch.optim:Adafactor", overwrite=True)
     section = {"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}
     with pytest.warns(RuntimeWarning) as caught:
         optimizer = optimizer_under(section, tmp_path, optim, **attributes)
@@ -114,14 +117,45 @@ def test_optimizer_section_that_overrides_what_was_asked_for_warns(tmp_path, opt
     assert "Remove that section" in message
 
 
+def of(name, module):
+    """An optimizer of this class name, as if of this module."""
+    return type(name, (torch.optim.SGD,), {"__module__": module})(params(), lr=0.1)
+
+
+ADAMW = {"optimizer": {"type": "AdamW"}}
+
+
 @pytest.mark.parametrize(
-    ("optim", "config", "kind"),
-    [("adamnx", {}, "AdamNX"), ("adamw_torch", {"optimizer": {"type": "AdamW"}}, "DummyOptim")],
+    ("optim", "config", "attributes", "kind"),
+    [
+        ("adamnx", {}, {}, "AdamNX"),
+        ("adamw_torch", ADAMW, {}, "DummyOptim"),
+        ("adamnx", ADAMW, {"optimizer": of("DummyOptim", "accelerate.utils.deepspeed")}, "DummyOptim"),
+        ("adamnx", ADAMW, {"optimizer": of("FusedAdam", "deepspeed.ops.adam")}, "DummyOptim"),
+        (
+            "adamnx",
+            {"optimizer": {"type": "adamw"}},
+            {"optimizer": torch.optim.AdamW(params())},
+            "DummyOptim",
+        ),
+    ],
 )
-def test_no_warning_where_nothing_is_swapped(tmp_path, optim, config, kind):
+def test_no_warning_where_nothing_is_swapped(tmp_path, optim, config, attributes, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        assert type(optimizer_under(config, tmp_path, optim)).__name__ == kind
+        assert type(optimizer_under(config, tmp_path, optim, **attributes)).__name__ == kind
+
+
+def test_other_parameters_than_expected_are_passed_on():
+    assert guards._taken_from_the_config(lambda *a, **k: (a, k), None, (1,), {"x": 2}) == ((1,), {"x": 2})
+
+
+def test_eight_bit_optimizers_have_no_counterpart(swap):
+    with pytest.warns(RuntimeWarning, match="takes the place of AdamW8bit"):
+        swap(of("AdamW8bit", "bitsandbytes.optim.adamw"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        swap(of("AdamW", "bitsandbytes.optim.adamw"))
 
 
 THROUGH_PREPARE = """

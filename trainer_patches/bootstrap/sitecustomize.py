@@ -39,7 +39,9 @@ def _go_on():
     try:
         import sitecustomize  # noqa: F401
     except ImportError as error:
-        if getattr(error, "name", None) != "sitecustomize":  # there is one, and it failed: for Python to report
+        if (
+            getattr(error, "name", None) != "sitecustomize"
+        ):  # there is one, and it failed: for Python to report
             raise
     finally:
         sys.modules.setdefault("sitecustomize", this)
