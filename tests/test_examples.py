@@ -3,6 +3,7 @@
 tests/faults runs `trainer.py` and `accelerate_loop.py` in one process, again and again.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -87,3 +88,24 @@ def test_one_line_differs_from_adamw(example, line):
     text = (EXAMPLES / example).read_text()
     assert text.count("# was: ") == 1
     assert line in text
+
+
+def test_trainer_names_what_is_missing(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    with pytest.raises(SystemExit):
+        importlib.import_module("trainer").main(["--output_dir", "out", "--model", "tiny"])
+    assert "the following arguments are required: --train_file" in capsys.readouterr().err
+
+
+def test_accelerate_loop_with_fewer_rows_than_a_batch(folder, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.chdir(folder)
+    loop = importlib.import_module("accelerate_loop")
+    args = loop.parse(
+        [
+            *("--model", "tiny", "--train_file", "data/train.jsonl"),
+            *("--output_dir", "out", "--batch_size", "33"),
+        ]
+    )
+    with pytest.raises(ValueError, match="has 32 rows: fewer than a batch of --batch_size 33 for each of 1"):
+        loop.batches(args, loop.Accelerator(cpu=True))

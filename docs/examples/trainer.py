@@ -30,7 +30,11 @@ class Arguments(TrainingArguments):
 
 
 def main(args=None):
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args)
+    parser = HfArgumentParser(Arguments)
+    (args,) = parser.parse_args_into_dataclasses(args)
+    # A field after TrainingArguments' needs a default, so the parser does not ask for these itself.
+    if missing := [f"--{name}" for name in ("model", "train_file") if getattr(args, name) is None]:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     rows = load_dataset("json", data_files=args.train_file, split="train")
