@@ -15,7 +15,7 @@ from torch import nn
 
 from adamnx_hf.errors import nearest
 
-__all__ = ["NETS", "Net", "build", "convnext", "efficientnet_v2", "options_of", "swin_v2"]
+__all__ = ["NETS", "Net", "build", "convnext", "efficientnet_v2", "options_of", "swin_v2", "tiny_options"]
 
 
 def efficientnet_v2(
@@ -224,6 +224,19 @@ def options_of(name: str, changes: Mapping[str, Any] | None = None) -> dict[str,
         if key not in valid:
             raise ValueError(f"architecture_options: {name} has no {key!r}{nearest(key, valid)}")
     return {**NETS[name].options, **(changes or {})}
+
+
+def tiny_options(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`changes` with what makes the network `name` tiny, of as many stages as it has with them.
+
+    A network of more stages than the tiny one stays as it is.
+    """
+    options, tiny = options_of(name, changes), NETS[name].tiny
+    fitted = {
+        key: value[: len(options[key])] if isinstance(value, tuple) else value for key, value in tiny.items()
+    }
+    fits = all(len(fitted[key]) == len(options[key]) for key in tiny if isinstance(tiny[key], tuple))
+    return {**(changes or {}), **(fitted if fits else {})}
 
 
 def build(name: str, num_classes: int, changes: Mapping[str, Any] | None = None) -> nn.Module:

@@ -111,8 +111,8 @@ def smoke(arguments: Arguments) -> dict[str, Any]:
 
     tiny: dict[str, Any] = {"max_train_samples": 64, "max_eval_samples": 32}
     if arguments.architecture:
-        options = arguments.architecture_options or {}
-        tiny["architecture_options"] = {**options, **nets.NETS[arguments.architecture].tiny}  # type: ignore[dict-item]
+        changes: Any = arguments.architecture_options or {}
+        tiny["architecture_options"] = nets.tiny_options(arguments.architecture, changes)
     return tiny
 
 
