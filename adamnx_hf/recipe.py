@@ -158,8 +158,8 @@ class Recipe:
         parts = (self.arguments, self.task_arguments, self.training_arguments)
         values = {}
         for key, value in self.values.items():
-            if key in ("optimizers", "fast"):  # both are in the other fields by now
-                continue
+            if key in ("optimizers", "fast") or key.endswith("_token"):
+                continue  # the first two are in the other fields by now; a secret is not for a file
             parsed = next(getattr(part, key) for part in parts if hasattr(part, key))
             value = parsed if isinstance(parsed, dict) else value  # JSON came as text
             values[key] = getattr(value, "value", value)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +51,22 @@ def run(args: argparse.Namespace) -> int:
             print(recipe.help_text(args.recipe))
             return 0
         resolved = recipe.resolve(args.recipe, args.flags)
-        train(resolved, command=shlex.join(["adamnx-hf", "run", args.recipe, *args.flags]))
+        train(resolved, command=_command(args.recipe, args.flags))
     except RecipeError as error:
         print(f"adamnx-hf run: error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _command(name: str, flags: Sequence[str]) -> str:
+    """The command as it was typed, without the values of tokens."""
+    words, secret = ["adamnx-hf", "run", name], False
+    for word in flags:
+        flag, equals, _ = word.partition("=")
+        token = word.startswith("--") and re.fullmatch(r"--\S+[_-]token", flag) is not None
+        words.append("***" if secret else f"{flag}=***" if token and equals else word)
+        secret = token and not equals
+    return shlex.join(words)
 
 
 def _check_output_dir(recipe: Recipe) -> Path:

@@ -150,6 +150,15 @@ def test_the_resolved_recipe_gives_the_same_again(tiny, tmp_path):
     assert second["optim"] == "adamw" and second["seed"] == 5
 
 
+@pytest.mark.parametrize("words", [["--hub_token", "hf_secret"], ["--hub-token=hf_secret"]])
+def test_a_token_is_not_written_down(words, tiny, tmp_path):
+    out = tmp_path / "out"
+    assert cli.main(["run", tiny, "--max_steps", "1", "--output_dir", str(out), *words]) == 0
+    for name in ("recipe.yaml", "environment.json", "results.json", "metrics.json"):
+        assert "hf_secret" not in (out / name).read_text(), name
+    assert "***" in results_of(out)["environment"]["command"]
+
+
 def test_nothing_is_overwritten_unless_asked(tiny, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
