@@ -136,6 +136,9 @@ _NEUTRAL = re.compile(
     r"(logging|save|dataloader|push|hub|log)_.*"
 )
 
+# What a file may not decide: what is overwritten, what is read as a checkpoint, and secrets.
+_FLAGS_ONLY = re.compile(r"overwrite_output_dir|resume_from_checkpoint|\w+_token")
+
 
 @dataclasses.dataclass
 class Recipe:
@@ -158,8 +161,8 @@ class Recipe:
         parts = (self.arguments, self.task_arguments, self.training_arguments)
         values = {}
         for key, value in self.values.items():
-            if key in ("optimizers", "fast") or key.endswith("_token"):
-                continue  # the first two are in the other fields by now; a secret is not for a file
+            if key in ("optimizers", "fast", "output_dir") or _FLAGS_ONLY.fullmatch(key):
+                continue  # the first two are in the other fields by now; a file overwrites nothing
             parsed = next(getattr(part, key) for part in parts if hasattr(part, key))
             value = parsed if isinstance(parsed, dict) else value  # JSON came as text
             values[key] = getattr(value, "value", value)
@@ -211,6 +214,8 @@ class _Parser:
         for key, value in values.items():
             if key not in self.fields:
                 raise RecipeError(f"{source}{key} is not a field of this recipe{nearest(key, self.fields)}")
+            if _FLAGS_ONLY.fullmatch(key):
+                raise RecipeError(f"{source}{key} cannot stand in a recipe; give it as a flag: --{key}")
             takes_list = self.fields[key].nargs == "+"
             if isinstance(value, list) and not takes_list:
                 raise RecipeError(f"{source}{key}: takes one value, got the list {value}")

@@ -168,7 +168,12 @@ def test_nothing_is_overwritten_unless_asked(tiny, tmp_path, capsys):
     err = capsys.readouterr().err
     assert "is not empty; choose another --output_dir, pass --overwrite_output_dir" in err
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+    elsewhere = str(tmp_path / "other" / "checkpoint-6")
+    assert cli.main([*words, "--resume_from_checkpoint", elsewhere]) == 1
+    assert "is not empty" in capsys.readouterr().err
     assert cli.main([*words, "--overwrite_output_dir"]) == 0
+    written = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert not {"output_dir", "overwrite_output_dir"} & set(written)
     assert (out / "thesis.txt").read_text() == "important" and (out / "results.json").exists()
     assert cli.main(["run", tiny, "--output_dir", str(out / "thesis.txt")]) == 1
     assert "thesis.txt is a file" in capsys.readouterr().err
