@@ -132,8 +132,8 @@ SMOKE = {
 # Fields that leave the outcome alone, or that a results table has columns for.
 _NEUTRAL = re.compile(
     r"output_dir|overwrite_output_dir|dataset_name|run_name|seed|optim|optim_args|disable_tqdm|report_to|fast|"
-    r"per_device_eval_batch_size|resume_from_checkpoint|title|hardware|hours|paper_tables|optimizers|"
-    r"(logging|save|dataloader|push|hub|log)_.*"
+    r"per_device_eval_batch_size|resume_from_checkpoint|title|hardware|hours|paper_tables|"
+    r"(logging|save|push|hub|log)_.*|dataloader_(?!drop_last).*"
 )
 
 # What a file may not decide: what is overwritten, what is read as a checkpoint, and secrets.
@@ -297,9 +297,14 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
         for key, value in from_flags.items()
         if not _NEUTRAL.fullmatch(key) and value != base.get(key, _default(parser, key))
     }
-    if other := _other_optim_args(from_flags.get("optim_args")) - _other_optim_args(base.get("optim_args")):
-        changes["optim_args"] = ",".join(sorted(other))
+    if "optim_args" in from_flags:
+        other = _other_optim_args(from_flags["optim_args"])
+        if other != _other_optim_args(base.get("optim_args")):
+            changes["optim_args"] = ",".join(sorted(other))
     recipe_name = path.stem if path.stem != "recipe" else path.resolve().parent.name
+    own = named().get(recipe_name)
+    if own is not None and own.resolve() != path.resolve():  # somebody's, of the name of one of ours
+        changes["recipe"] = path.name
     local = Path(str(values.get("dataset_name", ""))).expanduser().is_dir()
     if not values.get("output_dir"):
         values["output_dir"] = str(_output_dir(recipe_name, values))

@@ -62,6 +62,16 @@ def test_flags_go_over_the_file_and_are_remembered():
     assert resolved.changes == {"learning_rate": 2e-3, "num_train_epochs": 3.0}  # 0.99 is the recipe's
 
 
+def test_what_may_matter_is_remembered(tmp_path):
+    words = ["--optimizers", '{"adamnx": {"learning_rate": 0.5}}', "--dataloader_drop_last", "false"]
+    resolved = recipe.resolve("cifar100_efficientnetv2_m", [*words, "--dataloader_num_workers", "0"])
+    assert set(resolved.changes) == {"optimizers", "dataloader_drop_last"}
+    copy = tmp_path / "cifar100_efficientnetv2_m.yaml"
+    copy.write_text(recipe.find("cifar100_efficientnetv2_m").read_text())
+    assert recipe.resolve(str(copy)).changes == {"recipe": "cifar100_efficientnetv2_m.yaml"}
+    assert recipe.resolve(str(recipe.find("cifar100_efficientnetv2_m"))).changes == {}
+
+
 def test_a_path_works_like_a_name(tmp_path):
     path = write(tmp_path, learning_rate="1e-3", save_strategy=False)  # YAML's reading of 1e-3 and no
     resolved = recipe.resolve(path)
