@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from adamnx_hf.errors import RecipeError, nearest
 
@@ -72,6 +72,8 @@ def read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a list of `key: value` lines")
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise RecipeError(f"{path}: {odd[0]!r} is not the name of a field")
     keys = [key.value for key, _ in tree.value]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise RecipeError(f"{path}: {twice[0]} is given twice")
@@ -189,6 +191,8 @@ class _Parser:
 
         self.classes = (RecipeArguments, task.Arguments, RecipeTrainingArguments)
         kinds: Any = self.classes
+        hints = {key: hint for kind in self.classes for key, hint in get_type_hints(kind).items()}
+        self.json = {key for key, hint in hints.items() if "dict" in str(hint).lower()}
         self.parser = Parser(kinds, allow_abbrev=False, prog="adamnx-hf run RECIPE", add_help=False)
         for action in self.parser._actions:  # what is not given stays out of the result
             action.default, action.required = argparse.SUPPRESS, False
@@ -206,6 +210,9 @@ class _Parser:
                 known = [option for action in self.fields.values() for option in action.option_strings[:1]]
                 raise RecipeError(f"{source}{word} is not a flag of this recipe{nearest(word, known)}")
             raise RecipeError(f"{source}{word!r} belongs to no flag; write --flag value")
+        for key, value in vars(given).items():
+            if isinstance(value, str) and key in self.json:
+                _check_json(value, source + key, or_path=key in _JSON_OR_PATH)
         return vars(given)
 
     def flags(self, values: Mapping[Any, Any], source: str) -> list[str]:
@@ -238,6 +245,21 @@ class _Parser:
             ]
         except (ValueError, TypeError, ImportError) as error:
             raise RecipeError(" ".join(str(error).split())) from error
+
+
+# Fields of TrainingArguments that take a dictionary or the path of a file of one.
+_JSON_OR_PATH = ("accelerator_config", "deepspeed", "fsdp_config")
+
+
+def _check_json(text: str, where: str, or_path: bool) -> None:
+    if or_path and not text.lstrip().startswith(("{", "[")):
+        return
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {text!r} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise RecipeError(f'{where}: must be fields and values, {{"field": value}}, got {text}')
 
 
 def _clean(error: argparse.ArgumentError, source: str) -> str:

@@ -214,6 +214,7 @@ def test_fast(tiny, tmp_path):
         (["--dataset_name", "uoft-cs/cifar100"], "either connect to the Hub (and unset HF_HUB_OFFLINE), or "),
         (["--train_split", "trian"], "train_split: "),
         (["--image_column", "image"], "image_column: the data set has no column 'image'; did you mean 'img'"),
+        (["--image_column", "fine_label"], "'fine_label' does not hold images; those that do: img"),
         (["--label_column", "img"], "label_column: 'img' does not hold class ids"),
         (["--learning_rate", "-1"], "Invalid learning rate: -1.0"),
         (["--optim_args", "betas=(2,0.9)"], "Invalid beta parameter at index 0: 2"),

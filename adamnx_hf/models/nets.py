@@ -55,6 +55,8 @@ def efficientnet_v2(
             f"depths, expand_ratios and strides need one number a stage and widths one more, got "
             f"{len(depths)}, {len(expand_ratios)}, {len(strides)} and {len(widths)}"
         )
+    if not isinstance(stem_stride, int) or stem_stride < 1:
+        raise ValueError(f"stem_stride: {stem_stride!r} is not a whole number above 0")
     stages = []
     for i, (depth, ratio, stride) in enumerate(zip(depths, expand_ratios, strides, strict=True)):
         make = FusedMBConvConfig if i < fused_stages else MBConvConfig
