@@ -309,11 +309,13 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     chosen = {**from_file, **layers[1], **from_flags}
     fast, smoke = bool(chosen.get("fast")), bool(chosen.get("smoke"))
     if fast:
-        layers.append(task.fast() | _fused(chosen))
+        layers.append(task.fast())
     if smoke:
         layers += [SMOKE, task.smoke(parser.instances({**chosen, "output_dir": "."})[1])]
     base = {key: value for layer in layers for key, value in layer.items()}
     values = {**base, **from_flags}
+    if fast:  # also over a flag of other optim_args
+        values |= _fused(values)
     changes = {
         key: value
         for key, value in from_flags.items()
@@ -386,7 +388,7 @@ def _fused(chosen: Mapping[str, Any]) -> dict[str, Any]:
     optim = chosen.get("optim")
     entry = registered_optimizers().get(str(getattr(optim, "value", optim)))
     given = chosen.get("optim_args") or ""
-    if entry is None or "fused" in given or "fused" not in inspect.signature(entry.load()).parameters:
+    if entry is None or re.search(r"\bfused\s*=", given) or "fused" not in inspect.signature(entry.load()).parameters:
         return {}
     return {"optim_args": f"{given},fused=true".lstrip(",")}
 

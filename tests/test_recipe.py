@@ -122,7 +122,9 @@ def test_fast_sets_what_it_says_and_flags_go_over_it():
         "cifar100_efficientnetv2_m",
         ["--fast", "--torch_compile", "false", "--optim_args", "beta2_schedule=adax"],
     )
-    assert kept.training_arguments.optim_args == "beta2_schedule=adax"
+    assert kept.training_arguments.optim_args == "beta2_schedule=adax,fused=true"
+    words = ["--fast", "--torch_compile", "false", "--optim_args", "fused=false"]
+    assert recipe.resolve("cifar100_efficientnetv2_m", words).training_arguments.optim_args == "fused=false"
     lion = recipe.resolve("cifar100_convnext_b", ["--fast", "--torch_compile", "false", "--optim", "lion"])
     assert lion.training_arguments.optim_args is None  # it has no fused step
 
