@@ -98,6 +98,12 @@ def test_what_changes_with_the_optimizer(optim, fields):
     assert over.training_arguments.learning_rate == 0.5
 
 
+@pytest.mark.parametrize(("name", "rate"), [("cifar100_efficientnetv2_m", 1e-3), ("cifar100_swinv2_s", 1e-5)])
+def test_lion_has_a_rate_of_its_own(name, rate):
+    args = recipe.resolve(name, ["--optim", "lion"]).training_arguments
+    assert (args.learning_rate, args.weight_decay) == (rate, 0.1)
+
+
 def test_the_ablation_in_one_line():
     words = ["--optim_args", "beta2_schedule=adam"]
     resolved = recipe.resolve("cifar100_efficientnetv2_m", words)
