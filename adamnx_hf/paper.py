@@ -64,9 +64,22 @@ def find_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
                 content = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue
-            if isinstance(content, dict) and {"recipe", "optim", "metrics"} <= set(content):
+            if isinstance(content, dict) and _well_formed(content):
                 runs.append(content | {"path": str(path.parent)})
     return runs
+
+
+def _well_formed(content: Mapping[str, Any]) -> bool:
+    metrics = content.get("metrics")
+    return (
+        all(isinstance(content.get(key), str) for key in ("recipe", "optim"))
+        and isinstance(content.get("changes", {}), dict)
+        and isinstance(metrics, dict)
+        and all(
+            isinstance(value, dict) and all(isinstance(value.get(k), int | float) for k in ("best", "last"))
+            for value in metrics.values()
+        )
+    )
 
 
 def _kind(optim: str, schedule: str | None) -> tuple[str, str | None]:
@@ -93,6 +106,8 @@ def _objection(run: Mapping[str, Any], row: Mapping[str, Any] | None, table: Tab
     for key, count in table.examples.items():
         if run.get(key) != count:
             return f"{run.get(key)} {key}, not {count}"
+    if lacking := [metric for metric in table.metrics if metric not in run["metrics"]]:
+        return f"no {lacking[0]} in its results.json"
     if row is None:
         return "no row for its optimizer"
     if "betas" in row and row["betas"] != run.get("betas"):
