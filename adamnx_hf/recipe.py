@@ -388,7 +388,11 @@ def _fused(chosen: Mapping[str, Any]) -> dict[str, Any]:
     optim = chosen.get("optim")
     entry = registered_optimizers().get(str(getattr(optim, "value", optim)))
     given = chosen.get("optim_args") or ""
-    if entry is None or re.search(r"\bfused\s*=", given) or "fused" not in inspect.signature(entry.load()).parameters:
+    if (
+        entry is None
+        or re.search(r"\bfused\s*=", given)
+        or "fused" not in inspect.signature(entry.load()).parameters
+    ):
         return {}
     return {"optim_args": f"{given},fused=true".lstrip(",")}
 
