@@ -94,7 +94,7 @@ _LAST = ("last", "true", "True")
 def _goes_on(recipe: Recipe, folder: Path) -> bool:
     """Whether the run goes on with one that is in `folder`."""
     given = recipe.training_arguments.resume_from_checkpoint
-    return given in _LAST or bool(given) and folder.resolve() in Path(given).resolve().parents
+    return given in _LAST or (bool(given) and folder.resolve() in Path(given).resolve().parents)
 
 
 def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
