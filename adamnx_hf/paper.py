@@ -34,6 +34,8 @@ class Table:
     rows: tuple[Mapping[str, Any], ...] = ()
     """`label`; `optim`, `beta2_schedule` and `betas` of the runs that belong there; `published`."""
     note: str = ""
+    examples: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How many `train_examples` and `eval_examples` a run has to have had."""
 
 
 def tables() -> dict[int, Table]:
@@ -47,6 +49,7 @@ def tables() -> dict[int, Table]:
             tuple(entry.get("metrics", ())),
             tuple(entry.get("rows", ())),
             entry.get("note", ""),
+            entry.get("examples", {}),
         )
         for number, entry in entries.items()
     }
@@ -61,9 +64,22 @@ def find_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
                 content = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue
-            if isinstance(content, dict) and {"recipe", "optim", "metrics"} <= set(content):
+            if isinstance(content, dict) and _well_formed(content):
                 runs.append(content | {"path": str(path.parent)})
     return runs
+
+
+def _well_formed(content: Mapping[str, Any]) -> bool:
+    metrics = content.get("metrics")
+    return (
+        all(isinstance(content.get(key), str) for key in ("recipe", "optim"))
+        and isinstance(content.get("changes", {}), dict)
+        and isinstance(metrics, dict)
+        and all(
+            isinstance(value, dict) and all(isinstance(value.get(k), int | float) for k in ("best", "last"))
+            for value in metrics.values()
+        )
+    )
 
 
 def _kind(optim: str, schedule: str | None) -> tuple[str, str | None]:
@@ -78,7 +94,7 @@ def _kind_of_run(run: Mapping[str, Any]) -> tuple[str, str | None]:
     return _kind(run["optim"], given.get("beta2_schedule"))
 
 
-def _objection(run: Mapping[str, Any], row: Mapping[str, Any] | None) -> str:
+def _objection(run: Mapping[str, Any], row: Mapping[str, Any] | None, table: Table) -> str:
     """Why `run` may not stand in the row; empty if it may."""
     changes = dict(run.get("changes", {}))
     if row is not None and "betas" in row and row["betas"] == run.get("betas"):
@@ -87,6 +103,11 @@ def _objection(run: Mapping[str, Any], row: Mapping[str, Any] | None) -> str:
         return "a smoke run"
     if changes:
         return "changed: " + ", ".join(f"{key}={value}" for key, value in changes.items())
+    for key, count in table.examples.items():
+        if run.get(key) != count:
+            return f"{run.get(key)} {key}, not {count}"
+    if lacking := [metric for metric in table.metrics if metric not in run["metrics"]]:
+        return f"no {lacking[0]} in its results.json"
     if row is None:
         return "no row for its optimizer"
     if "betas" in row and row["betas"] != run.get("betas"):
@@ -114,7 +135,7 @@ def fill(
         kinds = [_kind(row["optim"], row.get("beta2_schedule")) for row in table.rows]
         kind = _kind_of_run(run)
         place = kinds.index(kind) if kind in kinds else None
-        why = _objection(run, None if place is None else table.rows[place])
+        why = _objection(run, None if place is None else table.rows[place], table)
         if why or place is None:
             left_out.append({"path": run["path"], "why": why})
             continue

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from adamnx_hf.errors import RecipeError, nearest
 
@@ -72,6 +72,8 @@ def read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a list of `key: value` lines")
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise RecipeError(f"{path}: {odd[0]!r} is not the name of a field")
     keys = [key.value for key, _ in tree.value]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise RecipeError(f"{path}: {twice[0]} is given twice")
@@ -132,9 +134,12 @@ SMOKE = {
 # Fields that leave the outcome alone, or that a results table has columns for.
 _NEUTRAL = re.compile(
     r"output_dir|overwrite_output_dir|dataset_name|run_name|seed|optim|optim_args|disable_tqdm|report_to|fast|"
-    r"per_device_eval_batch_size|resume_from_checkpoint|title|hardware|hours|paper_tables|optimizers|"
-    r"(logging|save|dataloader|push|hub|log)_.*"
+    r"per_device_eval_batch_size|resume_from_checkpoint|title|hardware|hours|paper_tables|"
+    r"(logging|save|push|hub|log)_.*|dataloader_(?!drop_last).*"
 )
+
+# What a file may not decide: what is overwritten, what is read as a checkpoint, and secrets.
+_FLAGS_ONLY = re.compile(r"overwrite_output_dir|resume_from_checkpoint|\w+_token")
 
 
 @dataclasses.dataclass
@@ -158,8 +163,8 @@ class Recipe:
         parts = (self.arguments, self.task_arguments, self.training_arguments)
         values = {}
         for key, value in self.values.items():
-            if key in ("optimizers", "fast"):  # both are in the other fields by now
-                continue
+            if key in ("optimizers", "fast", "output_dir") or _FLAGS_ONLY.fullmatch(key):
+                continue  # the first two are in the other fields by now; a file overwrites nothing
             parsed = next(getattr(part, key) for part in parts if hasattr(part, key))
             value = parsed if isinstance(parsed, dict) else value  # JSON came as text
             values[key] = getattr(value, "value", value)
@@ -186,6 +191,8 @@ class _Parser:
 
         self.classes = (RecipeArguments, task.Arguments, RecipeTrainingArguments)
         kinds: Any = self.classes
+        hints = {key: hint for kind in self.classes for key, hint in get_type_hints(kind).items()}
+        self.json = {key for key, hint in hints.items() if "dict" in str(hint).lower()}
         self.parser = Parser(kinds, allow_abbrev=False, prog="adamnx-hf run RECIPE", add_help=False)
         for action in self.parser._actions:  # what is not given stays out of the result
             action.default, action.required = argparse.SUPPRESS, False
@@ -203,6 +210,9 @@ class _Parser:
                 known = [option for action in self.fields.values() for option in action.option_strings[:1]]
                 raise RecipeError(f"{source}{word} is not a flag of this recipe{nearest(word, known)}")
             raise RecipeError(f"{source}{word!r} belongs to no flag; write --flag value")
+        for key, value in vars(given).items():
+            if isinstance(value, str) and key in self.json:
+                _check_json(value, source + key, or_path=key in _JSON_OR_PATH)
         return vars(given)
 
     def flags(self, values: Mapping[Any, Any], source: str) -> list[str]:
@@ -211,6 +221,8 @@ class _Parser:
         for key, value in values.items():
             if key not in self.fields:
                 raise RecipeError(f"{source}{key} is not a field of this recipe{nearest(key, self.fields)}")
+            if _FLAGS_ONLY.fullmatch(key):
+                raise RecipeError(f"{source}{key} cannot stand in a recipe; give it as a flag: --{key}")
             takes_list = self.fields[key].nargs == "+"
             if isinstance(value, list) and not takes_list:
                 raise RecipeError(f"{source}{key}: takes one value, got the list {value}")
@@ -233,6 +245,21 @@ class _Parser:
             ]
         except (ValueError, TypeError, ImportError) as error:
             raise RecipeError(" ".join(str(error).split())) from error
+
+
+# Fields of TrainingArguments that take a dictionary or the path of a file of one.
+_JSON_OR_PATH = ("accelerator_config", "deepspeed", "fsdp_config")
+
+
+def _check_json(text: str, where: str, or_path: bool) -> None:
+    if or_path and not text.lstrip().startswith(("{", "[")):
+        return
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {text!r} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise RecipeError(f'{where}: must be fields and values, {{"field": value}}, got {text}')
 
 
 def _clean(error: argparse.ArgumentError, source: str) -> str:
@@ -282,19 +309,26 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     chosen = {**from_file, **layers[1], **from_flags}
     fast, smoke = bool(chosen.get("fast")), bool(chosen.get("smoke"))
     if fast:
-        layers.append(task.fast() | _fused(chosen))
+        layers.append(task.fast())
     if smoke:
         layers += [SMOKE, task.smoke(parser.instances({**chosen, "output_dir": "."})[1])]
     base = {key: value for layer in layers for key, value in layer.items()}
     values = {**base, **from_flags}
+    if fast:  # also over a flag of other optim_args
+        values |= _fused(values)
     changes = {
         key: value
         for key, value in from_flags.items()
         if not _NEUTRAL.fullmatch(key) and value != base.get(key, _default(parser, key))
     }
-    if other := _other_optim_args(from_flags.get("optim_args")) - _other_optim_args(base.get("optim_args")):
-        changes["optim_args"] = ",".join(sorted(other))
+    if "optim_args" in from_flags:
+        other = _other_optim_args(from_flags["optim_args"])
+        if other != _other_optim_args(base.get("optim_args")):
+            changes["optim_args"] = ",".join(sorted(other))
     recipe_name = path.stem if path.stem != "recipe" else path.resolve().parent.name
+    own = named().get(recipe_name)
+    if own is not None and own.resolve() != path.resolve():  # somebody's, of the name of one of ours
+        changes["recipe"] = path.name
     local = Path(str(values.get("dataset_name", ""))).expanduser().is_dir()
     if not values.get("output_dir"):
         values["output_dir"] = str(_output_dir(recipe_name, values))
@@ -354,7 +388,11 @@ def _fused(chosen: Mapping[str, Any]) -> dict[str, Any]:
     optim = chosen.get("optim")
     entry = registered_optimizers().get(str(getattr(optim, "value", optim)))
     given = chosen.get("optim_args") or ""
-    if entry is None or "fused" in given or "fused" not in inspect.signature(entry.load()).parameters:
+    if (
+        entry is None
+        or re.search(r"\bfused\s*=", given)
+        or "fused" not in inspect.signature(entry.load()).parameters
+    ):
         return {}
     return {"optim_args": f"{given},fused=true".lstrip(",")}
 

@@ -196,7 +196,7 @@ def draw_runs(
             right.plot(x, _gaps([row["learning_rate"] for row in rows]), color=colour, marker=marker, ms=3)
         left.set_title("Loss")
         middle.set_title("Metrics (star: best epoch)")
-        right.set_title("Learning rate, at the end of the epoch")
+        right.set_title("Learning rate, last logged in the epoch")
         right.set_yscale("log")
         for axes in (left, middle):
             axes.legend(frameon=False, fontsize=9)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,19 +51,33 @@ def run(args: argparse.Namespace) -> int:
             print(recipe.help_text(args.recipe))
             return 0
         resolved = recipe.resolve(args.recipe, args.flags)
-        train(resolved, command=shlex.join(["adamnx-hf", "run", args.recipe, *args.flags]))
+        train(resolved, command=_command(args.recipe, args.flags))
     except RecipeError as error:
         print(f"adamnx-hf run: error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def _command(name: str, flags: Sequence[str]) -> str:
+    """The command as it was typed, without the values of tokens."""
+    words, secret = ["adamnx-hf", "run", name], False
+    for word in flags:
+        flag, equals, _ = word.partition("=")
+        token = word.startswith("--") and re.fullmatch(r"--\S+[_-]token", flag) is not None
+        words.append("***" if secret else f"{flag}=***" if token and equals else word)
+        secret = token and not equals
+    return shlex.join(words)
+
+
 def _check_output_dir(recipe: Recipe) -> Path:
     folder = Path(recipe.training_arguments.output_dir)
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"output_dir: {folder} is a file")
-    args = recipe.training_arguments
-    if int(os.environ.get("RANK", 0)) or args.overwrite_output_dir or args.resume_from_checkpoint:
+    if (
+        int(os.environ.get("RANK", 0))
+        or recipe.training_arguments.overwrite_output_dir
+        or _goes_on(recipe, folder)
+    ):
         return folder
     if folder.is_dir() and any(folder.iterdir()):
         raise RecipeError(
@@ -71,11 +87,21 @@ def _check_output_dir(recipe: Recipe) -> Path:
     return folder
 
 
+#: Values of resume_from_checkpoint that stand for the last one in output_dir.
+_LAST = ("last", "true", "True")
+
+
+def _goes_on(recipe: Recipe, folder: Path) -> bool:
+    """Whether the run goes on with one that is in `folder`."""
+    given = recipe.training_arguments.resume_from_checkpoint
+    return given in _LAST or (bool(given) and folder.resolve() in Path(given).resolve().parents)
+
+
 def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
     from transformers.trainer_utils import get_last_checkpoint
 
     given = recipe.training_arguments.resume_from_checkpoint
-    if given not in ("last", "true", "True"):
+    if given not in _LAST:
         return given
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if last is None:

@@ -17,6 +17,8 @@ def result(folder, name, **changes):
         "fast": False,
         "smoke": False,
         "changes": {},
+        "train_examples": 50000,
+        "eval_examples": 10000,
         "metrics": {
             "top1_error": {"best": 30.0, "best_epoch": 2, "last": 31.0},
             "top5_error": {"best": 10.0, "best_epoch": 1, "last": 11.0},
@@ -45,6 +47,9 @@ def runs(tmp_path):
     )
     result(tmp_path, "adam99", optim_args="beta2_schedule=adam")
     result(tmp_path, "short", changes={"num_train_epochs": 1.0})
+    result(tmp_path, "few", eval_examples=200)
+    result(tmp_path, "empty", metrics={})
+    result(tmp_path, "null", metrics=None)
     result(tmp_path, "smoke", smoke=True)
     result(tmp_path, "torch", optim="adam", betas=[0.9, 0.999])
     result(tmp_path, "other", recipe="somebodys", metrics=metrics(50.0, 20.0))
@@ -64,6 +69,8 @@ def test_the_ablation(runs):
     assert {one["path"].rpartition("/")[2]: one["why"] for one in left_out} == {
         "adam99": "betas [0.9, 0.99], not [0.9, 0.999]",
         "short": "changed: num_train_epochs=1.0",
+        "few": "200 eval_examples, not 10000",
+        "empty": "no top1_error in its results.json",
         "smoke": "a smoke run",
         "torch": "no row for its optimizer",
     }

@@ -14,8 +14,8 @@ from adamnx_hf.tasks import TASKS, load_task
 NAMES = list(recipe.named())
 
 
-def write(folder, **changes):
-    values = recipe.read(recipe.find("cifar100_efficientnetv2_m")) | changes
+def write(folder, changes=None, **more):
+    values = recipe.read(recipe.find("cifar100_efficientnetv2_m")) | (changes or {}) | more
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value != "DROP"}))
     return str(path)
@@ -62,6 +62,16 @@ def test_flags_go_over_the_file_and_are_remembered():
     assert resolved.changes == {"learning_rate": 2e-3, "num_train_epochs": 3.0}  # 0.99 is the recipe's
 
 
+def test_what_may_matter_is_remembered(tmp_path):
+    words = ["--optimizers", '{"adamnx": {"learning_rate": 0.5}}', "--dataloader_drop_last", "false"]
+    resolved = recipe.resolve("cifar100_efficientnetv2_m", [*words, "--dataloader_num_workers", "0"])
+    assert set(resolved.changes) == {"optimizers", "dataloader_drop_last"}
+    copy = tmp_path / "cifar100_efficientnetv2_m.yaml"
+    copy.write_text(recipe.find("cifar100_efficientnetv2_m").read_text())
+    assert recipe.resolve(str(copy)).changes == {"recipe": "cifar100_efficientnetv2_m.yaml"}
+    assert recipe.resolve(str(recipe.find("cifar100_efficientnetv2_m"))).changes == {}
+
+
 def test_a_path_works_like_a_name(tmp_path):
     path = write(tmp_path, learning_rate="1e-3", save_strategy=False)  # YAML's reading of 1e-3 and no
     resolved = recipe.resolve(path)
@@ -88,6 +98,12 @@ def test_what_changes_with_the_optimizer(optim, fields):
     assert over.training_arguments.learning_rate == 0.5
 
 
+@pytest.mark.parametrize(("name", "rate"), [("cifar100_efficientnetv2_m", 1e-3), ("cifar100_swinv2_s", 1e-5)])
+def test_lion_has_a_rate_of_its_own(name, rate):
+    args = recipe.resolve(name, ["--optim", "lion"]).training_arguments
+    assert (args.learning_rate, args.weight_decay) == (rate, 0.1)
+
+
 def test_the_ablation_in_one_line():
     words = ["--optim_args", "beta2_schedule=adam"]
     resolved = recipe.resolve("cifar100_efficientnetv2_m", words)
@@ -112,7 +128,9 @@ def test_fast_sets_what_it_says_and_flags_go_over_it():
         "cifar100_efficientnetv2_m",
         ["--fast", "--torch_compile", "false", "--optim_args", "beta2_schedule=adax"],
     )
-    assert kept.training_arguments.optim_args == "beta2_schedule=adax"
+    assert kept.training_arguments.optim_args == "beta2_schedule=adax,fused=true"
+    words = ["--fast", "--torch_compile", "false", "--optim_args", "fused=false"]
+    assert recipe.resolve("cifar100_efficientnetv2_m", words).training_arguments.optim_args == "fused=false"
     lion = recipe.resolve("cifar100_convnext_b", ["--fast", "--torch_compile", "false", "--optim", "lion"])
     assert lion.training_arguments.optim_args is None  # it has no fused step
 
@@ -125,7 +143,7 @@ def test_the_resolved_recipe_is_the_same_again(tmp_path):
     path.write_text(yaml.safe_dump(first.resolved()))
     again = recipe.resolve(str(path))
     for name in first.values:
-        if name not in ("optimizers", "fast"):
+        if name not in ("optimizers", "fast", "output_dir"):
             assert set_to(again, name) == set_to(first, name), name
 
 
@@ -141,8 +159,15 @@ def test_the_resolved_recipe_is_the_same_again(tmp_path):
         (["--optim_args", "beta2_schedule=adamax"], "beta2_schedule is adamnx or adam or adafactor or adax"),
         (["--architecture", "efficientnet_v2_n"], "'efficientnet_v2_n' is not known; did you mean 'eff"),
         (["--architecture_options", '{"stem_strid": 1}'], "has no 'stem_strid'; did you mean 'stem_stride'?"),
-        (["--architecture_options", "{"], "Expecting property name"),
         (["--lr_scheduler_kwargs", '{"num_decay_step": 1}'], "has no 'num_decay_step'; did you mean"),
+        (["--architecture_options", "{"], "architecture_options: '{' is not JSON"),
+        (["--lr_scheduler_kwargs", "[1]"], "lr_scheduler_kwargs: must be fields and values"),
+        (["--architecture_options", '{"depths": "x"}'], "architecture_options: do not make a network"),
+        (["--architecture_options", '{"stem_stride": "x"}'], "stem_stride: 'x' is not a whole number"),
+        (["--num_train_epochs", "0"], "num_train_epochs: 0.0 is not above 0"),
+        (["--max_steps", "-3"], "max_steps: -3 is neither -1"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size: 0 is not above 0"),
+        (["--max_train_samples", "-1"], "max_train_samples: -1 is not a number of examples"),
         (["--jitter_probability", "2"], "jitter_probability: 2.0 is not a probability from 0 to 1"),
         (["--image_mean", "0.5"], "image_mean: needs 3 numbers"),
         (["--task", "object_detection"], "--task: a recipe's task cannot be changed by a flag"),
@@ -165,14 +190,20 @@ def test_a_wrong_flag_ends_in_one_line(words, message, capsys):
         ({"learning_rate": [1, 2]}, "mine.yaml: learning_rate: takes one value, got the list [1, 2]"),
         ({"bf16": "perhaps"}, "mine.yaml: bf16: "),
         ({"task": "image_clasification"}, "task: 'image_clasification' is not known; did you mean 'im"),
+        ({"task": ["a"]}, "task: ['a'] is not known"),
+        ({1: 2}, "mine.yaml: 1 is not the name of a field"),
         ({"task": "DROP"}, "mine.yaml: task is missing"),
         ({"optimizers": {"sophig": {}}}, "optimizers: 'sophig' is not an optimizer; did you mean 'soph"),
         ({"optimizers": {"adamnx": {"lr": 1}}}, "mine.yaml: optimizers, adamnx: lr is not a field"),
+        ({"overwrite_output_dir": True}, "overwrite_output_dir cannot stand in a recipe; give it as a flag"),
+        ({"resume_from_checkpoint": "last"}, "resume_from_checkpoint cannot stand in a recipe"),
+        ({"hub_token": "x"}, "mine.yaml: hub_token cannot stand in a recipe"),
+        ({"optimizers": {"adamnx": {"overwrite_output_dir": True}}}, "overwrite_output_dir cannot stand"),
         ({"optimizers": [1]}, "mine.yaml: optimizers: takes one value, got the list [1]"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_ends_in_one_line(changes, message, tmp_path, capsys):
-    assert cli.main(["run", write(tmp_path, **changes)]) == 1
+    assert cli.main(["run", write(tmp_path, changes)]) == 1
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
 

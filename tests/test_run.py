@@ -16,7 +16,6 @@ from transformers import pipeline
 from adamnx_hf import cli, recipe, run
 from adamnx_hf.tasks.image_classification import ImageDataset
 
-PAPER = [name for name in recipe.named() if recipe.read(recipe.named()[name])["paper_tables"]]
 WRITTEN = {
     "results.json",
     "metrics.json",
@@ -83,7 +82,7 @@ def results_of(out):
     return json.loads((out / "results.json").read_text())
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", recipe.named())
 def test_smoke(name, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["run", name, "--smoke", "--output_dir", str(out)]) == 0
@@ -151,6 +150,15 @@ def test_the_resolved_recipe_gives_the_same_again(tiny, tmp_path):
     assert second["optim"] == "adamw" and second["seed"] == 5
 
 
+@pytest.mark.parametrize("words", [["--hub_token", "hf_secret"], ["--hub-token=hf_secret"]])
+def test_a_token_is_not_written_down(words, tiny, tmp_path):
+    out = tmp_path / "out"
+    assert cli.main(["run", tiny, "--max_steps", "1", "--output_dir", str(out), *words]) == 0
+    for name in ("recipe.yaml", "environment.json", "results.json", "metrics.json"):
+        assert "hf_secret" not in (out / name).read_text(), name
+    assert "***" in results_of(out)["environment"]["command"]
+
+
 def test_nothing_is_overwritten_unless_asked(tiny, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
@@ -160,7 +168,12 @@ def test_nothing_is_overwritten_unless_asked(tiny, tmp_path, capsys):
     err = capsys.readouterr().err
     assert "is not empty; choose another --output_dir, pass --overwrite_output_dir" in err
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+    elsewhere = str(tmp_path / "other" / "checkpoint-6")
+    assert cli.main([*words, "--resume_from_checkpoint", elsewhere]) == 1
+    assert "is not empty" in capsys.readouterr().err
     assert cli.main([*words, "--overwrite_output_dir"]) == 0
+    written = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert not {"output_dir", "overwrite_output_dir"} & set(written)
     assert (out / "thesis.txt").read_text() == "important" and (out / "results.json").exists()
     assert cli.main(["run", tiny, "--output_dir", str(out / "thesis.txt")]) == 1
     assert "thesis.txt is a file" in capsys.readouterr().err
@@ -201,6 +214,7 @@ def test_fast(tiny, tmp_path):
         (["--dataset_name", "uoft-cs/cifar100"], "either connect to the Hub (and unset HF_HUB_OFFLINE), or "),
         (["--train_split", "trian"], "train_split: "),
         (["--image_column", "image"], "image_column: the data set has no column 'image'; did you mean 'img'"),
+        (["--image_column", "fine_label"], "'fine_label' does not hold images; those that do: img"),
         (["--label_column", "img"], "label_column: 'img' does not hold class ids"),
         (["--learning_rate", "-1"], "Invalid learning rate: -1.0"),
         (["--optim_args", "betas=(2,0.9)"], "Invalid beta parameter at index 0: 2"),

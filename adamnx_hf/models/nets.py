@@ -15,7 +15,7 @@ from torch import nn
 
 from adamnx_hf.errors import nearest
 
-__all__ = ["NETS", "Net", "build", "convnext", "efficientnet_v2", "options_of", "swin_v2"]
+__all__ = ["NETS", "Net", "build", "convnext", "efficientnet_v2", "options_of", "swin_v2", "tiny_options"]
 
 
 def efficientnet_v2(
@@ -55,6 +55,8 @@ def efficientnet_v2(
             f"depths, expand_ratios and strides need one number a stage and widths one more, got "
             f"{len(depths)}, {len(expand_ratios)}, {len(strides)} and {len(widths)}"
         )
+    if not isinstance(stem_stride, int) or stem_stride < 1:
+        raise ValueError(f"stem_stride: {stem_stride!r} is not a whole number above 0")
     stages = []
     for i, (depth, ratio, stride) in enumerate(zip(depths, expand_ratios, strides, strict=True)):
         make = FusedMBConvConfig if i < fused_stages else MBConvConfig
@@ -224,6 +226,19 @@ def options_of(name: str, changes: Mapping[str, Any] | None = None) -> dict[str,
         if key not in valid:
             raise ValueError(f"architecture_options: {name} has no {key!r}{nearest(key, valid)}")
     return {**NETS[name].options, **(changes or {})}
+
+
+def tiny_options(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`changes` with what makes the network `name` tiny, of as many stages as it has with them.
+
+    A network of more stages than the tiny one stays as it is.
+    """
+    options, tiny = options_of(name, changes), NETS[name].tiny
+    fitted = {
+        key: value[: len(options[key])] if isinstance(value, tuple) else value for key, value in tiny.items()
+    }
+    fits = all(len(fitted[key]) == len(options[key]) for key in tiny if isinstance(tiny[key], tuple))
+    return {**(changes or {}), **(fitted if fits else {})}
 
 
 def build(name: str, num_classes: int, changes: Mapping[str, Any] | None = None) -> nn.Module:

@@ -29,6 +29,6 @@ def load_task(name: str) -> Any:
     Raises:
         RecipeError: there is no such task.
     """
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise RecipeError(f"task: {name!r} is not known{nearest(str(name), TASKS)}")
     return importlib.import_module(TASKS[name])

@@ -34,6 +34,12 @@ class DataArguments:
         default=None, metadata=_help("Evaluate on the first so many examples only.")
     )
 
+    def __post_init__(self) -> None:
+        for name in ("max_train_samples", "max_eval_samples"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"{name}: {count} is not a number of examples; at least 1")
+
 
 def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
     """The training and the evaluation split, as `datasets.Dataset`.

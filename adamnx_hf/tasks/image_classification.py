@@ -74,6 +74,7 @@ class Arguments(DataArguments):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.architecture_options, str):
             self.architecture_options = json.loads(self.architecture_options)
         if bool(self.architecture) == bool(self.model_name_or_path):
@@ -89,7 +90,16 @@ class Arguments(DataArguments):
         if self.architecture:
             from adamnx_hf.models import nets
 
-            nets.options_of(self.architecture, self.architecture_options)  # type: ignore[arg-type]
+            changes: Any = self.architecture_options
+            nets.options_of(self.architecture, changes)
+            try:
+                with torch.device("meta"):  # costs no memory, and shows what does not fit
+                    nets.build(self.architecture, 2, changes)
+            except ModuleNotFoundError:
+                pass  # without torchvision: making the model says what to install
+            except Exception as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(f"architecture_options: do not make a network ({reason})") from error
 
 
 def fast() -> dict[str, Any]:
@@ -111,8 +121,8 @@ def smoke(arguments: Arguments) -> dict[str, Any]:
 
     tiny: dict[str, Any] = {"max_train_samples": 64, "max_eval_samples": 32}
     if arguments.architecture:
-        options = arguments.architecture_options or {}
-        tiny["architecture_options"] = {**options, **nets.NETS[arguments.architecture].tiny}  # type: ignore[dict-item]
+        changes: Any = arguments.architecture_options or {}
+        tiny["architecture_options"] = nets.tiny_options(arguments.architecture, changes)
     return tiny
 
 
@@ -190,6 +200,8 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         train, test = _synthetic(arguments) if recipe.synthetic_data else load_splits(arguments)
     check_columns(train, {"image_column": arguments.image_column, "label_column": arguments.label_column})
     check_columns(test, {"image_column": arguments.image_column, "label_column": arguments.label_column})
+    for data in (train, test):
+        _check_images(data, arguments.image_column)
     classes = _class_names(train, arguments.label_column)
 
     on_train = transforms.train_transform(
@@ -261,6 +273,16 @@ def _processor(arguments: Arguments) -> Any:
         image_mean=arguments.image_mean,
         image_std=arguments.image_std,
     )
+
+
+def _check_images(data: Any, column: str) -> None:
+    from datasets import Image
+
+    if not isinstance(data.features[column], Image):
+        images = [name for name, feature in data.features.items() if isinstance(feature, Image)]
+        raise RecipeError(
+            f"image_column: {column!r} does not hold images; those that do: {', '.join(images) or 'none'}"
+        )
 
 
 def _class_names(data: Any, column: str) -> list[str]:

@@ -39,6 +39,17 @@ class RecipeTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.num_train_epochs <= 0:
+            raise ValueError(f"num_train_epochs: {self.num_train_epochs} is not above 0")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"max_steps: {self.max_steps} is neither -1, for all epochs, nor above 0")
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not above 0")
         super().__post_init__()
         schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(self.lr_scheduler_type)]
         valid = list(inspect.signature(schedule).parameters)[1:]  # the first is the optimizer
