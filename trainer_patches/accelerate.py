@@ -91,8 +91,8 @@ def _taken_from_the_config(wrapped: Any, _: Any, arguments: Any, keywords: Any) 
         if kind is not None and str(kind).lower() == name.lower():
             return wrapped(*arguments, **keywords)
         warnings.warn(
-            f'DeepSpeed: {kind or "its optimizer"} of the DeepSpeed config\'s "optimizer" section takes the place of {described}. '
-            "Remove that section to train with what you asked for.",
+            f'DeepSpeed: {kind or "its optimizer"} of the DeepSpeed config\'s "optimizer" section takes the '
+            f"place of {described}. Remove that section to train with what you asked for.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -19,7 +19,7 @@ def test_killed_runs_end_with_the_same_bits(tmp_path, mode):
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
     )
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout.splitlines()[-1])

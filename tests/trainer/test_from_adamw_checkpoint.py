@@ -6,7 +6,7 @@ import torch
 from adamnx_hf import AdamNX, from_adamw, param_groups
 
 transformers = pytest.importorskip("transformers")
-from test_trainer import adamnx_of, assert_same_parameters, make_trainer  # noqa: E402
+from test_trainer import FORGIVING, adamnx_of, assert_same_parameters, make_trainer  # noqa: E402
 from transformers import LlamaForCausalLM  # noqa: E402
 
 
@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM  # noqa: E402
 def test_optimizer_pt_of_the_trainer(tmp_path, optim):
     """With Adam's schedule, the steps that follow are those that AdamW would have made."""
     settings = {"lr_scheduler_type": "constant", "per_device_train_batch_size": 16, "max_grad_norm": 0.5}
+    settings |= FORGIVING
     whole = make_trainer(tmp_path, optim=optim, max_steps=6, save_strategy="steps", save_steps=3, **settings)
     whole.train()
 
