@@ -37,7 +37,7 @@ def examples():
     return [{"input_ids": row, "labels": row} for row in rows]
 
 
-# Rows in another order round otherwise, and Adam makes a whole step of a gradient that is nothing but rounding.
+# Rows in another order round otherwise, and Adam makes a whole step of a gradient that is only rounding.
 # With this ε it does not.
 FORGIVING = {"adam_epsilon": 1e-3}
 
