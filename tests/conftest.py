@@ -11,6 +11,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.fixture(autouse=True)
+def precision_as_it_was():
+    """Transformers 4.57 leaves bf16 in the environment, for all the TrainingArguments that come later."""
+    before = {key: value for key, value in os.environ.items() if key.startswith("ACCELERATE_")}
+    yield
+    for key in [key for key in os.environ if key.startswith("ACCELERATE_")]:
+        del os.environ[key]
+    os.environ.update(before)
+
+
 @pytest.fixture
 def run_python(tmp_path):
     """Runs code in an interpreter of its own, for what depends on import order or patches globally."""
