@@ -264,10 +264,15 @@ def _compare(
             except torch.OutOfMemoryError as error:
                 failures.append(f"{case}: {_one_line(error)}")
                 rows, count = [], 0
-            for row in rows:
-                if copy_gb_per_s and row["bytes"]:
-                    row["share_of_copy"] = row["bytes"] / (row["ms"] * 1e-3) / (copy_gb_per_s * 1e9)
+            _add_shares(rows, copy_gb_per_s)
             yield {"case": case, "parameters": count, "optimizers": rows, "failed": failures}
+
+
+def _add_shares(rows: list[dict[str, Any]], copy_gb_per_s: float | None) -> None:
+    """Adds the bytes moved in a second, as a share of what a copy moves, where both are known."""
+    for row in rows:
+        if copy_gb_per_s and row["bytes"]:
+            row["share_of_copy"] = row["bytes"] / (row["ms"] * 1e-3) / (copy_gb_per_s * 1e9)
 
 
 def _one_line(error: Exception) -> str:
@@ -287,20 +292,37 @@ def _parameters(case: Case, device: str) -> Iterator[list[torch.nn.Parameter]]:
         yield params
     finally:
         del params
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        _give_back(device)
 
 
 @dataclasses.dataclass
 class _Runner:
     """What takes turns: a call, and the memory it needed."""
 
-    name: str
     step: Callable[[], Any]
     moved: int | None
     state_bytes: int
     peak_bytes: int | None = None
+
+
+def _stepped(name: str, params: list[Any], failures: list[str]) -> Any:
+    """The optimizer `name` after its first step; None, and a line in `failures`, if it cannot."""
+    try:
+        optimizer = CONTESTANTS[name].make(params)
+        optimizer.step()
+    except Exception as error:  # another package's, or too little memory beside the others
+        failures.append(f"{name}: {_one_line(error)}")
+        return None
+    return optimizer
+
+
+def _give_back(device: str) -> None:
+    """Frees the memory of what is not referred to any more."""
+    import torch
+
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _runners(
@@ -311,22 +333,14 @@ def _runners(
     for name in names:
         contestant = CONTESTANTS[name]
         before = _allocated(device)
-        optimizer: Any = None
-        try:
-            optimizer = contestant.make(params)
-            optimizer.step()
-        except Exception as error:  # another package's, or too little memory beside the others
-            failures.append(f"{name}: {_one_line(error)}")
-        if failures and failures[-1].startswith(f"{name}: "):
-            optimizer = None  # only now, as the exception held it
-            gc.collect()
-            if device == "cuda":
-                torch.cuda.empty_cache()
+        optimizer = _stepped(name, params, failures)
+        if optimizer is None:
+            _give_back(device)
             continue
         held = _allocated(device) - before
         step = optimizer.step
         moved = _bytes_moved(params, optimizer)
-        yield name, _Runner(name, step, moved, held)
+        yield name, _Runner(step, moved, held)
         if not contestant.clips:
             continue
 
@@ -340,7 +354,7 @@ def _runners(
             optimizer.max_grad_norm = None
 
         own = hasattr(optimizer, "max_grad_norm")
-        yield name + _CLIPPED, _Runner(name + _CLIPPED, clip_within if own else clip, None, held)
+        yield name + _CLIPPED, _Runner(clip_within if own else clip, None, held)
 
 
 def _allocated(device: str) -> int:
@@ -477,6 +491,8 @@ def _tune(
             progress.set_postfix_str(case)
             with _parameters(CASES[case], device) as params:
                 optimizer = _adamnx(params)
+                optimizer.step()
+                moved = _bytes_moved(params, optimizer)
                 # What the optimizer knows of its tensors is kept apart: the tables are for one size.
                 kept: dict[tuple[int, int], Any] = {size: type(optimizer._memos)(dict) for size in sizes}
 
@@ -486,18 +502,14 @@ def _tune(
                     optimizer.step()
 
                 runners = {
-                    f"{size[0]} x {size[1]}": _Runner("", functools.partial(step, size), None, 0)
+                    f"{size[0]} x {size[1]}": _Runner(functools.partial(step, size), moved, 0)
                     for size in sizes
                 }
                 try:
                     rows = _time(runners, params, args.rounds, args.steps, device, progress.update)
                 finally:
                     engine.BLOCK, engine.WARPS = shipped
-                moved = _bytes_moved(params, optimizer)
-                for row in rows:
-                    row["bytes"] = moved
-                    if copy_gb_per_s and moved:
-                        row["share_of_copy"] = moved / (row["ms"] * 1e-3) / (copy_gb_per_s * 1e9)
+                _add_shares(rows, copy_gb_per_s)
                 count = sum(param.numel() for param in params)
                 yield {"case": case, "parameters": count, "optimizers": rows, "failed": []}
                 del optimizer, kept, runners

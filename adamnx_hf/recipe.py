@@ -301,9 +301,8 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     parser = _Parser(task)
     from_file = parser.explicit(parser.flags(written, source), source)
     from_flags = parser.explicit(words, "")
-    for field in ("task",):
-        if from_flags.get(field, from_file[field]) != from_file[field]:
-            raise RecipeError(f"--{field}: a recipe's {field} cannot be changed by a flag")
+    if from_flags.get("task", from_file["task"]) != from_file["task"]:
+        raise RecipeError("--task: a recipe's task cannot be changed by a flag")
 
     layers = [from_file, _for_optimizer(parser, from_file, from_flags, source)]
     chosen = {**from_file, **layers[1], **from_flags}

@@ -167,9 +167,9 @@ class AdamNX(Optimizer):
         super().__setstate__(state)
         vars(self).setdefault("max_grad_norm", None)
         vars(self).setdefault("grad_norm", None)
-        if any(group.get("capturable") for group in self.param_groups):
+        if "_memos" in vars(self) and any(group.get("capturable") for group in self.param_groups):
             # A CUDA graph may have been captured that still reads its tables there.
-            vars(self).setdefault("_retired", []).append(vars(self).get("_memos"))
+            vars(self).setdefault("_retired", []).append(self._memos)
         self._memos = defaultdict(dict)
         for group in self.param_groups:
             for option, default in _NOT_ALWAYS_SAVED.items():
