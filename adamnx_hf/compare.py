@@ -411,8 +411,9 @@ class _Progress:
     def __enter__(self) -> _Progress:
         from tqdm import tqdm
 
+        # No smoothing: the runs are alike, and the mean of all is the best guess.
         form = "{desc} {percentage:3.0f} % |{bar}| {elapsed} so far, {remaining} left"
-        self.bar = tqdm(total=self.count, bar_format=form, leave=False, dynamic_ncols=True)
+        self.bar = tqdm(total=self.count, bar_format=form, leave=False, dynamic_ncols=True, smoothing=0)
         return self
 
     def __exit__(self, *_: Any) -> None:
