@@ -27,7 +27,7 @@ COMMANDS = {
 # The top-level modules of the extras. A command says by `EXTRA` which one it needs.
 _EXTRAS = {
     "demo": {"matplotlib", "rich", "scipy", "sklearn"},
-    "recipes": {"matplotlib", "pytorch_optimizer", "torchvision"},
+    "recipes": {"matplotlib", "pytorch_optimizer", "torchmetrics", "torchvision"},
 }
 
 
@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = importlib.import_module(f"adamnx_hf.{name}")
             module.add_arguments(command)
             command.set_defaults(run=module.run, extra=getattr(module, "EXTRA", "demo"))
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{getattr(args, 'hint', '')}")
     try:
         return args.run(args) or 0
     except ModuleNotFoundError as error:
