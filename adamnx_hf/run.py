@@ -250,7 +250,8 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
         "environment": environment,
         "per_epoch": table,
     }
-    draws = hasattr(recipe.task, "draw_predictions")
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # one process has not all the weights
+    draws = hasattr(recipe.task, "draw_predictions") and not sharded
     if main:
         report.write_json(folder / "metrics.json", table)
         report.write_json(folder / RESULTS, results)
