@@ -53,8 +53,13 @@ def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
     if not name:
         raise RecipeError("dataset_name: the recipe names no data set; add --dataset_name NAME_OR_FOLDER")
     folder = Path(name).expanduser()
+    config = arguments.dataset_config_name
     try:
-        data = datasets.load_dataset(str(folder) if folder.is_dir() else name, arguments.dataset_config_name)
+        if folder.is_dir() and datasets.get_dataset_config_names(str(folder)) == ["default"]:
+            config = (
+                None  # the recipe's is the Hub's: a folder without configurations has none to choose from
+            )
+        data = datasets.load_dataset(str(folder) if folder.is_dir() else name, config)
     except Exception as error:  # of many libraries' kinds: the Hub's, HTTP's, the reader's
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         if folder.is_dir():

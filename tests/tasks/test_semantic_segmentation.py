@@ -15,6 +15,7 @@ from adamnx_hf import cli, recipe
 from adamnx_hf.models import UNetConfig, UNetForSemanticSegmentation
 from adamnx_hf.tasks import masks
 from adamnx_hf.tasks import semantic_segmentation as task
+from adamnx_hf.tasks.data import load_splits
 from adamnx_hf.tasks.trainer import RecipeTrainingArguments
 
 VOID = 255
@@ -437,6 +438,14 @@ def test_fine_tuning_a_model_of_transformers(tiny, tmp_path):
     path.write_text(yaml.safe_dump({**values, "model_name_or_path": str(first)}))
     assert cli.main(["run", str(path), *words, "--output_dir", str(second)]) == 0
     assert results_of(second)["parameters"] == results_of(first)["parameters"]
+
+
+def test_a_folder_without_configurations_takes_the_recipes_place(folder):
+    """`segmentation_aug` is one of the Hub's."""
+    arguments = recipe.resolve("sbd_unet", ["--dataset_name", str(folder)]).task_arguments
+    assert arguments.dataset_config_name == "segmentation_aug"
+    train, test = load_splits(arguments)
+    assert (len(train), len(test)) == (24, 7)
 
 
 def test_numbers_for_names(tiny, tmp_path):
