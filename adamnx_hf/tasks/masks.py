@@ -57,7 +57,6 @@ def check_pairs(
     """
     from datasets import Image
     from PIL import Image as Picture
-    from PIL import UnidentifiedImageError
 
     columns = (image_column, mask_column)
     raw = data.select_columns(list(columns))
@@ -69,8 +68,10 @@ def check_pairs(
         if stored is None:
             raise RecipeError(f"{column}: row {row} of the split {split!r} has none; leave the row out")
         try:
-            return Picture.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"])
-        except (OSError, UnidentifiedImageError) as error:
+            if stored["bytes"]:
+                return Picture.open(io.BytesIO(stored["bytes"]))  # reads no more than the header
+            return Image().decode_example(stored)
+        except OSError as error:
             raise RecipeError(
                 f"{column}: row {row} of the split {split!r} cannot be read ({error})"
             ) from error

@@ -325,7 +325,8 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     constant = torch.zeros(len(names), len(names))
     constant[:, commonest] = torch.from_numpy(counts)
     trainer.notes.append(
-        f"{names[commonest]!r} everywhere would have a mean IoU of {scores(constant)['mean_iou']:.2f} % there"
+        f"{names[commonest]!r} everywhere would have a mean IoU of {scores(constant)['mean_iou']:.2f} % on "
+        f"{arguments.eval_split}"
     )
     return trainer
 
