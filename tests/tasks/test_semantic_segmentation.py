@@ -472,9 +472,9 @@ def test_eight_images_are_learned_by_heart(tiny, tmp_path):
     root = write(tmp_path / "eight", train=made_up(8, 0))
     out = tmp_path / "out"
     words = [
-        "--dataset_name", str(root), "--eval_split", "train", "--image_size", "48", "--crop_size", "48",
-        "--architecture_options", '{"base_width": 16, "depth": 3}', "--max_steps", "400",
-        "--eval_strategy", "no", "--learning_rate", "0.005", "--lr_scheduler_type", "cosine",
+        "--dataset_name", str(root), "--eval_split", "train", "--max_steps", "400",
+        "--architecture_options", '{"base_width": 8, "depth": 3}', "--image_size", "64", "--crop_size", "56",
+        "--eval_strategy", "no", "--lr_scheduler_type", "cosine",
     ]  # fmt: skip
     assert cli.main(["run", tiny, *words, "--output_dir", str(out)]) == 0
     metrics = results_of(out)["metrics"]
