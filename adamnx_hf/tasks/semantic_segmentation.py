@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from adamnx_hf.errors import nearest
 from adamnx_hf.tasks import masks
@@ -236,8 +237,6 @@ class SegmentationTrainer(RecipeTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The loss, a confusion matrix for each image (n, classes, classes), and each one's pixels (n,)."""
-        from torchmetrics.functional.classification import multiclass_confusion_matrix
-
         inputs = dict(inputs)
         truth, sizes = self._prepare_input(inputs.pop("masks")), inputs.pop("sizes")
         loss, logits, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
