@@ -8,6 +8,11 @@ A task's module has:
 - `fast()`: values of `--fast`, by field name.
 - `smoke(arguments)`: values of `--smoke`, by field name.
 - `make_trainer(recipe)`: a :class:`adamnx_hf.tasks.trainer.RecipeTrainer` with model, data and metrics.
+
+And it may have:
+
+- `draw_predictions(recipe, trainer, path)`: after training, draws what the model makes of some of the
+  evaluation split, as a PNG.
 """
 
 from __future__ import annotations
@@ -20,7 +25,10 @@ from adamnx_hf.errors import RecipeError, nearest
 __all__ = ["TASKS", "load_task"]
 
 #: A recipe's `task`, and the module.
-TASKS = {"image_classification": "adamnx_hf.tasks.image_classification"}
+TASKS = {
+    "image_classification": "adamnx_hf.tasks.image_classification",
+    "semantic_segmentation": "adamnx_hf.tasks.semantic_segmentation",
+}
 
 
 def load_task(name: str) -> Any:
