@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _to_scalar
 
 from adamnx_hf.optim.engines import ENGINES, Engine, Weight, choose_engine
+from adamnx_hf.optim.formats import random_bits, store
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
 __all__ = ["Memo", "adamnx", "count_on_device", "moment_dtype", "pack_steps"]
@@ -142,20 +143,24 @@ def adamnx(
             grouped[(param.device,) if mixes else (param.device, param.dtype, step)].append(i)
         buckets = list(grouped.values())
 
+    t: float | Tensor
     for number, members in enumerate(buckets):
         first = params[members[0]]
-        weights = [
-            _host_weights(scheme, _pick(steps, members), beta)
-            if host_schedule
-            else _device_weights(scheme, _pick(state_steps, members), packed, beta, first.device)
+        if host_schedule:
+            t = _next_step(_pick(steps, members))
+        else:
+            t = _next_step_on(first.device, _pick(state_steps, members), packed)
+        weight1, weight2 = (
+            _weights(scheme, t, beta, len(members))
             for scheme, beta in ((adam, beta1), (BETA2_SCHEDULES[beta2_schedule], beta2))
-        ]
+        )
         _step_bucket(
             engines[first.device, first.dtype],
             moment_dtype(first.dtype),
             *(_pick(tensors, members) for tensors in (params, grads, exp_avgs, exp_avg_sqs)),
-            weight1=weights[0],
-            weight2=weights[1],
+            step=t,
+            weight1=weight1,
+            weight2=weight2,
             grad_scale=grad_scale,
             found_inf=found_inf,
             memo=memo.setdefault(number, {}),
@@ -250,29 +255,28 @@ def _count(state_steps: list[Tensor], packed: Tensor | None, found_inf: Tensor |
         torch._foreach_add_(state_steps, 1)
 
 
-def _host_weights(scheme: Schedule, steps: list[float], beta: Scalar) -> Weight:
-    """`scheme` after `steps` steps, which the host knows: a number if they agree, else a float64 tensor."""
-    if isinstance(beta, Tensor):
-        return cast(Tensor, scheme(steps[0] + 1, beta.double())).expand(len(steps))
-    weights = {step: scheme(step + 1, beta) for step in set(steps)}
-    if len(weights) == 1:
-        return cast(float, weights[steps[0]])
-    return torch.tensor([weights[step] for step in steps], dtype=torch.float64, device="cpu")
+def _next_step(steps: list[float]) -> float | Tensor:
+    """The next t after `steps` steps: a number if they agree, else a float64 tensor on the CPU."""
+    if len(set(steps)) == 1:
+        return steps[0] + 1
+    return torch.tensor(steps, dtype=torch.float64, device="cpu") + 1
 
 
-def _device_weights(
-    scheme: Schedule, state_steps: list[Tensor], packed: Tensor | None, beta: Scalar, device: torch.device
-) -> Tensor:
-    """`scheme` after each of `state_steps` without asking the host for them: a tensor on `device`."""
+def _next_step_on(device: torch.device, state_steps: list[Tensor], packed: Tensor | None) -> Tensor:
+    """The next t after each of `state_steps`, which the host does not ask for: a tensor on `device`."""
     # MPS has no float64; the schedules' forms are right to float32's last digits too.
     precision = torch.float32 if device.type == "mps" else torch.float64
     if packed is not None and len(packed) == len(state_steps):
-        steps = packed.to(device, precision)
-    else:
-        steps = torch.stack([step.to(device) for step in state_steps]).to(precision)
+        return packed.to(device, precision) + 1
+    return torch.stack([step.to(device) for step in state_steps]).to(precision) + 1
+
+
+def _weights(scheme: Schedule, step: float | Tensor, beta: Scalar, count: int) -> Weight:
+    """`scheme` at `step`: a number, or a tensor with one element for each of `count` parameters."""
     if isinstance(beta, Tensor):
-        beta = beta.to(device, precision)
-    return cast(Tensor, scheme(steps + 1, beta))
+        beta = beta.to(step.device, step.dtype) if isinstance(step, Tensor) else beta.double()
+    weight = scheme(step, beta)
+    return weight.expand(count) if isinstance(weight, Tensor) else weight
 
 
 def _local_shards(*columns: list[Tensor]) -> Sequence[list[Tensor]]:
@@ -308,6 +312,7 @@ def _step_bucket(
     engine: Engine,
     dtype: torch.dtype,
     *columns: list[Tensor],
+    step: float | Tensor,
     weight1: Weight,
     weight2: Weight,
     grad_scale: Tensor | None,
@@ -347,6 +352,7 @@ def _step_bucket(
         if engine.SCALES:
             hyperparameters["memo"] = memo.setdefault(number, {})
             hyperparameters["dtypes"] = kinds if batch is everyone else None
+            hyperparameters["step"] = _pick_weights(step, batch)
         elif grad_scale is not None:
             scale = grad_scale.to(working[1][0].device, non_blocking=True)
             working = [working[0], list(torch._foreach_div(working[1], scale)), *working[2:]]
@@ -358,8 +364,14 @@ def _step_bucket(
         )
         if copied:
             for role, old, new in zip(_ROLES, originals, working, strict=True):
-                for tensor, copy in zip(old, new, strict=True):
-                    if copy is not tensor and role != "grad":
+                for place, tensor, copy in zip(batch, old, new, strict=True):
+                    if copy is tensor or role == "grad":
+                        continue
+                    if tensor.dtype == torch.bfloat16 and role != "param":
+                        t = int(step) if isinstance(step, float) else step[place].long()
+                        bits = random_bits(copy.numel(), t, place, copy.device)
+                        store(tensor, copy, bits if role == "exp_avg" else bits >> 16)
+                    else:
                         tensor.copy_(copy)
 
 

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch.optim.optimizer import (
 
 from adamnx_hf.optim.checkpoint import check_state_dict
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
+from adamnx_hf.optim.formats import STATE_DTYPES
 from adamnx_hf.optim.functional import Memo, adamnx, count_on_device, moment_dtype, pack_steps
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule
 
@@ -34,6 +35,7 @@ _NOT_ALWAYS_SAVED = {
     "differentiable": False,
     "fused": None,
     "beta2_schedule": "adamnx",
+    "state_dtype": None,
 }
 
 
@@ -71,6 +73,9 @@ class AdamNX(Optimizer):
         beta2_schedule: how β̂2 rises: `"adamnx"`, or for the paper's ablation `"adam"` (the result is
             AdamW), `"adafactor"` (β2 has no effect) or `"adax"` (b = (1−β2)²). See
             :mod:`adamnx_hf.optim.schedules`.
+        state_dtype: of the moments. None: float32, or float64 for such parameters. `"bfloat16"` (or
+            `torch.bfloat16`) halves them; they are rounded stochastically, without which v would stand still
+            after some 500 steps (:mod:`adamnx_hf.optim.formats`). Complex parameters keep complex moments.
         max_grad_norm: clip the norm of all gradients together to this, as part of the step: the result of
             :func:`torch.nn.utils.clip_grad_norm_` and then a step, with 8 bytes a parameter less to move.
             `.grad` stays as it is; the norm is in `grad_norm` afterwards. It knows plain tensors and
@@ -114,6 +119,7 @@ class AdamNX(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         beta2_schedule: Beta2Schedule = "adamnx",
+        state_dtype: Literal["float32", "bfloat16"] | torch.dtype | None = None,
         max_grad_norm: float | None = None,
     ) -> None:
         defaults = {
@@ -127,6 +133,7 @@ class AdamNX(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
             "beta2_schedule": beta2_schedule,
+            "state_dtype": state_dtype,
         }
         _check(defaults)
         if max_grad_norm is not None and not max_grad_norm > 0.0:
@@ -155,7 +162,10 @@ class AdamNX(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; its options are checked before anything is changed."""
         if isinstance(param_group, dict):  # torch says what is wrong with anything else
-            _check({**self.defaults, **param_group})
+            checked = {**self.defaults, **param_group}
+            _check(checked)
+            if "state_dtype" in param_group:
+                param_group["state_dtype"] = checked["state_dtype"]
             if "max_grad_norm" in param_group:
                 raise ValueError(
                     "max_grad_norm is for the gradients of all groups together: give it to AdamNX itself"
@@ -223,6 +233,8 @@ class AdamNX(Optimizer):
     def _init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         # Lazily, and like the parameter as it is now: FSDP2 puts DTensors in its place after __init__.
         dtype = moment_dtype(param.dtype)
+        if group["state_dtype"] is not None and not dtype.is_complex:
+            dtype = STATE_DTYPES[group["state_dtype"]]
         return {
             "step": torch.zeros(
                 (), dtype=_get_scalar_dtype(), device=param.device if group["capturable"] else "cpu"
@@ -352,6 +364,12 @@ def _check(group: dict[str, Any]) -> None:
                 raise ValueError(f"Tensor betas[{i}] must be 1-element")
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+    state_dtype = group["state_dtype"]
+    group["state_dtype"] = name = state_dtype and str(state_dtype).removeprefix("torch.")
+    if name is not None and name not in STATE_DTYPES:
+        raise ValueError(
+            f"Invalid state_dtype: {state_dtype}; choose one of {', '.join(STATE_DTYPES)}, or None"
+        )
     if group["beta2_schedule"] not in BETA2_SCHEDULES:
         raise ValueError(
             f"Invalid beta2_schedule: {group['beta2_schedule']!r}; choose one of {', '.join(BETA2_SCHEDULES)}"

@@ -97,6 +97,7 @@ def step_(
     weight_decay: float,
     eps: float,
     maximize: bool,
+    step: float | Tensor = 1.0,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     memo: dict[Any, Any] | None = None,
@@ -106,8 +107,9 @@ def step_(
     if torch.compiler.is_compiling():
         assert isinstance(weight1, Tensor) and isinstance(weight2, Tensor)  # the schedule is on the device
         number, tensor = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
+        assert isinstance(step, Tensor)
         _opaque_step(
-            params, grads, exp_avgs, exp_avg_sqs, weight1, weight2, number, tensor,
+            params, grads, exp_avgs, exp_avg_sqs, step, weight1, weight2, number, tensor,
             weight_decay, eps, maximize, grad_scale, found_inf,
         )  # fmt: skip
         return
@@ -119,6 +121,7 @@ def step_(
     dtypes = dtypes or [{tensor.dtype for tensor in tensors} for tensors in columns]
 
     arguments: dict[str, Any] = {
+        "step": int(step) if isinstance(step, float) else _number_or_address(step, device, torch.float64),
         "weight1": _number_or_address(weight1, device, torch.float64),
         "weight2": _number_or_address(weight2, device, torch.float64),
         "lr": _number_or_address(lr, device),
@@ -205,6 +208,7 @@ def _launch(
             **arguments,
             COLUMNS=kernel.COLUMNS,
             **{name: getattr(tl, str(dtype)[6:]) for name, dtype in zip(names, kind, strict=False)},
+            STEPS_IN_MEMORY=isinstance(arguments["step"], Tensor),
             WEIGHTS_IN_MEMORY=isinstance(arguments["weight1"], Tensor),
             LR_IN_MEMORY=isinstance(arguments["lr"], Tensor),
             ALIGNED=kind[-1],
@@ -347,6 +351,7 @@ def _opaque_step(
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
+    step: Tensor,
     weight1: Tensor,
     weight2: Tensor,
     lr_number: float,
@@ -363,6 +368,7 @@ def _opaque_step(
         grads,
         exp_avgs,
         exp_avg_sqs,
+        step=step,
         weight1=weight1,
         weight2=weight2,
         lr=lr_number if lr is None else lr,

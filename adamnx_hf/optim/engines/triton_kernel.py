@@ -29,13 +29,34 @@ def adamnx_update(param, grad, exp_avg, exp_avg_sq, weight1, weight2, lr, weight
 
 
 @triton.jit
+def random_bits(index, step, place):
+    """:func:`adamnx_hf.optim.formats.random_bits`, of elements `index` (int64)."""
+    bits = (index ^ (index >> 32)).to(tl.uint32) * 0x9E3779B1
+    bits = bits ^ step.to(tl.uint32) * 0x85EBCA77 ^ place.to(tl.uint32) * 0xC2B2AE3D
+    bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
+    bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
+    return bits ^ (bits >> 16)
+
+
+@triton.jit
+def round_stochastically(values, bits):
+    """:func:`adamnx_hf.optim.formats.round_stochastically`, left in float32."""
+    wide = values.to(tl.uint32, bitcast=True) + bits
+    rounded = (wide & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return tl.where(values == values, rounded, values)  # a nan of all ones would carry over into the sign
+
+
+@triton.jit
 def _step_chunk(
     params,
     grads,
     exp_avgs,
     exp_avg_sqs,
+    start,
     offsets,
     mask,
+    step,
+    place,
     weight1,
     weight2,
     lr,
@@ -43,6 +64,8 @@ def _step_chunk(
     eps,
     grad_factor,
     MAXIMIZE: tl.constexpr,
+    EXP_AVG: tl.constexpr,
+    EXP_AVG_SQ: tl.constexpr,
 ):
     param = tl.load(params + offsets, mask)
     grad = tl.load(grads + offsets, mask).to(tl.float32) * grad_factor
@@ -61,16 +84,23 @@ def _step_chunk(
         weight_decay,
         eps,
     )
+    if EXP_AVG == tl.bfloat16 or EXP_AVG_SQ == tl.bfloat16:
+        bits = random_bits(start + offsets, step, place)
+        if EXP_AVG == tl.bfloat16:
+            new_exp_avg = round_stochastically(new_exp_avg, bits & 0xFFFF)
+        if EXP_AVG_SQ == tl.bfloat16:
+            new_exp_avg_sq = round_stochastically(new_exp_avg_sq, bits >> 16)
     tl.store(params + offsets, new_param.to(param.dtype), mask)
     tl.store(exp_avgs + offsets, new_exp_avg.to(exp_avg.dtype), mask)
     tl.store(exp_avg_sqs + offsets, new_exp_avg_sq.to(exp_avg_sq.dtype), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"])
 def step_kernel(
     table,
     grads,
     chunks,
+    step,
     weight1,
     weight2,
     lr,
@@ -83,6 +113,7 @@ def step_kernel(
     GRAD: tl.constexpr,
     EXP_AVG: tl.constexpr,
     EXP_AVG_SQ: tl.constexpr,
+    STEPS_IN_MEMORY: tl.constexpr,
     WEIGHTS_IN_MEMORY: tl.constexpr,
     LR_IN_MEMORY: tl.constexpr,
     MAXIMIZE: tl.constexpr,
@@ -95,6 +126,7 @@ def step_kernel(
         table: int64 [parameters, COLUMNS], see :data:`COLUMNS`.
         grads: int64 [parameters], addresses of the gradients.
         chunks: int32 [programs], the row of `table` a chunk belongs to.
+        step: t, an int32, or if STEPS_IN_MEMORY float64 [parameters]. Seeds the rounding of bfloat16 moments.
         weight1, weight2: numbers, or if WEIGHTS_IN_MEMORY float64 [parameters].
         lr: a number, or if LR_IN_MEMORY the address of one.
         weight_decay, eps: numbers.
@@ -102,7 +134,7 @@ def step_kernel(
         found_inf: None, or the address of a number: unless it is 0 nothing is done.
         COLUMNS: :data:`COLUMNS`.
         PARAM, GRAD, EXP_AVG, EXP_AVG_SQ: dtypes of what the addresses point to.
-        WEIGHTS_IN_MEMORY, LR_IN_MEMORY: see `weight1` and `lr`.
+        STEPS_IN_MEMORY, WEIGHTS_IN_MEMORY, LR_IN_MEMORY: see `step`, `weight1` and `lr`.
         MAXIMIZE: negates gradients.
         ALIGNED: all addresses are multiples of 16 bytes, so that 16 bytes are moved at a time.
         BLOCK: elements of a chunk, a power of 2.
@@ -126,8 +158,10 @@ def step_kernel(
         exp_avg = tl.multiple_of(exp_avg, 16)
         exp_avg_sq = tl.multiple_of(exp_avg_sq, 16)
 
+    place = tl.load(row + 5)
+    if STEPS_IN_MEMORY:
+        step = tl.load(step + place).to(tl.int32)
     if WEIGHTS_IN_MEMORY:
-        place = tl.load(row + 5)
         weight1 = tl.load(weight1 + place).to(tl.float32)
         weight2 = tl.load(weight2 + place).to(tl.float32)
     if LR_IN_MEMORY:
@@ -140,11 +174,11 @@ def step_kernel(
     # A mask of unknown alignment would make every access one element wide: only the last chunk has one.
     if start + BLOCK <= numel:
         _step_chunk(
-            param, grad, exp_avg, exp_avg_sq, offsets, None,
-            weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE,
+            param, grad, exp_avg, exp_avg_sq, start, offsets, None, step, place,
+            weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, EXP_AVG, EXP_AVG_SQ,
         )  # fmt: skip
     else:
         _step_chunk(
-            param, grad, exp_avg, exp_avg_sq, offsets, offsets < numel - start,
-            weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE,
+            param, grad, exp_avg, exp_avg_sq, start, offsets, offsets < numel - start, step, place,
+            weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, EXP_AVG, EXP_AVG_SQ,
         )  # fmt: skip
