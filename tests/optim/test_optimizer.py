@@ -238,6 +238,7 @@ def test_defaults_are_the_papers():
         "differentiable": False,
         "fused": None,
         "beta2_schedule": "adamnx",
+        "state_dtype": None,
     }
 
 

@@ -341,10 +341,11 @@ def test_more_than_2_to_the_31_elements(interpreted):
     addresses = [tensor.data_ptr() - start * 4 for tensor in real]
     table = torch.tensor([[addresses[0], *addresses[2:], elements, 1 - chunks, 0]])
     interpreted.step_kernel[(1,)](
-        table, torch.tensor([addresses[1]]), torch.zeros(1, dtype=torch.int32),
+        table, torch.tensor([addresses[1]]), torch.zeros(1, dtype=torch.int32), 1,
         0.5, 0.25, 0.1, 0.01, 1e-8, None, None, COLUMNS=interpreted.COLUMNS,
         **dict.fromkeys(("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ"), triton.language.float32),
-        WEIGHTS_IN_MEMORY=False, LR_IN_MEMORY=False, MAXIMIZE=False, ALIGNED=False, BLOCK=block,
+        STEPS_IN_MEMORY=False, WEIGHTS_IN_MEMORY=False, LR_IN_MEMORY=False, MAXIMIZE=False, ALIGNED=False,
+        BLOCK=block,
     )  # fmt: skip
     param, grad, exp_avg, exp_avg_sq = expected
     exp_avg = exp_avg + 0.5 * (grad - exp_avg)
@@ -592,19 +593,19 @@ def build(capability, param, grad, moment, aligned, in_memory):
     from adamnx_hf.optim.engines import triton_kernel
 
     types = {
-        "table": "*i64", "grads": "*i64", "chunks": "*i32", "weight1": "fp32", "weight2": "fp32",
-        "lr": "fp32", "weight_decay": "fp32", "eps": "fp32",
+        "table": "*i64", "grads": "*i64", "chunks": "*i32", "step": "i32", "weight1": "fp32",
+        "weight2": "fp32", "lr": "fp32", "weight_decay": "fp32", "eps": "fp32",
     }  # fmt: skip
     constants = {"grad_scale": None, "found_inf": None}
     if in_memory:
-        types |= {"weight1": "*fp64", "weight2": "*fp64"}
+        types |= dict.fromkeys(("step", "weight1", "weight2"), "*fp64")
         types |= dict.fromkeys(("lr", "grad_scale", "found_inf"), "*fp32")
         constants = {}
     dtypes = zip(("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ"), (param, grad, moment, moment), strict=True)
     constants |= {name: getattr(triton.language, str(dtype)[6:]) for name, dtype in dtypes}
     constants |= {
-        "COLUMNS": triton_kernel.COLUMNS, "WEIGHTS_IN_MEMORY": in_memory, "LR_IN_MEMORY": in_memory,
-        "MAXIMIZE": False, "ALIGNED": aligned, "BLOCK": engine.BLOCK,
+        "COLUMNS": triton_kernel.COLUMNS, "STEPS_IN_MEMORY": in_memory, "WEIGHTS_IN_MEMORY": in_memory,
+        "LR_IN_MEMORY": in_memory, "MAXIMIZE": False, "ALIGNED": aligned, "BLOCK": engine.BLOCK,
     }  # fmt: skip
     signature = types | dict.fromkeys(constants, "constexpr")
     signature = {name: signature[name] for name in triton_kernel.step_kernel.arg_names}

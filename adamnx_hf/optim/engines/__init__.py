@@ -7,7 +7,7 @@ An engine is a module with
   moments (float32 or float64);
 - `SCALES`: whether it divides gradients by `grad_scale` and obeys `found_inf` itself;
 - `why_not(device, dtype, *, host_schedule, differentiable, wrapped) -> str | None`: the reason it cannot
-  serve tensors of that device type and moments computed in that dtype, or None if it can. `wrapped`: they may be
+  serve tensors of that device type in arithmetic of that dtype, or None if it can. `wrapped`: they may be
   subclasses that wrap other tensors and have no memory of their own;
 - `step_(params, grads, exp_avgs, exp_avg_sqs, *, weight1, weight2, lr, weight_decay, eps, maximize, ...)`:
   the step of :func:`adamnx_hf.optim.update.adamnx_update` in place on four lists of tensors.
