@@ -120,8 +120,11 @@ def step_(
     addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in columns]
     dtypes = dtypes or [{tensor.dtype for tensor in tensors} for tensors in columns]
 
+    t: int | float | Tensor = 0
+    if torch.bfloat16 in dtypes[2] | dtypes[3]:  # it seeds the rounding, and is not needed otherwise
+        t = int(step) if isinstance(step, float) else _number_or_address(step, device, torch.float64)
     arguments: dict[str, Any] = {
-        "step": int(step) if isinstance(step, float) else _number_or_address(step, device, torch.float64),
+        "step": t,
         "weight1": _number_or_address(weight1, device, torch.float64),
         "weight2": _number_or_address(weight2, device, torch.float64),
         "lr": _number_or_address(lr, device),
