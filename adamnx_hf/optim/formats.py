@@ -1,9 +1,12 @@
-"""How moments are stored, where not in float32. The update knows nothing of it.
+"""How moments and parameters are stored, where not in float32. The update knows nothing of it.
 
 bfloat16 has 8 significant bits. AdamNX's weight of a new g² is below that after some 500 steps, so rounded to
 the nearest v would stand still. Rounded up or down at random, with the probabilities that make it right on
 average, it goes on. The random bits are a hash of the step, the parameter's place in its group and the
 element's in the parameter: there is no generator whose state would have to be saved, and resuming is exact.
+
+The same goes for parameters in bfloat16, where an update below 2^-9 of the parameter is lost. They can be
+rounded stochastically, or keep what rounding cut off in 16 bits beside: nothing is lost then.
 """
 
 from __future__ import annotations
@@ -11,10 +14,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["STATE_DTYPES", "random_bits", "round_stochastically", "store"]
+__all__ = [
+    "PARAM_ROUNDINGS",
+    "STATE_DTYPES",
+    "join",
+    "random_bits",
+    "round_stochastically",
+    "split",
+    "store",
+    "store_param",
+]
 
 #: What `AdamNX(state_dtype=...)` takes, by name.
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+#: What `AdamNX(param_rounding=...)` takes, for bfloat16 parameters.
+PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
+
+#: Added to a parameter's place, so that its own bits are not those of its moments.
+PARAM_SALT = 1 << 30
 
 _32_BITS = 0xFFFFFFFF
 
@@ -54,3 +72,43 @@ def round_stochastically(values: Tensor, bits: Tensor) -> Tensor:
 def store(moment: Tensor, values: Tensor, bits: Tensor) -> None:
     """Writes `values` into a bfloat16 `moment`, rounded by the lower 16 of `bits`, in their order."""
     moment.copy_(round_stochastically(values.float(), (bits & 0xFFFF).view(values.shape)))
+
+
+def store_param(
+    param: Tensor, values: Tensor, step: int | Tensor, place: int, residual: Tensor | None
+) -> None:
+    """Writes float32 `values` into a bfloat16 `param`: whole, with a `residual`; else rounded stochastically.
+
+    Args:
+        param: bfloat16, any shape and strides.
+        values: float32, of its shape.
+        step, place: see :func:`random_bits`.
+        residual: int16, of its shape; what `param` cannot hold is left there.
+    """
+    if residual is not None:
+        upper, lower = split(values)
+        param.copy_(upper)
+        residual.copy_(lower)
+        return
+    bits = random_bits(values.numel(), step, place + PARAM_SALT, values.device)
+    store(param, values, bits)
+
+
+def split(values: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 as its nearest bfloat16, and the difference of their bits, int16. :func:`join` undoes it.
+
+    What Kahan summation keeps in a bfloat16, with eight bits more to it: parameter and residual together are
+    a float32 master weight, to the last bit. nan has no residual.
+    """
+    bits = values.contiguous().view(torch.int32)
+    # Halfway up, always: the difference of half a step down would not fit into int16.
+    upper = (bits + 0x8000) & -0x10000
+    nan = values.isnan()
+    nearest = torch.where(nan, values, upper.view(torch.float32)).to(torch.bfloat16)
+    return nearest, torch.where(nan, 0, bits - upper).to(torch.int16)
+
+
+def join(param: Tensor, residual: Tensor) -> Tensor:
+    """The float32 of a bfloat16 `param` and what rounding cut off; see :func:`split`."""
+    bits = param.float().contiguous().view(torch.int32) + residual.to(torch.int32)
+    return torch.where(param.isnan(), param.float(), bits.view(torch.float32))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import _to_scalar
 
 from adamnx_hf.optim.engines import ENGINES, Engine, Weight, choose_engine
-from adamnx_hf.optim.formats import random_bits, store
+from adamnx_hf.optim.formats import join, random_bits, store, store_param
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
 __all__ = ["Memo", "adamnx", "count_on_device", "moment_dtype", "pack_steps"]
@@ -30,7 +30,7 @@ _WORKING_ELEMENTS = 2**24
 
 _MEMORY_FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
 
-_ROLES = ("param", "grad", "exp_avg", "exp_avg_sq")
+_ROLES = ("param", "grad", "exp_avg", "exp_avg_sq", "param_residual")
 _T = TypeVar("_T")
 Schedule = Callable[[Scalar, Scalar], Scalar]
 
@@ -55,6 +55,8 @@ def adamnx(
     eps: float,
     maximize: bool = False,
     beta2_schedule: str = "adamnx",
+    param_rounding: str = "nearest",
+    param_residuals: list[Tensor | None] | None = None,
     memo: Memo | None = None,
 ) -> None:
     """Functional API that performs one AdamNX step in place, beside :class:`adamnx_hf.AdamNX`.
@@ -73,7 +75,10 @@ def adamnx(
         grad_scale: a 0-d tensor; gradients count as divided by it. They are left as they are.
         found_inf: a 0-d tensor; where it is not 0 nothing is changed, `state_steps` neither. As
             :class:`torch.amp.GradScaler` has them.
-        beta1, beta2, lr, weight_decay, eps, maximize, beta2_schedule: see :class:`adamnx_hf.AdamNX`.
+        beta1, beta2, lr, weight_decay, eps, maximize, beta2_schedule, param_rounding: see
+            :class:`adamnx_hf.AdamNX`.
+        param_residuals: with param_rounding="kahan", for each bfloat16 parameter what it cannot hold, int16,
+            of its shape; None for the others.
         memo: an empty dict, to be passed again at each step of the same group: saves host time.
 
     Raises:
@@ -85,7 +90,10 @@ def adamnx(
     memo = {} if memo is None else memo
     compiling = torch.compiler.is_compiling()
     if not (compiling or differentiable):
-        params, grads, exp_avgs, exp_avg_sqs = _local_shards(params, grads, exp_avgs, exp_avg_sqs)
+        params, grads, exp_avgs, exp_avg_sqs, *rest = _local_shards(
+            params, grads, exp_avgs, exp_avg_sqs, *([param_residuals] if param_residuals else [])
+        )
+        param_residuals = rest[0] if rest else None
     # Comprehensions, not map(): Dynamo has to trace this.
     dtypes = {param.dtype for param in params}
     if any(dtype.is_complex for dtype in dtypes):
@@ -158,6 +166,8 @@ def adamnx(
             engines[first.device, first.dtype],
             moment_dtype(first.dtype),
             *(_pick(tensors, members) for tensors in (params, grads, exp_avgs, exp_avg_sqs)),
+            residuals=param_residuals and _pick(param_residuals, members),
+            rounding=param_rounding,
             step=t,
             weight1=weight1,
             weight2=weight2,
@@ -279,10 +289,10 @@ def _weights(scheme: Schedule, step: float | Tensor, beta: Scalar, count: int) -
     return weight.expand(count) if isinstance(weight, Tensor) else weight
 
 
-def _local_shards(*columns: list[Tensor]) -> Sequence[list[Tensor]]:
+def _local_shards(*columns: list[Any]) -> Sequence[list[Any]]:
     """This rank's part of DTensors, for kernels to work on; other tensors as they are.
 
-    `columns` are params, grads, exp_avgs and exp_avg_sqs.
+    `columns` are params, grads, exp_avgs, exp_avg_sqs and maybe param_residuals.
     """
     # Whoever has a DTensor has imported its module.
     distributed: Any = sys.modules.get("torch.distributed.tensor")
@@ -294,7 +304,9 @@ def _local_shards(*columns: list[Tensor]) -> Sequence[list[Tensor]]:
     for row in rows:
         if not isinstance(param := row[0], distributed.DTensor):
             continue
-        for i, (role, tensor) in enumerate(zip(_ROLES, row, strict=True)):
+        for i, (role, tensor) in enumerate(zip(_ROLES, row, strict=False)):
+            if tensor is None:
+                continue
             placements = getattr(tensor, "placements", None)
             if placements is not None and placements != param.placements and role == "grad":
                 tensor = tensor.redistribute(placements=param.placements)
@@ -312,6 +324,8 @@ def _step_bucket(
     engine: Engine,
     dtype: torch.dtype,
     *columns: list[Tensor],
+    residuals: list[Tensor | None] | None,
+    rounding: str,
     step: float | Tensor,
     weight1: Weight,
     weight2: Weight,
@@ -322,7 +336,8 @@ def _step_bucket(
 ) -> None:
     """Calls the engine: at once on the parameters it can take as they are, on copies of the others.
 
-    `columns` are params, grads, exp_avgs and exp_avg_sqs. The copies are made in batches.
+    `columns` are params, grads, exp_avgs and exp_avg_sqs. The copies are made in batches. What is stored in
+    bfloat16 is rounded here, unless the engine takes it as it is and does so itself.
     """
     everyone = range(len(columns[0]))
     dtypes = engine.MIXES or {dtype}
@@ -347,12 +362,20 @@ def _step_bucket(
                 [(t if t.dtype in dtypes else t.to(dtype)).contiguous() for t in tensors]
                 for tensors in originals
             ]
+        rests = residuals and _pick(residuals, batch)
+        if copied and rests:
+            rests = [rest if rest is None else rest.contiguous() for rest in rests]
+            if not engine.MIXES:
+                pairs = zip(originals[0], working[0], rests, strict=True)
+                working[0] = [copy if rest is None else join(p, rest) for p, copy, rest in pairs]
         if engine.MIXES and not torch.compiler.is_compiling():
             working = [working[0], _resolved(working[1]), *working[2:]]
         if engine.SCALES:
             hyperparameters["memo"] = memo.setdefault(number, {})
             hyperparameters["dtypes"] = kinds if batch is everyone else None
             hyperparameters["step"] = _pick_weights(step, batch)
+            hyperparameters["rounding"] = rounding
+            hyperparameters["residuals"] = rests
         elif grad_scale is not None:
             scale = grad_scale.to(working[1][0].device, non_blocking=True)
             working = [working[0], list(torch._foreach_div(working[1], scale)), *working[2:]]
@@ -362,17 +385,27 @@ def _step_bucket(
             weight2=_pick_weights(weight2, batch),
             **hyperparameters,
         )
-        if copied:
-            for role, old, new in zip(_ROLES, originals, working, strict=True):
-                for place, tensor, copy in zip(batch, old, new, strict=True):
-                    if copy is tensor or role == "grad":
-                        continue
-                    if tensor.dtype == torch.bfloat16 and role != "param":
-                        t = int(step) if isinstance(step, float) else step[place].long()
-                        bits = random_bits(copy.numel(), t, place, copy.device)
-                        store(tensor, copy, bits if role == "exp_avg" else bits >> 16)
-                    else:
-                        tensor.copy_(copy)
+        if not copied:
+            continue
+        for role, old, new in zip(_ROLES, originals, working, strict=False):
+            for place, tensor, copy in zip(batch, old, new, strict=True):
+                if copy is tensor or role == "grad":
+                    continue
+                by_chance = role != "param" or rounding != "nearest"
+                if not (by_chance and tensor.dtype == torch.bfloat16 != copy.dtype):
+                    tensor.copy_(copy)
+                    continue
+                t = int(step) if isinstance(step, float) else step[place].long()
+                if role == "param":
+                    store_param(tensor, copy, t, place, residuals[place] if residuals else None)
+                else:
+                    bits = random_bits(copy.numel(), t, place, copy.device)
+                    store(tensor, copy, bits if role == "exp_avg" else bits >> 16)
+        if engine.MIXES and residuals and rests:
+            for place, rest in zip(batch, rests, strict=True):
+                original = residuals[place]
+                if original is not None and rest is not None and rest is not original:
+                    original.copy_(rest)
 
 
 def _pick_weights(weights: Weight, members: Sequence[int]) -> Weight:

@@ -21,7 +21,7 @@ from torch.optim.optimizer import (
 
 from adamnx_hf.optim.checkpoint import check_state_dict
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
-from adamnx_hf.optim.formats import STATE_DTYPES
+from adamnx_hf.optim.formats import PARAM_ROUNDINGS, STATE_DTYPES
 from adamnx_hf.optim.functional import Memo, adamnx, count_on_device, moment_dtype, pack_steps
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule
 
@@ -36,6 +36,7 @@ _NOT_ALWAYS_SAVED = {
     "fused": None,
     "beta2_schedule": "adamnx",
     "state_dtype": None,
+    "param_rounding": "nearest",
 }
 
 
@@ -76,6 +77,10 @@ class AdamNX(Optimizer):
         state_dtype: of the moments. None: float32, or float64 for such parameters. `"bfloat16"` (or
             `torch.bfloat16`) halves them; they are rounded stochastically, without which v would stand still
             after some 500 steps (:mod:`adamnx_hf.optim.formats`). Complex parameters keep complex moments.
+        param_rounding: how parameters in bfloat16 are stored, where `"nearest"` loses what is below 2^-9 of
+            them. `"stochastic"`: up or down at random, right on average. `"kahan"`: what rounding cut off is
+            kept in `param_residual` and counts at the next step: 2 bytes a parameter, for the very results
+            of a float32 master copy. Parameters of other dtypes are stored as ever.
         max_grad_norm: clip the norm of all gradients together to this, as part of the step: the result of
             :func:`torch.nn.utils.clip_grad_norm_` and then a step, with 8 bytes a parameter less to move.
             `.grad` stays as it is; the norm is in `grad_norm` afterwards. It knows plain tensors and
@@ -87,7 +92,8 @@ class AdamNX(Optimizer):
         RuntimeError: flags that exclude each other; in `step`, sparse gradients, or an implementation
             that was asked for and cannot serve the parameters.
 
-    State, as torch.optim names it: `step` (float 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v). m and v
+    State, as torch.optim names it: `step` (float 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v); with "kahan"
+    also `param_residual` (int16). m and v
     *are* the bias-corrected moments, so a torch.optim.AdamW checkpoint is not one of AdamNX: convert it
     with :func:`adamnx_hf.from_adamw`.
 
@@ -120,6 +126,7 @@ class AdamNX(Optimizer):
         fused: bool | None = None,
         beta2_schedule: Beta2Schedule = "adamnx",
         state_dtype: Literal["float32", "bfloat16"] | torch.dtype | None = None,
+        param_rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
         max_grad_norm: float | None = None,
     ) -> None:
         defaults = {
@@ -134,6 +141,7 @@ class AdamNX(Optimizer):
             "fused": fused,
             "beta2_schedule": beta2_schedule,
             "state_dtype": state_dtype,
+            "param_rounding": param_rounding,
         }
         _check(defaults)
         if max_grad_norm is not None and not max_grad_norm > 0.0:
@@ -235,13 +243,18 @@ class AdamNX(Optimizer):
         dtype = moment_dtype(param.dtype)
         if group["state_dtype"] is not None and not dtype.is_complex:
             dtype = STATE_DTYPES[group["state_dtype"]]
-        return {
+        state = {
             "step": torch.zeros(
                 (), dtype=_get_scalar_dtype(), device=param.device if group["capturable"] else "cpu"
             ),
             "exp_avg": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
             "exp_avg_sq": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
         }
+        if _keeps_residual(param, group):
+            state["param_residual"] = torch.zeros_like(
+                param, dtype=torch.int16, memory_format=torch.preserve_format
+            )
+        return state
 
     def _with_grads(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
         """The group's parameters that have a gradient, and the gradients."""
@@ -309,6 +322,9 @@ class AdamNX(Optimizer):
             if found_inf is not None:
                 count_on_device(params, states)
 
+            residuals = None
+            if group["param_rounding"] == "kahan":
+                residuals = [state.get("param_residual") for state in states]
             beta1, beta2 = group["betas"]
             adamnx(
                 params,
@@ -329,9 +345,15 @@ class AdamNX(Optimizer):
                 eps=group["eps"],
                 maximize=group["maximize"],
                 beta2_schedule=group["beta2_schedule"],
+                param_rounding=group["param_rounding"],
+                param_residuals=residuals,
                 memo=self._memos[index],
             )
         return loss
+
+
+def _keeps_residual(param: Tensor, group: dict[str, Any]) -> bool:
+    return group["param_rounding"] == "kahan" and param.dtype == torch.bfloat16
 
 
 def _check(group: dict[str, Any]) -> None:
@@ -369,6 +391,10 @@ def _check(group: dict[str, Any]) -> None:
     if name is not None and name not in STATE_DTYPES:
         raise ValueError(
             f"Invalid state_dtype: {state_dtype}; choose one of {', '.join(STATE_DTYPES)}, or None"
+        )
+    if group["param_rounding"] not in PARAM_ROUNDINGS:
+        raise ValueError(
+            f"Invalid param_rounding: {group['param_rounding']!r}; choose one of {', '.join(PARAM_ROUNDINGS)}"
         )
     if group["beta2_schedule"] not in BETA2_SCHEDULES:
         raise ValueError(

@@ -339,13 +339,13 @@ def test_more_than_2_to_the_31_elements(interpreted):
     real = [torch.rand(elements - start) for _ in range(4)]
     expected = [tensor.clone() for tensor in real]
     addresses = [tensor.data_ptr() - start * 4 for tensor in real]
-    table = torch.tensor([[addresses[0], *addresses[2:], elements, 1 - chunks, 0]])
+    table = torch.tensor([[addresses[0], *addresses[2:], 0, elements, 1 - chunks, 0]])
     interpreted.step_kernel[(1,)](
         table, torch.tensor([addresses[1]]), torch.zeros(1, dtype=torch.int32), 1,
         0.5, 0.25, 0.1, 0.01, 1e-8, None, None, COLUMNS=interpreted.COLUMNS,
         **dict.fromkeys(("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ"), triton.language.float32),
         STEPS_IN_MEMORY=False, WEIGHTS_IN_MEMORY=False, LR_IN_MEMORY=False, MAXIMIZE=False, ALIGNED=False,
-        BLOCK=block,
+        ROUNDING="nearest", BLOCK=block,
     )  # fmt: skip
     param, grad, exp_avg, exp_avg_sq = expected
     exp_avg = exp_avg + 0.5 * (grad - exp_avg)
@@ -574,18 +574,20 @@ print(len(calls), param.tolist())
 # ---------------------------------------------------------------- compiled for cards that are not there
 
 FLOAT32, BFLOAT16, FLOAT16 = (torch.float32, torch.bfloat16, torch.float16)
-#: Of param, grad and moments.
+#: Of param, grad and moments, and how parameters are rounded.
 KINDS = {
-    "float32": (FLOAT32, FLOAT32, FLOAT32),
-    "bfloat16": (BFLOAT16, BFLOAT16, FLOAT32),
-    "bfloat16 throughout": (BFLOAT16, BFLOAT16, BFLOAT16),
-    "float16": (FLOAT16, FLOAT16, FLOAT32),
-    "float32, bfloat16 gradients": (FLOAT32, BFLOAT16, FLOAT32),
+    "float32": (FLOAT32, FLOAT32, FLOAT32, "nearest"),
+    "bfloat16": (BFLOAT16, BFLOAT16, FLOAT32, "nearest"),
+    "bfloat16 throughout": (BFLOAT16, BFLOAT16, BFLOAT16, "nearest"),
+    "bfloat16 throughout, stochastic": (BFLOAT16, BFLOAT16, BFLOAT16, "stochastic"),
+    "bfloat16 throughout, kahan": (BFLOAT16, BFLOAT16, BFLOAT16, "kahan"),
+    "float16": (FLOAT16, FLOAT16, FLOAT32, "nearest"),
+    "float32, bfloat16 gradients": (FLOAT32, BFLOAT16, FLOAT32, "nearest"),
 }
 CAPABILITIES = [80, 90, 100]
 
 
-def build(capability, param, grad, moment, aligned, in_memory):
+def build(capability, param, grad, moment, rounding, aligned, in_memory):
     """The kernel for a card that need not be there: its PTX and its machine code."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -606,6 +608,7 @@ def build(capability, param, grad, moment, aligned, in_memory):
     constants |= {
         "COLUMNS": triton_kernel.COLUMNS, "STEPS_IN_MEMORY": in_memory, "WEIGHTS_IN_MEMORY": in_memory,
         "LR_IN_MEMORY": in_memory, "MAXIMIZE": False, "ALIGNED": aligned, "BLOCK": engine.BLOCK,
+        "ROUNDING": rounding,
     }  # fmt: skip
     signature = types | dict.fromkeys(constants, "constexpr")
     signature = {name: signature[name] for name in triton_kernel.step_kernel.arg_names}
@@ -651,10 +654,11 @@ def accesses(ptx):
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_chunks_are_moved_16_bytes_at_a_time(kind, capability, compiled):
-    param, grad, moment = KINDS[kind]
+    *dtypes, moment, rounding = KINDS[kind]
     ptx, _ = compiled(capability, kind, True, False)
     threads = 32 * engine.WARPS
-    read = [engine.BLOCK * dtype.itemsize // 16 // threads for dtype in (param, grad, moment, moment)]
+    dtypes += [moment, moment, *([torch.int16] if rounding == "kahan" else [])]
+    read = [engine.BLOCK * dtype.itemsize // 16 // threads for dtype in dtypes]
     counts = accesses(ptx)
     assert all(read)
     assert counts["ld", 16] == sum(read)
@@ -664,7 +668,7 @@ def test_whole_chunks_are_moved_16_bytes_at_a_time(kind, capability, compiled):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_misaligned_chunks_are_moved_an_element_at_a_time(kind, compiled):
-    param, _, moment = KINDS[kind]
+    param, _, moment, _ = KINDS[kind]
     counts = accesses(compiled(90, kind, False, False)[0])
     # 8 bytes are an address or another entry of the tables, whose own alignment is known.
     assert {size for direction, size in counts if direction == "st"} <= {

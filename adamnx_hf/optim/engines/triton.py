@@ -98,6 +98,8 @@ def step_(
     eps: float,
     maximize: bool,
     step: float | Tensor = 1.0,
+    rounding: str = "nearest",
+    residuals: list[Tensor | None] | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     memo: dict[Any, Any] | None = None,
@@ -110,7 +112,7 @@ def step_(
         assert isinstance(step, Tensor)
         _opaque_step(
             params, grads, exp_avgs, exp_avg_sqs, step, weight1, weight2, number, tensor,
-            weight_decay, eps, maximize, grad_scale, found_inf,
+            weight_decay, eps, maximize, rounding, residuals, grad_scale, found_inf,
         )  # fmt: skip
         return
 
@@ -118,10 +120,13 @@ def step_(
     device = params[0].device
     columns = (params, grads, exp_avgs, exp_avg_sqs)
     addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in columns]
+    kept = [0 if rest is None else rest.data_ptr() for rest in residuals] if residuals else [0] * len(params)
+    addresses.append(kept)
     dtypes = dtypes or [{tensor.dtype for tensor in tensors} for tensors in columns]
 
     t: int | float | Tensor = 0
-    if torch.bfloat16 in dtypes[2] | dtypes[3]:  # it seeds the rounding, and is not needed otherwise
+    by_chance = dtypes[2] | dtypes[3] if rounding != "stochastic" else set().union(*dtypes)
+    if torch.bfloat16 in by_chance:  # it seeds the rounding, and is not needed otherwise
         t = int(step) if isinstance(step, float) else _number_or_address(step, device, torch.float64)
     arguments: dict[str, Any] = {
         "step": t,
@@ -133,6 +138,7 @@ def step_(
         "grad_scale": None if grad_scale is None else grad_scale.to(device, non_blocking=True),
         "found_inf": None if found_inf is None else found_inf.to(device, non_blocking=True),
         "MAXIMIZE": maximize,
+        "ROUNDING": rounding,
     }
     numels = [param.numel() for param in params]
     check = functools.partial(_check, columns)
@@ -198,9 +204,13 @@ def _launch(
 
     from adamnx_hf.optim.engines import triton_kernel as kernel
 
-    params, grads, exp_avgs, exp_avg_sqs = addresses
+    params, grads, exp_avgs, exp_avg_sqs, residuals = addresses
+    if kind[0] != torch.bfloat16:  # stored as ever
+        arguments = arguments | {"ROUNDING": "nearest"}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        tables = _tables([params, exp_avgs, exp_avg_sqs, numels], grads, places, device, kind, memo, check)
+        tables = _tables(
+            [params, exp_avgs, exp_avg_sqs, residuals, numels], grads, places, device, kind, memo, check
+        )
         if not len(tables.chunks):
             return
         names = ("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ")
@@ -274,7 +284,7 @@ def _new_tables(
     columns: list[list[int]], grads: list[int], places: range | list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The tables of parameters, gradients and chunks, on the host."""
-    counts = (_int64(columns[3]) + BLOCK - 1) // BLOCK
+    counts = (_int64(columns[-1]) + BLOCK - 1) // BLOCK
     firsts = counts.cumsum(0) - counts
     rows = torch.tensor([*columns, firsts.tolist(), list(places)], dtype=torch.int64, device="cpu").t()
     indices = torch.arange(len(counts), dtype=torch.int32, device="cpu")
@@ -362,6 +372,8 @@ def _opaque_step(
     weight_decay: float,
     eps: float,
     maximize: bool,
+    rounding: str,
+    residuals: list[Tensor | None] | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
@@ -378,6 +390,8 @@ def _opaque_step(
         weight_decay=weight_decay,
         eps=eps,
         maximize=maximize,
+        rounding=rounding,
+        residuals=residuals,
         grad_scale=grad_scale,
         found_inf=found_inf,
     )
