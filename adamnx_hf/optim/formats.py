@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = [
     "PARAM_ROUNDINGS",
     "STATE_DTYPES",
+    "convert",
     "join",
     "random_bits",
     "round_stochastically",
@@ -74,6 +75,23 @@ def store(moment: Tensor, values: Tensor, bits: Tensor) -> None:
     moment.copy_(round_stochastically(values.float(), (bits & 0xFFFF).view(values.shape)))
 
 
+def convert(moment: Tensor, dtype: torch.dtype, step: int, place: int, shift: int) -> Tensor:
+    """`moment` in another dtype, rounded stochastically where it is bfloat16, by the bits above `shift`.
+
+    Args:
+        moment: real, any dtype, a DTensor too.
+        dtype: one of :data:`STATE_DTYPES`' values.
+        step, place: see :func:`random_bits`.
+        shift: 0 for exp_avg, 16 for exp_avg_sq: other bits for each.
+    """
+    result = torch.empty_like(moment, dtype=dtype)
+    if dtype != torch.bfloat16:
+        return result.copy_(moment)
+    local, values = (t.to_local() if hasattr(t, "to_local") else t for t in (result, moment))
+    store(local, values, random_bits(values.numel(), step, place, values.device) >> shift)
+    return result
+
+
 def store_param(
     param: Tensor, values: Tensor, step: int | Tensor, place: int, residual: Tensor | None
 ) -> None:
@@ -83,7 +101,7 @@ def store_param(
         param: bfloat16, any shape and strides.
         values: float32, of its shape.
         step, place: see :func:`random_bits`.
-        residual: int16, of its shape; what `param` cannot hold is left there.
+        residual: of its shape; what `param` cannot hold is left there, see :func:`split`.
     """
     if residual is not None:
         upper, lower = split(values)
@@ -95,20 +113,21 @@ def store_param(
 
 
 def split(values: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 as its nearest bfloat16, and the difference of their bits, int16. :func:`join` undoes it.
+    """float32 as its nearest bfloat16, and the difference of their bits. :func:`join` undoes it.
 
     What Kahan summation keeps in a bfloat16, with eight bits more to it: parameter and residual together are
-    a float32 master weight, to the last bit. nan has no residual.
+    a float32 master weight, to the last bit. The difference is an int16 in the clothes of a bfloat16, as
+    neither NCCL nor gloo sends int16 from process to process. nan has no residual.
     """
     bits = values.contiguous().view(torch.int32)
     # Halfway up, always: the difference of half a step down would not fit into int16.
     upper = (bits + 0x8000) & -0x10000
     nan = values.isnan()
     nearest = torch.where(nan, values, upper.view(torch.float32)).to(torch.bfloat16)
-    return nearest, torch.where(nan, 0, bits - upper).to(torch.int16)
+    return nearest, torch.where(nan, 0, bits - upper).to(torch.int16).view(torch.bfloat16)
 
 
 def join(param: Tensor, residual: Tensor) -> Tensor:
     """The float32 of a bfloat16 `param` and what rounding cut off; see :func:`split`."""
-    bits = param.float().contiguous().view(torch.int32) + residual.to(torch.int32)
+    bits = param.float().contiguous().view(torch.int32) + residual.view(torch.int16).int()
     return torch.where(param.isnan(), param.float(), bits.view(torch.float32))

@@ -77,8 +77,8 @@ def adamnx(
             :class:`torch.amp.GradScaler` has them.
         beta1, beta2, lr, weight_decay, eps, maximize, beta2_schedule, param_rounding: see
             :class:`adamnx_hf.AdamNX`.
-        param_residuals: with param_rounding="kahan", for each bfloat16 parameter what it cannot hold, int16,
-            of its shape; None for the others.
+        param_residuals: with param_rounding="kahan", for each bfloat16 parameter what it cannot hold, of its
+            shape and dtype (:func:`adamnx_hf.optim.formats.split`); None for the others.
         memo: an empty dict, to be passed again at each step of the same group: saves host time.
 
     Raises:

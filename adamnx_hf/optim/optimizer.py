@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import chain
@@ -21,7 +22,7 @@ from torch.optim.optimizer import (
 
 from adamnx_hf.optim.checkpoint import check_state_dict
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
-from adamnx_hf.optim.formats import PARAM_ROUNDINGS, STATE_DTYPES
+from adamnx_hf.optim.formats import PARAM_ROUNDINGS, STATE_DTYPES, convert
 from adamnx_hf.optim.functional import Memo, adamnx, count_on_device, moment_dtype, pack_steps
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule
 
@@ -38,6 +39,10 @@ _NOT_ALWAYS_SAVED = {
     "state_dtype": None,
     "param_rounding": "nearest",
 }
+
+
+# How things are stored: what an optimizer was given holds for what it loads, too.
+_FORMATS = ("state_dtype", "param_rounding")
 
 
 class AdamNX(Optimizer):
@@ -93,7 +98,7 @@ class AdamNX(Optimizer):
             that was asked for and cannot serve the parameters.
 
     State, as torch.optim names it: `step` (float 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v); with "kahan"
-    also `param_residual` (int16). m and v
+    also `param_residual`, which only :func:`adamnx_hf.optim.formats.join` can read. m and v
     *are* the bias-corrected moments, so a torch.optim.AdamW checkpoint is not one of AdamNX: convert it
     with :func:`adamnx_hf.from_adamw`.
 
@@ -203,13 +208,18 @@ class AdamNX(Optimizer):
         """Loads a state as it was saved: moments keep the dtype they have in `state_dict`.
 
         torch.optim casts them to the parameter's (pytorch #43706), which would lose float32 moments of
-        bfloat16 parameters at every resume.
+        bfloat16 parameters at every resume. Where this optimizer was given a `state_dtype` or a
+        `param_rounding` of its own and the saved one is another, the state is converted, with a warning.
 
         Raises:
             ValueError: `state_dict` is another optimizer's, another model's, or damaged. Nothing has been
                 changed then.
         """
         uncast: StateDict = {}
+        formats = [
+            {option: group[option] for option in _FORMATS if group[option] != _NOT_ALWAYS_SAVED[option]}
+            for group in self.param_groups
+        ]
 
         def remember(_: Optimizer, state_dict: StateDict) -> None:
             check_state_dict(state_dict, self.param_groups)
@@ -228,6 +238,7 @@ class AdamNX(Optimizer):
                     loaded = self.state[param][key]
                     if key != "step" and isinstance(saved, Tensor) and loaded.dtype != saved.dtype:
                         self.state[param][key] = saved.to(param.device)
+            self._convert(formats)
 
         # The last of the pre-hooks and the first of the post-hooks: other hooks see the whole.
         remembering = self.register_load_state_dict_pre_hook(remember)
@@ -238,22 +249,43 @@ class AdamNX(Optimizer):
             remembering.remove()
             restoring.remove()
 
+    def _convert(self, formats: list[dict[str, Any]]) -> None:
+        """Brings what has been loaded into the formats that each group was given, where it was given any."""
+        converted: dict[str, None] = {}
+        for group, given in zip(self.param_groups, formats, strict=True):
+            group.update(given)
+            for place, param in enumerate(group["params"]):
+                state = self.state.get(param, {})
+                if "exp_avg" not in state:
+                    continue
+                if "param_rounding" in given and _keeps_residual(param, group) != ("param_residual" in state):
+                    converted[f"param_rounding={group['param_rounding']}"] = None
+                    if state.pop("param_residual", None) is None:
+                        state["param_residual"] = _new_state(param, torch.bfloat16)
+                dtype = _state_dtype(param, group)
+                for shift, key in enumerate(("exp_avg", "exp_avg_sq")):
+                    if "state_dtype" in given and state[key].dtype != dtype:
+                        converted[f"state_dtype={group['state_dtype']}"] = None
+                        state[key] = convert(state[key], dtype, int(state["step"]), place, 16 * shift)
+        if converted:
+            warnings.warn(
+                f"AdamNX: this state was saved in another format, and has been converted to the one that the "
+                f"optimizer was given ({', '.join(converted)})",
+                stacklevel=2,
+            )
+
     def _init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         # Lazily, and like the parameter as it is now: FSDP2 puts DTensors in its place after __init__.
-        dtype = moment_dtype(param.dtype)
-        if group["state_dtype"] is not None and not dtype.is_complex:
-            dtype = STATE_DTYPES[group["state_dtype"]]
+        dtype = _state_dtype(param, group)
         state = {
             "step": torch.zeros(
                 (), dtype=_get_scalar_dtype(), device=param.device if group["capturable"] else "cpu"
             ),
-            "exp_avg": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
+            "exp_avg": _new_state(param, dtype),
+            "exp_avg_sq": _new_state(param, dtype),
         }
         if _keeps_residual(param, group):
-            state["param_residual"] = torch.zeros_like(
-                param, dtype=torch.int16, memory_format=torch.preserve_format
-            )
+            state["param_residual"] = _new_state(param, torch.bfloat16)
         return state
 
     def _with_grads(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -269,6 +301,53 @@ class AdamNX(Optimizer):
                 "torch.nn.Embedding(sparse=False)"
             )
         return params, grads
+
+    def _step_group(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        memo: Memo,
+    ) -> None:
+        """Steps some of a group's parameters."""
+        states = [self.state[param] for param in params]
+        if not all(states):
+            for param, state in zip(params, states, strict=True):
+                if not state:
+                    state.update(self._init_state(param, group))
+            pack_steps(states)
+        if found_inf is not None:
+            count_on_device(params, states)
+
+        residuals = None
+        if group["param_rounding"] == "kahan":
+            residuals = [state.get("param_residual") for state in states]
+        beta1, beta2 = group["betas"]
+        adamnx(
+            params,
+            grads,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["step"] for state in states],
+            foreach=group["foreach"],
+            capturable=group["capturable"],
+            differentiable=group["differentiable"],
+            fused=group["fused"],
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+            beta2_schedule=group["beta2_schedule"],
+            param_rounding=group["param_rounding"],
+            param_residuals=residuals,
+            memo=memo,
+        )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -313,43 +392,19 @@ class AdamNX(Optimizer):
             self.grad_norm = norm
 
         for index, (group, (params, grads)) in enumerate(zip(self.param_groups, with_grads, strict=True)):
-            states = [self.state[param] for param in params]
-            if not all(states):
-                for param, state in zip(params, states, strict=True):
-                    if not state:
-                        state.update(self._init_state(param, group))
-                pack_steps(states)
-            if found_inf is not None:
-                count_on_device(params, states)
-
-            residuals = None
-            if group["param_rounding"] == "kahan":
-                residuals = [state.get("param_residual") for state in states]
-            beta1, beta2 = group["betas"]
-            adamnx(
-                params,
-                grads,
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [state["step"] for state in states],
-                foreach=group["foreach"],
-                capturable=group["capturable"],
-                differentiable=group["differentiable"],
-                fused=group["fused"],
-                grad_scale=grad_scale,
-                found_inf=found_inf,
-                beta1=beta1,
-                beta2=beta2,
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=group["maximize"],
-                beta2_schedule=group["beta2_schedule"],
-                param_rounding=group["param_rounding"],
-                param_residuals=residuals,
-                memo=self._memos[index],
-            )
+            self._step_group(group, params, grads, grad_scale, found_inf, self._memos[index])
         return loss
+
+
+def _new_state(param: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def _state_dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
+    """Of the moments of `param`."""
+    dtype = moment_dtype(param.dtype)
+    asked = group["state_dtype"]
+    return dtype if asked is None or dtype.is_complex else STATE_DTYPES[asked]
 
 
 def _keeps_residual(param: Tensor, group: dict[str, Any]) -> bool:

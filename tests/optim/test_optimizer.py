@@ -239,6 +239,7 @@ def test_defaults_are_the_papers():
         "fused": None,
         "beta2_schedule": "adamnx",
         "state_dtype": None,
+        "param_rounding": "nearest",
     }
 
 
