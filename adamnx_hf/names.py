@@ -139,6 +139,11 @@ NAMES: dict[str, dict[str, Any]] = {
         "configure": fit_to_run,
         "defaults": {"state_dtype": "bfloat16", "param_rounding": "stochastic"},
     },
+    "adamnx_8bit": {
+        "optimizer": "adamnx_hf.optim:AdamNX",
+        "configure": fit_to_run,
+        "defaults": {"state_dtype": "int8", "param_rounding": "stochastic"},
+    },
     "adamnx_layerwise": {
         "optimizer": "adamnx_hf.optim:LayerwiseAdamNX",
         "configure": fit_layerwise_to_run,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import _to_scalar
 
 from adamnx_hf.optim.engines import ENGINES, Engine, Weight, choose_engine
-from adamnx_hf.optim.formats import join, random_bits, store, store_param
+from adamnx_hf.optim.formats import join, load, store, store_param
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
 __all__ = ["Memo", "adamnx", "count_on_device", "moment_dtype", "pack_steps"]
@@ -31,6 +31,9 @@ _WORKING_ELEMENTS = 2**24
 _MEMORY_FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
 
 _ROLES = ("param", "grad", "exp_avg", "exp_avg_sq", "param_residual")
+# What is rounded by chance where it is stored.
+_NARROW = (torch.bfloat16, torch.uint8)
+
 _T = TypeVar("_T")
 Schedule = Callable[[Scalar, Scalar], Scalar]
 
@@ -359,8 +362,8 @@ def _step_bucket(
         originals = working = [_pick(tensors, batch) for tensors in columns]
         if copied:  # both conversions are no-ops on a tensor that is right already
             working = [
-                [(t if t.dtype in dtypes else t.to(dtype)).contiguous() for t in tensors]
-                for tensors in originals
+                [_working_copy(t, p, role, dtypes, dtype) for t, p in zip(tensors, originals[0], strict=True)]
+                for role, tensors in zip(_ROLES, originals, strict=False)
             ]
         rests = residuals and _pick(residuals, batch)
         if copied and rests:
@@ -392,20 +395,28 @@ def _step_bucket(
                 if copy is tensor or role == "grad":
                     continue
                 by_chance = role != "param" or rounding != "nearest"
-                if not (by_chance and tensor.dtype == torch.bfloat16 != copy.dtype):
+                if not (by_chance and tensor.dtype in _NARROW and tensor.dtype != copy.dtype):
                     tensor.copy_(copy)
                     continue
                 t = int(step) if isinstance(step, float) else step[place].long()
                 if role == "param":
                     store_param(tensor, copy, t, place, residuals[place] if residuals else None)
                 else:
-                    bits = random_bits(copy.numel(), t, place, copy.device)
-                    store(tensor, copy, bits if role == "exp_avg" else bits >> 16)
+                    store(tensor, copy, t, place, role)
         if engine.MIXES and residuals and rests:
             for place, rest in zip(batch, rests, strict=True):
                 original = residuals[place]
                 if original is not None and rest is not None and rest is not original:
                     original.copy_(rest)
+
+
+def _working_copy(
+    tensor: Tensor, param: Tensor, role: str, dtypes: Collection[torch.dtype], dtype: torch.dtype
+) -> Tensor:
+    """`tensor` as an engine can take it: itself where it is right already."""
+    if role.startswith("exp_avg") and tensor.dtype == torch.uint8:
+        tensor = load(tensor, param, signed=role == "exp_avg")
+    return (tensor if tensor.dtype in dtypes else tensor.to(dtype)).contiguous()
 
 
 def _pick_weights(weights: Weight, members: Sequence[int]) -> Weight:

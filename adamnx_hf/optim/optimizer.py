@@ -22,7 +22,7 @@ from torch.optim.optimizer import (
 
 from adamnx_hf.optim.checkpoint import check_state_dict
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
-from adamnx_hf.optim.formats import PARAM_ROUNDINGS, STATE_DTYPES, convert
+from adamnx_hf.optim.formats import PARAM_ROUNDINGS, STATE_DTYPES, convert, load, new_moment, packs
 from adamnx_hf.optim.functional import Memo, adamnx, count_on_device, moment_dtype, pack_steps
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule
 
@@ -80,8 +80,9 @@ class AdamNX(Optimizer):
             AdamW), `"adafactor"` (β2 has no effect) or `"adax"` (b = (1−β2)²). See
             :mod:`adamnx_hf.optim.schedules`.
         state_dtype: of the moments. None: float32, or float64 for such parameters. `"bfloat16"` (or
-            `torch.bfloat16`) halves them; they are rounded stochastically, without which v would stand still
-            after some 500 steps (:mod:`adamnx_hf.optim.formats`). Complex parameters keep complex moments.
+            `torch.bfloat16`) halves them, `"int8"` quarters those of matrices and leaves small tensors in
+            float32. They are rounded stochastically, without which v would stand still after some 500 steps
+            (:mod:`adamnx_hf.optim.formats`). Complex parameters keep complex moments.
         param_rounding: how parameters in bfloat16 are stored, where `"nearest"` loses what is below 2^-9 of
             them. `"stochastic"`: up or down at random, right on average. `"kahan"`: what rounding cut off is
             kept in `param_residual` and counts at the next step: 2 bytes a parameter, for the very results
@@ -130,7 +131,7 @@ class AdamNX(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         beta2_schedule: Beta2Schedule = "adamnx",
-        state_dtype: Literal["float32", "bfloat16"] | torch.dtype | None = None,
+        state_dtype: Literal["float32", "bfloat16", "int8"] | torch.dtype | None = None,
         param_rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
         max_grad_norm: float | None = None,
     ) -> None:
@@ -261,18 +262,34 @@ class AdamNX(Optimizer):
                 if "param_rounding" in given and _keeps_residual(param, group) != ("param_residual" in state):
                     converted[f"param_rounding={group['param_rounding']}"] = None
                     if state.pop("param_residual", None) is None:
-                        state["param_residual"] = _new_state(param, torch.bfloat16)
+                        state["param_residual"] = new_moment(param, torch.bfloat16)
                 dtype = _state_dtype(param, group)
-                for shift, key in enumerate(("exp_avg", "exp_avg_sq")):
+                for key in ("exp_avg", "exp_avg_sq"):
                     if "state_dtype" in given and state[key].dtype != dtype:
                         converted[f"state_dtype={group['state_dtype']}"] = None
-                        state[key] = convert(state[key], dtype, int(state["step"]), place, 16 * shift)
+                        state[key] = convert(state[key], param, dtype, int(state["step"]), place, key)
         if converted:
             warnings.warn(
                 f"AdamNX: this state was saved in another format, and has been converted to the one that the "
                 f"optimizer was given ({', '.join(converted)})",
                 stacklevel=2,
             )
+
+    def dequantize(self, param: Tensor) -> dict[str, Tensor]:
+        """`exp_avg` and `exp_avg_sq` of a parameter in at least float32, whatever they are kept in.
+
+        Of a DTensor this rank's part. Empty before the first step.
+        """
+        state = self.state.get(param, {})
+        moments = {key: state[key] for key in ("exp_avg", "exp_avg_sq") if key in state}
+        if hasattr(param, "to_local"):
+            param, moments = param.to_local(), {key: m.to_local() for key, m in moments.items()}
+        return {
+            key: load(moment, param, key == "exp_avg")
+            if moment.dtype == torch.uint8
+            else moment.to(moment_dtype(moment.dtype))
+            for key, moment in moments.items()
+        }
 
     def _init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         # Lazily, and like the parameter as it is now: FSDP2 puts DTensors in its place after __init__.
@@ -281,11 +298,11 @@ class AdamNX(Optimizer):
             "step": torch.zeros(
                 (), dtype=_get_scalar_dtype(), device=param.device if group["capturable"] else "cpu"
             ),
-            "exp_avg": _new_state(param, dtype),
-            "exp_avg_sq": _new_state(param, dtype),
+            "exp_avg": new_moment(param, dtype),
+            "exp_avg_sq": new_moment(param, dtype),
         }
         if _keeps_residual(param, group):
-            state["param_residual"] = _new_state(param, torch.bfloat16)
+            state["param_residual"] = new_moment(param, torch.bfloat16)
         return state
 
     def _with_grads(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -396,15 +413,13 @@ class AdamNX(Optimizer):
         return loss
 
 
-def _new_state(param: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-
-
 def _state_dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
     """Of the moments of `param`."""
     dtype = moment_dtype(param.dtype)
     asked = group["state_dtype"]
-    return dtype if asked is None or dtype.is_complex else STATE_DTYPES[asked]
+    if asked is None or dtype.is_complex:
+        return dtype
+    return torch.float32 if asked == "int8" and not packs(param) else STATE_DTYPES[asked]
 
 
 def _keeps_residual(param: Tensor, group: dict[str, Any]) -> bool:

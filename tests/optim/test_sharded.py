@@ -1,5 +1,6 @@
 """DTensors, as FSDP2 makes parameters: two ranks on the CPU against a single process."""
 
+import copy
 import os
 
 import pytest
@@ -7,7 +8,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -111,6 +116,49 @@ def bfloat16_goes_together(rounding):
                 assert_close(full(a), b, rtol=0.05, atol=0.01)
 
 
+def packed_goes_together():
+    """8 bits: rows are what ranks share out, so what a rank has packed is packed by itself."""
+    torch.manual_seed(0)
+    single = nn.Linear(128, 65)
+    sharded = copy.deepcopy(single)
+    fully_shard(sharded)
+    optimizers = [AdamNX(m.parameters(), lr=0.01, state_dtype="int8") for m in (single, sharded)]
+    for step in range(4):
+        torch.manual_seed(step)
+        sharded.zero_grad()
+        sharded(torch.randn(6, 128)).square().mean().backward()
+        for a, b in zip(sharded.parameters(), single.parameters(), strict=True):
+            b.grad = a.grad.full_tensor()
+        for optimizer in optimizers:
+            optimizer.step()
+    saved = get_optimizer_state_dict(sharded, optimizers[1], options=StateDictOptions(full_state_dict=True))
+    if dist.get_rank() == 0:
+        whole = saved["state"]["weight"]["exp_avg_sq"]
+        assert whole.dtype == torch.uint8 and whole.shape == (65, 129)
+        twin = AdamNX(copy.deepcopy(single).parameters())
+        twin.load_state_dict(
+            {
+                "state": {i: saved["state"][name] for i, name in enumerate(("weight", "bias"))},
+                "param_groups": optimizers[0].state_dict()["param_groups"],
+            }
+        )
+        ours = next(iter(twin.param_groups[0]["params"]))
+        theirs = optimizers[0].dequantize(single.weight)
+        for key, value in twin.dequantize(
+            ours
+        ).items():  # other random bits: neighbours at most, once or twice
+            assert_close(value, theirs[key], rtol=0.3, atol=1e-4)
+    assert isinstance(optimizers[1].state[sharded.weight]["exp_avg"], DTensor)
+    assert optimizers[1].state[sharded.bias]["exp_avg"].dtype == torch.float32
+    fresh = AdamNX(sharded.parameters(), state_dtype="int8")
+    set_optimizer_state_dict(
+        sharded, fresh, saved, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    )
+    for param in sharded.parameters():
+        for key, value in optimizers[1].state[param].items():
+            assert torch.equal(full(value), full(fresh.state[param][key]))
+
+
 def gradients_placed_otherwise(mesh):
     param = nn.Parameter(distribute_tensor(torch.ones(5, 2), mesh, [Shard(0)]))
     optimizer = AdamNX([param], lr=0.5, weight_decay=0.0)
@@ -149,6 +197,7 @@ def worker(rank, file):
             for rounding in ("stochastic", "kahan"):
                 bfloat16_goes_together(rounding)
     triton.INTERPRETED = False
+    packed_goes_together()
     gradients_placed_otherwise(mesh)
     dist.barrier()
     dist.destroy_process_group()
