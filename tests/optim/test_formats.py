@@ -120,9 +120,8 @@ def test_8_bits_are_a_neighbour_and_right_on_average(columns, signed):
         most = max(most, float((unpacked / values - 1).abs().max()))
     assert 0.08 < most < 2 ** (1 / 8) - 1 + 1e-5  # neighbours are an eighth of an octave apart
     relative = total / 300 / values - 1
-    assert (
-        relative.mean().abs() < 2e-4 and relative.abs().max() < 0.0135
-    )  # 5 σ of the worst place between two
+    # The latter is 5 σ, halfway between two.
+    assert relative.mean().abs() < 2e-4 and relative.abs().max() < 0.0135
     # What is there already is stored as it is.
     again = encode(unpacked, noise(values.shape), signed=signed)
     assert torch.equal(decode(again, columns, signed=signed), unpacked)

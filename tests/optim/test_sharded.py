@@ -144,16 +144,13 @@ def packed_goes_together():
         )
         ours = next(iter(twin.param_groups[0]["params"]))
         theirs = optimizers[0].dequantize(single.weight)
-        for key, value in twin.dequantize(
-            ours
-        ).items():  # other random bits: neighbours at most, once or twice
-            assert_close(value, theirs[key], rtol=0.3, atol=1e-4)
+        for key, value in twin.dequantize(ours).items():  # other random bits, and m may cancel
+            assert_close(value, theirs[key], rtol=0.3, atol=0.03 * float(theirs[key].abs().max()))
     assert isinstance(optimizers[1].state[sharded.weight]["exp_avg"], DTensor)
     assert optimizers[1].state[sharded.bias]["exp_avg"].dtype == torch.float32
     fresh = AdamNX(sharded.parameters(), state_dtype="int8")
-    set_optimizer_state_dict(
-        sharded, fresh, saved, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    )
+    sharded.zero_grad()  # torch makes the state to load into only where there are none
+    set_optimizer_state_dict(sharded, fresh, saved, options=StateDictOptions(full_state_dict=True))
     for param in sharded.parameters():
         for key, value in optimizers[1].state[param].items():
             assert torch.equal(full(value), full(fresh.state[param][key]))

@@ -112,7 +112,8 @@ def step_(
         assert isinstance(step, Tensor)
         _opaque_step(
             params, grads, exp_avgs, exp_avg_sqs, step, weight1, weight2, number, tensor,
-            weight_decay, eps, maximize, rounding, residuals, grad_scale, found_inf,
+            weight_decay, eps, maximize, rounding, [rest for rest in residuals or [] if rest is not None],
+            grad_scale, found_inf,
         )  # fmt: skip
         return
 
@@ -356,7 +357,7 @@ def _send(table: Tensor, device: torch.device) -> Tensor:
 # Not in CUDA graphs that torch.compile makes: it would have to know what to keep for the replays.
 @torch.library.custom_op(
     "adamnx_hf::triton_step",
-    mutates_args=("params", "exp_avgs", "exp_avg_sqs"),
+    mutates_args=("params", "exp_avgs", "exp_avg_sqs", "residuals"),
     tags=(torch.Tag.cudagraph_unsafe,),
 )
 def _opaque_step(
@@ -373,11 +374,15 @@ def _opaque_step(
     eps: float,
     maximize: bool,
     rounding: str,
-    residuals: list[Tensor | None] | None,
+    residuals: list[Tensor],
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """:func:`step_` as torch.compile sees it: an operator that it calls and does not look into."""
+    """:func:`step_` as torch.compile sees it: an operator that it calls and does not look into.
+
+    `residuals` are those of the parameters in bfloat16, or none: its schema knows no lists with gaps.
+    """
+    rests = iter(residuals)
     step_(
         params,
         grads,
@@ -391,7 +396,7 @@ def _opaque_step(
         eps=eps,
         maximize=maximize,
         rounding=rounding,
-        residuals=residuals,
+        residuals=[next(rests) if p.dtype == torch.bfloat16 else None for p in params] if residuals else None,
         grad_scale=grad_scale,
         found_inf=found_inf,
     )
