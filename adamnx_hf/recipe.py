@@ -138,8 +138,10 @@ _NEUTRAL = re.compile(
     r"(logging|save|push|hub|log)_.*|dataloader_(?!drop_last).*"
 )
 
-# What a file may not decide: what is overwritten, what is read as a checkpoint, and secrets.
-_FLAGS_ONLY = re.compile(r"overwrite_output_dir|resume_from_checkpoint|\w+_token")
+# What a file may not decide: what is overwritten, what is read as a checkpoint, whose code runs, and secrets.
+_FLAGS_ONLY = re.compile(
+    r"overwrite_output_dir|resume_from_checkpoint|trust_remote_code|(?!eos_|pad_)\w+_token"
+)
 
 
 @dataclasses.dataclass
@@ -189,7 +191,8 @@ class _Parser:
                         action, f"{value!r} is not valid{nearest(value, action.choices)}"
                     )
 
-        self.classes = (RecipeArguments, task.Arguments, RecipeTrainingArguments)
+        own = getattr(task, "TrainingArguments", RecipeTrainingArguments)
+        self.classes = (RecipeArguments, task.Arguments, own)
         kinds: Any = self.classes
         hints = {key: hint for kind in self.classes for key, hint in get_type_hints(kind).items()}
         self.json = {key for key, hint in hints.items() if "dict" in str(hint).lower()}

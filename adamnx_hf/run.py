@@ -63,7 +63,7 @@ def _command(name: str, flags: Sequence[str]) -> str:
     words, secret = ["adamnx-hf", "run", name], False
     for word in flags:
         flag, equals, _ = word.partition("=")
-        token = word.startswith("--") and re.fullmatch(r"--\S+[_-]token", flag) is not None
+        token = word.startswith("--") and re.fullmatch(r"--(?!eos|pad)\S+[_-]token", flag) is not None
         words.append("***" if secret else f"{flag}=***" if token and equals else word)
         secret = token and not equals
     return shlex.join(words)
@@ -214,7 +214,7 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
         "best_is": "the best epoch by the evaluation split itself, as in the paper; `last` is free of that",
         "wall_seconds": round(seconds, 1),
         "train_seconds": round(sum(clock.seconds.values()), 1),
-        f"train_{recipe.task.UNIT}_per_second": clock.rate(total_batch),
+        f"train_{recipe.task.UNIT}_per_second": clock.rate(total_batch * trainer.units_per_example()),
         "throughput": throughput | {"unit": f"{recipe.task.UNIT} a second on one process"},
         "environment": environment,
         "per_epoch": table,

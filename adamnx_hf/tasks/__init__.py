@@ -7,6 +7,7 @@ A task's module has:
 - `UNIT`: what is counted for throughput (`"images"`).
 - `fast()`: values of `--fast`, by field name.
 - `smoke(arguments)`: values of `--smoke`, by field name.
+- `TrainingArguments`: optional, a subclass of :class:`adamnx_hf.tasks.trainer.RecipeTrainingArguments`.
 - `make_trainer(recipe)`: a :class:`adamnx_hf.tasks.trainer.RecipeTrainer` with model, data and metrics.
 """
 
@@ -20,7 +21,10 @@ from adamnx_hf.errors import RecipeError, nearest
 __all__ = ["TASKS", "load_task"]
 
 #: A recipe's `task`, and the module.
-TASKS = {"image_classification": "adamnx_hf.tasks.image_classification"}
+TASKS = {
+    "image_classification": "adamnx_hf.tasks.image_classification",
+    "language_modeling": "adamnx_hf.tasks.language_modeling",
+}
 
 
 def load_task(name: str) -> Any:
