@@ -21,13 +21,14 @@ COMMANDS = {
     "bench": "time AdamNX's step beside other optimizers' on this machine",
     "recipes": "list the recipes",
     "run": "train a recipe",
+    "memory": "show how many bytes recipes' parameters, gradients and optimizer states take",
     "paper": "show the paper's tables beside your own runs",
 }
 
 # The top-level modules of the extras. A command says by `EXTRA` which one it needs.
 _EXTRAS = {
     "demo": {"matplotlib", "rich", "scipy", "sklearn"},
-    "recipes": {"matplotlib", "pytorch_optimizer", "torchvision"},
+    "recipes": {"matplotlib", "pytorch_optimizer", "torchvision", "trl"},
 }
 
 

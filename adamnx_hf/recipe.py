@@ -241,11 +241,12 @@ class _Parser:
 
     def instances(self, values: Mapping[str, Any]) -> list[Any]:
         """One instance of each dataclass."""
+        return [self.instance(kind, values) for kind in self.classes]
+
+    def instance(self, kind: Any, values: Mapping[str, Any]) -> Any:
+        """An instance of one of the dataclasses, of those values that are its fields."""
         try:
-            return [
-                kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
-                for kind in self.classes
-            ]
+            return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
         except (ValueError, TypeError, ImportError) as error:
             raise RecipeError(" ".join(str(error).split())) from error
 
@@ -313,7 +314,7 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     if fast:
         layers.append(task.fast())
     if smoke:
-        layers += [SMOKE, task.smoke(parser.instances({**chosen, "output_dir": "."})[1])]
+        layers += [SMOKE, task.smoke(parser.instance(task.Arguments, chosen))]
     base = {key: value for layer in layers for key, value in layer.items()}
     values = {**base, **from_flags}
     if fast:  # also over a flag of other optim_args

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
 import shlex
@@ -130,6 +131,7 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
     import yaml
 
     from adamnx_hf import report
+    from adamnx_hf.memory import as_it_is
     from adamnx_hf.tasks.throughput import TrainClock, measure
 
     args = recipe.training_arguments
@@ -149,6 +151,11 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
 
     class Record(transformers.TrainerCallback):
         begun = False
+        memory: dict[str, int] | None = None
+
+        def on_optimizer_step(self, *_: Any, model: Any, optimizer: Any, **__: Any) -> None:
+            if self.memory is None:  # gradients are still there, states have been made
+                self.memory = dataclasses.asdict(as_it_is(model, optimizer))
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             # By now the optimizer and the schedule have been made: nothing is written for what cannot run.
@@ -207,6 +214,8 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
         "train_examples": len(trainer.train_dataset),
         "eval_examples": len(trainer.eval_dataset),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "memory_bytes": record.memory,
         "total_train_batch_size": total_batch,
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
@@ -243,9 +252,11 @@ def _say_what(recipe: Recipe, trainer: Any) -> None:
     args = recipe.training_arguments
     data = "made-up data" if recipe.synthetic_data else recipe.task_arguments.dataset_name
     count = sum(p.numel() for p in trainer.model.parameters())
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    some = f", {trained:,} of them trained" if trained < count else ""
     print(
         f"{recipe.name}: {recipe.arguments.title}\n"
-        f"  {count:,} parameters, optim={getattr(args.optim, 'value', args.optim)}, learning rate "
+        f"  {count:,} parameters{some}, optim={getattr(args.optim, 'value', args.optim)}, learning rate "
         f"{args.learning_rate:g}, seed {args.seed}\n"
         f"  {data}: {len(trainer.train_dataset):,} to train on, {len(trainer.eval_dataset):,} to judge by\n"
         f"  into {args.output_dir}",

@@ -25,10 +25,7 @@ class DataArguments:
     dataset_config_name: str | None = dataclasses.field(
         default=None, metadata=_help("Configuration of the data set.")
     )
-    train_split: str = dataclasses.field(
-        default="train",
-        metadata=_help("Split to train on, or a part of one, as datasets has it: train[:90%%]."),
-    )
+    train_split: str = dataclasses.field(default="train", metadata=_help("Split to train on."))
     eval_split: str = dataclasses.field(default="test", metadata=_help("Split to evaluate on."))
     max_train_samples: int | None = dataclasses.field(
         default=None, metadata=_help("Train on the first so many examples only.")
@@ -70,29 +67,11 @@ def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
     splits = []
     for field, most in (("train_split", "max_train_samples"), ("eval_split", "max_eval_samples")):
         split, count = getattr(arguments, field), getattr(arguments, most)
-        chosen = _split(data, split, f"{field}: {name}")
+        if split not in data:
+            raise RecipeError(f"{field}: {name} has no split {split!r}{nearest(split, data)}")
+        chosen = data[split]
         splits.append(chosen if count is None else chosen.select(range(min(count, len(chosen)))))
     return splits[0], splits[1]
-
-
-def _split(data: Any, wanted: str, where: str) -> Any:
-    """A split of `data`, or the part of one that `datasets` writes as `train[:90%]` or `test[100:200]`."""
-    import datasets
-
-    name = wanted.partition("[")[0]
-    if name not in data:
-        raise RecipeError(f"{where} has no split {name!r}{nearest(name, data)}")
-    if name == wanted:
-        return data[name]
-    try:
-        (part,) = datasets.ReadInstruction.from_spec(wanted).to_absolute({name: len(data[name])})
-    except (ValueError, AssertionError) as error:
-        raise RecipeError(
-            f"{where}: {wanted!r} is no part of a split ({error}); write train[:90%]"
-        ) from error
-    if part.from_ >= part.to:
-        raise RecipeError(f"{where}: {wanted!r} is empty; {name} has {len(data[name])} examples")
-    return data[name].select(range(part.from_, part.to))
 
 
 def check_columns(data: Any, columns: dict[str, str]) -> None:

@@ -387,8 +387,11 @@ def _model(arguments: Arguments, args: RecipeSFTConfig) -> Any:
     )
 
 
-def meta_model(arguments: Arguments) -> Any:
+def meta_model(arguments: Arguments) -> tuple[Any, dict[int, int]]:
     """The recipe's model, with its adapter, on the meta device: it has shapes and takes no memory.
+
+    Returns:
+        The model, and the bytes of its quantized parameters by `id`.
 
     Raises:
         RecipeError: the recipe has no model_config.
@@ -399,9 +402,32 @@ def meta_model(arguments: Arguments) -> Any:
     dtype = torch.float32 if arguments.dtype in (None, "auto") else getattr(torch, str(arguments.dtype))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(_config(arguments), dtype=dtype)
-        if (adapter := get_peft_config(arguments)) is not None:
+    packed: dict[int, int] = {}
+    if arguments.load_in_4bit or arguments.load_in_8bit:
+        head = model.get_output_embeddings()  # stays as it is, as do embeddings and norms
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and module is not head:
+                packed[id(module.weight)] = _quantized_bytes(module.weight, arguments)
+    if (adapter := get_peft_config(arguments)) is not None:
+        with torch.device("meta"):
             model = get_peft_model(model, adapter)
-    return model
+        if packed:  # as TRL has it
+            for param in model.parameters():
+                if param.requires_grad:
+                    param.data = param.data.to(torch.bfloat16)
+    return model, packed
+
+
+def _quantized_bytes(weight: Any, arguments: Arguments) -> int:
+    """Bytes of a weight as bitsandbytes stores it."""
+    if arguments.load_in_8bit:  # a float32 scale a row
+        return int(weight.numel() + 4 * weight.shape[0])
+    blocks = -(-weight.numel() // 64)  # a scale each, and the table of the 16 values
+    size = -(-weight.numel() // 2) + 4 * 16
+    if not arguments.use_bnb_nested_quant:
+        return size + 4 * blocks
+    # The scales in 8 bits: in their turn a scale for 256, a table of 256 values, and their mean.
+    return size + blocks + 4 * -(-blocks // 256) + 4 * 256 + 4
 
 
 def _config(arguments: Arguments) -> Any:
