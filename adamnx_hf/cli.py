@@ -1,7 +1,8 @@
 """The `adamnx-hf` command.
 
-A subcommand is a module of this package with `add_arguments(parser)` and `run(args) -> int | None`. Such a
-module is imported only when it is called, and imports what is slow to import inside `run`.
+A subcommand is a module of this package with `add_arguments(parser)` and `run(args) -> int | None`, and with
+`TAKES_FLAGS = True` if it takes a recipe's flags, as `args.flags`, beside its own. Such a module is imported
+only when it is called, and imports what is slow to import inside `run`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ COMMANDS = {
     "recipes": "list the recipes",
     "run": "train a recipe",
     "memory": "show how many bytes recipes' parameters, gradients and optimizer states take",
+    "compare": "compare optimizers on a recipe: paired by seed, each at its best",
     "paper": "show the paper's tables beside your own runs",
 }
 
@@ -29,6 +31,7 @@ COMMANDS = {
 _EXTRAS = {
     "demo": {"matplotlib", "rich", "scipy", "sklearn"},
     "recipes": {"matplotlib", "pytorch_optimizer", "torchvision", "trl"},
+    "recipes": {"matplotlib", "pytorch_optimizer", "scipy", "torchvision"},
 }
 
 
@@ -49,12 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"adamnx-hf {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
+        )
         if list(argv[:1]) == [name]:
             module = importlib.import_module(f"adamnx_hf.{name}")
             module.add_arguments(command)
-            command.set_defaults(run=module.run, extra=getattr(module, "EXTRA", "demo"))
-    args = parser.parse_args(argv)
+            command.set_defaults(
+                run=module.run,
+                extra=getattr(module, "EXTRA", "demo"),
+                takes_flags=getattr(module, "TAKES_FLAGS", False),
+            )
+    args, rest = parser.parse_known_args(argv)
+    if rest and not args.takes_flags:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.flags = [*getattr(args, "flags", []), *rest]
     try:
         return args.run(args) or 0
     except ModuleNotFoundError as error:

@@ -110,7 +110,9 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
     return last
 
 
-def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
+def train(
+    recipe: Recipe, command: str | None = None, *, bare: bool = False, callbacks: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Trains `recipe` and writes into its output_dir.
 
     `recipe.yaml` (as it was resolved), `environment.json`, `metrics.json` (per epoch, after each epoch),
@@ -119,6 +121,8 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
     Args:
         recipe: see :func:`adamnx_hf.recipe.resolve`.
         command: for environment.json.
+        bare: prints nothing, leaves the model out of the folder, and times nothing but the training.
+        callbacks: more of Transformers' TrainerCallbacks.
 
     Returns:
         What results.json holds.
@@ -166,7 +170,8 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
                 text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
                 (folder / "recipe.yaml").write_text(head + text, encoding="utf-8")
                 report.write_json(folder / "environment.json", environment)
-                _say_what(recipe, trainer)
+                if not bare:
+                    _say_what(recipe, trainer)
 
         def on_evaluate(self, *_: Any, **__: Any) -> None:
             if main:
@@ -175,6 +180,10 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
     record = Record()
     trainer.add_callback(clock)
     trainer.add_callback(record)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    if bare:
+        trainer.remove_callback(transformers.PrinterCallback)
     started = time.perf_counter()
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -185,8 +194,10 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     if args.eval_strategy == "no" or not rows() or rows()[-1]["step"] != trainer.state.global_step:
         trainer.evaluate()
-    trainer.save_model()
-    throughput = measure(trainer, seconds=0.1 if recipe.arguments.smoke else 3.0)
+    throughput: dict[str, Any] = {"data": None, "model": None}
+    if not bare:
+        trainer.save_model()
+        throughput = measure(trainer, seconds=0.1 if recipe.arguments.smoke else 3.0)
 
     optimizer: Any = trainer.optimizer
     while hasattr(optimizer, "optimizer"):  # Accelerate's wrapper
@@ -205,6 +216,7 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
         "optim_args": args.optim_args,
         "optimizer": type(optimizer).__name__,
         "betas": [float(beta) for beta in group["betas"]] if "betas" in group else None,
+        "beta2_schedule": group.get("beta2_schedule"),
         "learning_rate": args.learning_rate,
         "seed": args.seed,
         "fast": recipe.arguments.fast,
@@ -235,7 +247,8 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
         if recipe.arguments.smoke:
             title += " · smoke run: says nothing about the optimizer"
         report.draw(folder / "curves.png", title, table, recipe.task.METRICS)
-        _say_results(results, folder, recipe.task.UNIT)
+        if not bare:
+            _say_results(results, folder, recipe.task.UNIT)
         if args.push_to_hub:
             trainer.push_to_hub()
     return results
