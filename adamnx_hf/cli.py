@@ -30,8 +30,7 @@ COMMANDS = {
 # The top-level modules of the extras. A command says by `EXTRA` which one it needs.
 _EXTRAS = {
     "demo": {"matplotlib", "rich", "scipy", "sklearn"},
-    "recipes": {"matplotlib", "pytorch_optimizer", "torchvision", "trl"},
-    "recipes": {"matplotlib", "pytorch_optimizer", "scipy", "torchvision"},
+    "recipes": {"matplotlib", "pytorch_optimizer", "scipy", "torchvision", "trl"},
 }
 
 

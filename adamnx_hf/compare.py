@@ -261,6 +261,12 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             _carry_out(item, args, bar)
             runs.append(item)
 
+    # A task's metric that this recipe does not ask for is in no run.
+    metrics = {
+        name: kind
+        for name, kind in metrics.items()
+        if name == LOSS or any(row.get(name) is not None for run in runs for row in run.results["per_epoch"])
+    }
     first, *others = contenders
     content = {
         "recipe": base.name,
