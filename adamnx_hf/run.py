@@ -157,9 +157,9 @@ def train(
         begun = False
         memory: dict[str, int] | None = None
 
-        def on_optimizer_step(self, *_: Any, model: Any, optimizer: Any, **__: Any) -> None:
+        def on_optimizer_step(self, *_: Any, **now: Any) -> None:
             if self.memory is None:  # gradients are still there, states have been made
-                self.memory = dataclasses.asdict(as_it_is(model, optimizer))
+                self.memory = dataclasses.asdict(as_it_is(now["model"], now["optimizer"]))
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             # By now the optimizer and the schedule have been made: nothing is written for what cannot run.

@@ -148,8 +148,8 @@ def smoke(arguments: Arguments) -> dict[str, Any]:
     """What `--smoke` sets: the model at toy width, short sequences and a few of them."""
     if arguments.model_config is None:
         raise RecipeError("--smoke: needs the recipe to have model_config, to make a model like it")
-    config: dict[str, Any] = dict(arguments.model_config)
-    config |= {
+    published: Any = arguments.model_config
+    config: dict[str, Any] = published | {
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
@@ -227,13 +227,14 @@ def _check_fields(arguments: Arguments, args: RecipeSFTConfig) -> None:
 
 
 def _check_prepared(trainer: RecipeSFTTrainer, longest: int | None) -> None:
-    for field, data in (("train_split", trainer.train_dataset), ("eval_split", trainer.eval_dataset)):
-        if not len(data):  # type: ignore[arg-type]
+    splits: dict[str, Any] = {"train_split": trainer.train_dataset, "eval_split": trainer.eval_dataset}
+    for field, data in splits.items():
+        if not len(data):
             raise RecipeError(
                 f"{field}: no example has a completion within max_length ({trainer.args.max_length} tokens); "
                 "raise --max_length"
             )
-        most = max(len(ids) for ids in data["input_ids"])  # type: ignore[index,call-overload]
+        most = max(len(ids) for ids in data["input_ids"])
         if longest is not None and most > longest:
             raise RecipeError(
                 f"{field}: a sequence has {most} tokens, the model takes {longest}; "
@@ -271,10 +272,11 @@ def _for_trl(data: Any, arguments: Arguments, args: RecipeSFTConfig) -> Any:
     column = args.dataset_text_field
     check_columns(data, {"dataset_text_field": column})
     data = data.select_columns([column])
-    if arguments.join_rows is None:
+    separator = arguments.join_rows
+    if separator is None:
         return data
     return data.map(
-        lambda rows: {column: [arguments.join_rows.join(rows[column])]},  # type: ignore[union-attr]
+        lambda rows: {column: [separator.join(rows[column])]},
         batched=True,
         batch_size=JOINED,
         desc="joining rows",

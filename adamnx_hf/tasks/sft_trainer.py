@@ -112,7 +112,8 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
 
     def units_per_example(self) -> float:
         """Tokens of a sequence of the training set, on average."""
-        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]  # type: ignore[index,call-overload]
+        data: Any = self.train_dataset
+        lengths = [len(ids) for ids in data["input_ids"]]
         return sum(lengths) / len(lengths)
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -125,12 +126,17 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         return result
 
     def evaluation_loop(
-        self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> Any:
         """Adds the loss per token, perplexity and exact match to the metrics."""
         self._eval_loss = self._eval_tokens = 0.0
         output = super().evaluation_loop(
-            dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
         total, tokens = self._eval_loss, self._eval_tokens
         if self.args.world_size > 1:
@@ -147,7 +153,8 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
 
     def _exact_match(self, asked: ExactMatch) -> float:
         """The share of examples, in %, whose generated answer is the reference's."""
-        rows = self.eval_dataset.select(range(min(asked.samples, len(self.eval_dataset))))  # type: ignore[union-attr,arg-type]
+        data: Any = self.eval_dataset
+        rows = data.select(range(min(asked.samples, len(data))))
         mine = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
         right: list[bool] = []
         size = self.args.per_device_eval_batch_size
@@ -202,11 +209,13 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         """Merges into weights read anew: training's may be quantized, and stay as they are."""
         from peft import AutoPeftModelForCausalLM
 
-        base: Any = self.accelerator.unwrap_model(self.model).get_base_model()  # type: ignore[arg-type]
+        model: Any = self.accelerator.unwrap_model(self.model)
+        base, tokenizer = model.get_base_model(), self.processing_class
         dtype = torch.bfloat16 if getattr(base, "is_quantized", False) else base.dtype
         merged = AutoPeftModelForCausalLM.from_pretrained(str(folder), dtype=dtype).merge_and_unload()
         merged.save_pretrained(str(folder / MERGED))
-        self.processing_class.save_pretrained(str(folder / MERGED))  # type: ignore[union-attr]
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(folder / MERGED))
 
 
 def _text(completion: Any) -> str:
