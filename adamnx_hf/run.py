@@ -145,6 +145,10 @@ def train(
         trainer = recipe.task.make_trainer(recipe)
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise _in_one_line(error) from error
+    except RuntimeError as error:
+        if (explained := _out_of_memory(error, args)) is None:
+            raise
+        raise explained from error
 
     main = trainer.is_world_process_zero()
     environment = report.environment() | {"command": command}
@@ -191,6 +195,10 @@ def train(
         if record.begun:
             raise
         raise _in_one_line(error) from error
+    except RuntimeError as error:
+        if (explained := _out_of_memory(error, args)) is None:
+            raise
+        raise explained from error
     seconds = time.perf_counter() - started
     if args.eval_strategy == "no" or not rows() or rows()[-1]["step"] != trainer.state.global_step:
         trainer.evaluate()
@@ -259,6 +267,26 @@ def _in_one_line(error: Exception) -> Exception:
     if isinstance(error, RecipeError) or (isinstance(error, ModuleNotFoundError) and error.name):
         return error
     return RecipeError(" ".join(str(error).split()))
+
+
+def _out_of_memory(error: RuntimeError, args: Any) -> RecipeError | None:
+    """What to do about it, if `error` says that memory ran out."""
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        return None
+    remedies = []
+    if args.per_device_train_batch_size > 1:
+        half, more = args.per_device_train_batch_size // 2, 2 * args.gradient_accumulation_steps
+        remedies.append(f"--per_device_train_batch_size {half} --gradient_accumulation_steps {more}")
+    if not getattr(args, "gradient_checkpointing", True):
+        remedies.append("--gradient_checkpointing true")
+    if getattr(args, "max_length", None):
+        remedies.append(f"--max_length {args.max_length // 2}")
+    return RecipeError(
+        f"out of memory with batches of {args.per_device_train_batch_size} a device; "
+        + (f"try {', or '.join(remedies)}" if remedies else "a smaller model or a larger device is needed")
+    )
 
 
 def _say_what(recipe: Recipe, trainer: Any) -> None:

@@ -207,7 +207,7 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
         peft_config=get_peft_config(arguments),
         exact_match=exact_match,
     )
-    _check_prepared(trainer, longest)
+    _check_prepared(trainer)
     return trainer
 
 
@@ -226,19 +226,13 @@ def _check_fields(arguments: Arguments, args: RecipeSFTConfig) -> None:
         raise RecipeError("padding_free: goes with packing: true")
 
 
-def _check_prepared(trainer: RecipeSFTTrainer, longest: int | None) -> None:
+def _check_prepared(trainer: RecipeSFTTrainer) -> None:
     splits: dict[str, Any] = {"train_split": trainer.train_dataset, "eval_split": trainer.eval_dataset}
     for field, data in splits.items():
         if not len(data):
             raise RecipeError(
                 f"{field}: no example has a completion within max_length ({trainer.args.max_length} tokens); "
                 "raise --max_length"
-            )
-        most = max(len(ids) for ids in data["input_ids"])
-        if longest is not None and most > longest:
-            raise RecipeError(
-                f"{field}: a sequence has {most} tokens, the model takes {longest}; "
-                f"pass --max_length {longest}"
             )
 
 
@@ -447,7 +441,7 @@ _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}\n"
+    "{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}{{ '\n' }}"
     "{% else %}{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -476,6 +470,8 @@ def _make_toy(arguments: Arguments, args: RecipeSFTConfig) -> Path:
         if args.eos_token not in _SPECIAL:
             args.eos_token = _SPECIAL[0]
         set_seed(args.seed)
-        AutoModelForCausalLM.from_config(_config(arguments)).save_pretrained(folder)
-        _toy_tokenizer(str(args.eos_token)).save_pretrained(folder)
+        tokenizer, config = _toy_tokenizer(str(args.eos_token)), _config(arguments)
+        config.bos_token_id, config.eos_token_id = None, tokenizer.eos_token_id
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return folder

@@ -189,7 +189,11 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         ).to(self.args.device)
         with self.compute_loss_context_manager():
             ids: Tensor = model.generate(
-                **padded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+                **padded,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,  # what completions are trained to end in
             )
         width = padded["input_ids"].shape[1]
         texts: list[str] = tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
