@@ -164,7 +164,7 @@ def smoke(arguments: Arguments) -> dict[str, Any]:
         "model_revision": "main",
         "chat_template_path": None,
         "attn_implementation": None,
-        "max_length": 512,
+        "max_length": 256,
         "per_device_train_batch_size": 2,
         "per_device_eval_batch_size": 2,
         "max_train_samples": 32,

@@ -199,6 +199,16 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         texts: list[str] = tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
         return texts
 
+    def sampled_loss(self, inputs: dict[str, Any]) -> tuple[Tensor, int]:
+        """As the recipes' Trainer has it, of the tokens that count for the loss."""
+        features = {key: value for key, value in inputs.items() if key != "labels"}
+        model: Any = self.model_wrapped
+        with self.compute_loss_context_manager():
+            logits = model(**features).logits[:, :-1]
+        logits = logits[inputs["labels"][:, 1:] != -100].float()
+        labels = torch.distributions.Categorical(logits=logits.detach()).sample()
+        return nn.functional.cross_entropy(logits, labels), len(labels)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model or its adapter and, at the end of a run, the model with the adapter merged."""
         super().save_model(output_dir, _internal_call)

@@ -259,6 +259,17 @@ def test_training_is_what_transformers_trainer_does(mine, model_folder, tmp_path
         assert torch.allclose(a, b, atol=2e-5)
 
 
+def test_sophiag_samples_the_tokens_that_count(mine):
+    trainer = trainer_of(mine(optim="sophiag", optim_args="curvature_every=2", learning_rate=1e-4))
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.create_optimizer()
+    _, count = trainer.sampled_loss(batch)
+    assert count == (batch["labels"] != -100).sum()  # none of them is the first of a sequence
+    assert trainer.train().training_loss < 6
+    state = trainer.optimizer.optimizer.state
+    assert any(entry["hessian"].any() for entry in state.values())
+
+
 # Exact match
 
 
