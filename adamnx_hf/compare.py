@@ -754,7 +754,7 @@ def _draw_differences(axes: Any, content: dict[str, Any], metric: str, palette: 
         xlabel=f"{items[0]['better']} is better",
     )
     first = content["contenders"][0]["label"]
-    axes.set_title(f"{first} {MINUS} …, by seed, mean, 95 % t interval", fontsize=9, weight="normal")
+    axes.set_title(f"{first} {MINUS} …, by seed,\nwith mean and 95 % t interval", fontsize=9, weight="normal")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:.2g}")
     axes.grid(axis="y", visible=False)

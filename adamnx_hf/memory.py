@@ -49,7 +49,7 @@ def expected(
 
     Args:
         model: parameters with `requires_grad` off get no gradient and no state; tied ones count once.
-        optimizer: makes the optimizer of a list of parameters. One step on a small parameter of each dtype
+        optimizer: makes the optimizer of a list of parameters. One step on small parameters of each dtype
             shows what state it keeps, so any will do whose state grows as the parameters.
         packed: bytes of parameters that are stored in another form than here (quantized), by `id`.
 
@@ -58,7 +58,7 @@ def expected(
     """
     parameters = gradients = 0
     states = 0.0
-    probes: dict[torch.dtype, tuple[float, int]] = {}
+    probes: dict[torch.dtype, tuple[float, float]] = {}
     for param in model.parameters():
         size = param.numel() * param.element_size()
         parameters += size if packed is None else packed.get(id(param), size)
@@ -71,17 +71,20 @@ def expected(
     return Memory(parameters, gradients, round(states))
 
 
-def _probe(optimizer: Callable[[list[Any]], Optimizer], dtype: torch.dtype) -> tuple[float, int]:
-    """Bytes of state an element, and a tensor besides (a step count)."""
+def _probe(optimizer: Callable[[list[Any]], Optimizer], dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes of state an element, and a tensor besides (a step count, a table): from tensors of two sizes."""
     import torch
 
-    param = torch.nn.Parameter(torch.zeros(64, 64, dtype=dtype))
-    param.grad = torch.ones_like(param)
-    made = optimizer([param])
-    made.step()
-    held = list(_tensors(made.state[param].values()))
-    elements = sum(t.numel() * t.element_size() for t in held if t.numel() > 1)
-    return elements / param.numel(), sum(t.element_size() for t in held if t.numel() == 1)
+    sizes, held = (64, 128), []
+    for size in sizes:
+        param = torch.nn.Parameter(torch.zeros(size, size, dtype=dtype))
+        param.grad = torch.ones_like(param)
+        made = optimizer([param])
+        made.step()
+        held.append(sum(t.numel() * t.element_size() for t in _tensors(made.state[param].values())))
+    small, large = (size**2 for size in sizes)
+    per_element = (held[1] - held[0]) / (large - small)
+    return per_element, held[0] - per_element * small
 
 
 def as_it_is(model: nn.Module, optimizer: Any) -> Memory:
