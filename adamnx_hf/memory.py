@@ -97,6 +97,9 @@ def as_it_is(model: nn.Module, optimizer: Any) -> Memory:
             parameters += sum(t.numel() * t.element_size() for t in _tensors(vars(state).values()))
         if param.grad is not None:
             gradients += param.grad.numel() * param.grad.element_size()
+    for module in model.modules():  # in 8 bits bitsandbytes keeps the scales with the layer
+        scales = _tensors([getattr(getattr(module, "state", None), "SCB", None)])
+        parameters += sum(t.numel() * t.element_size() for t in scales)
     while hasattr(optimizer, "optimizer"):  # Accelerate's wrapper
         optimizer = optimizer.optimizer
     held = _tensors(value for state in optimizer.state.values() for value in state.values())

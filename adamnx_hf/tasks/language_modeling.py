@@ -333,6 +333,12 @@ def _reading(what: str, name: str, read: Callable[[], Any]) -> Any:
         raise RecipeError(f"model_name_or_path: {text}") from error
 
 
+def _place(name: str) -> str:
+    """A local folder, or a name on the Hub."""
+    folder = Path(name).expanduser()
+    return str(folder) if folder.is_dir() else name
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
@@ -347,7 +353,7 @@ def _tokenizer(arguments: Arguments, args: RecipeSFTConfig) -> Any:
         "a tokenizer",
         name,
         lambda: AutoTokenizer.from_pretrained(
-            str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name,
+            _place(name),
             revision=arguments.model_revision,
             trust_remote_code=args.trust_remote_code,
         ),
@@ -375,7 +381,7 @@ def _model(arguments: Arguments, args: RecipeSFTConfig) -> Any:
         "a causal language model",
         name,
         lambda: AutoModelForCausalLM.from_pretrained(
-            str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name,
+            _place(name),
             revision=arguments.model_revision,
             trust_remote_code=args.trust_remote_code,
             **options,
@@ -466,9 +472,9 @@ def _make_toy(arguments: Arguments, args: RecipeSFTConfig) -> Path:
     from transformers import AutoModelForCausalLM, set_seed
 
     folder = Path(str(args.output_dir)) / BASE
+    if args.eos_token not in _SPECIAL:
+        args.eos_token = _SPECIAL[0]
     if args.process_index == 0:
-        if args.eos_token not in _SPECIAL:
-            args.eos_token = _SPECIAL[0]
         set_seed(args.seed)
         tokenizer, config = _toy_tokenizer(str(args.eos_token)), _config(arguments)
         config.bos_token_id, config.eos_token_id = None, tokenizer.eos_token_id
