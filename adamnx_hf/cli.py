@@ -22,6 +22,7 @@ COMMANDS = {
     "bench": "time AdamNX's step beside other optimizers' on this machine",
     "recipes": "list the recipes",
     "run": "train a recipe",
+    "memory": "show how many bytes recipes' parameters, gradients and optimizer states take",
     "compare": "compare optimizers on a recipe: paired by seed, each at its best",
     "paper": "show the paper's tables beside your own runs",
 }
@@ -29,7 +30,7 @@ COMMANDS = {
 # The top-level modules of the extras. A command says by `EXTRA` which one it needs.
 _EXTRAS = {
     "demo": {"matplotlib", "rich", "scipy", "sklearn"},
-    "recipes": {"matplotlib", "pytorch_optimizer", "scipy", "torchmetrics", "torchvision"},
+    "recipes": {"matplotlib", "pytorch_optimizer", "scipy", "torchmetrics", "torchvision", "trl"},
 }
 
 

@@ -261,6 +261,12 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             _carry_out(item, args, bar)
             runs.append(item)
 
+    # A task's metric that this recipe does not ask for is in no run.
+    metrics = {
+        name: kind
+        for name, kind in metrics.items()
+        if name == LOSS or any(row.get(name) is not None for run in runs for row in run.results["per_epoch"])
+    }
     first, *others = contenders
     content = {
         "recipe": base.name,
@@ -748,7 +754,7 @@ def _draw_differences(axes: Any, content: dict[str, Any], metric: str, palette: 
         xlabel=f"{items[0]['better']} is better",
     )
     first = content["contenders"][0]["label"]
-    axes.set_title(f"{first} {MINUS} …, by seed, mean, 95 % t interval", fontsize=9, weight="normal")
+    axes.set_title(f"{first} {MINUS} …, by seed,\nwith mean and 95 % t interval", fontsize=9, weight="normal")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:.2g}")
     axes.grid(axis="y", visible=False)

@@ -140,8 +140,10 @@ _NEUTRAL = re.compile(
     r"(logging|save|push|hub|log)_.*|dataloader_(?!drop_last).*"
 )
 
-# What a file may not decide: what is overwritten, what is read as a checkpoint, and secrets.
-_FLAGS_ONLY = re.compile(r"overwrite_output_dir|resume_from_checkpoint|\w+_token")
+# What a file may not decide: what is overwritten, what is read as a checkpoint, whose code runs, and secrets.
+_FLAGS_ONLY = re.compile(
+    r"overwrite_output_dir|resume_from_checkpoint|trust_remote_code|(?!eos_|pad_)\w+_token"
+)
 
 
 @dataclasses.dataclass
@@ -191,7 +193,8 @@ class _Parser:
                         action, f"{value!r} is not valid{nearest(value, action.choices)}"
                     )
 
-        self.classes = (RecipeArguments, task.Arguments, RecipeTrainingArguments)
+        own = getattr(task, "TrainingArguments", RecipeTrainingArguments)
+        self.classes = (RecipeArguments, task.Arguments, own)
         kinds: Any = self.classes
         hints = {key: hint for kind in self.classes for key, hint in get_type_hints(kind).items()}
         self.json = {key for key, hint in hints.items() if "dict" in str(hint).lower()}
@@ -240,11 +243,12 @@ class _Parser:
 
     def instances(self, values: Mapping[str, Any]) -> list[Any]:
         """One instance of each dataclass."""
+        return [self.instance(kind, values) for kind in self.classes]
+
+    def instance(self, kind: Any, values: Mapping[str, Any]) -> Any:
+        """An instance of one of the dataclasses, of those values that are its fields."""
         try:
-            return [
-                kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
-                for kind in self.classes
-            ]
+            return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
         except (ValueError, TypeError, ImportError) as error:
             raise RecipeError(" ".join(str(error).split())) from error
 
@@ -317,7 +321,7 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     if fast:
         layers.append(task.fast())
     if smoke:
-        layers += [SMOKE, task.smoke(parser.instances({**chosen, "output_dir": "."})[1])]
+        layers += [SMOKE, task.smoke(parser.instance(task.Arguments, chosen))]
     base = {key: value for layer in layers for key, value in layer.items()}
     values = {**base, **from_flags}
     if fast:  # also over a flag of other optim_args

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
 import shlex
@@ -69,7 +70,7 @@ def _command(name: str, flags: Sequence[str]) -> str:
     words, secret = ["adamnx-hf", "run", name], False
     for word in flags:
         flag, equals, _ = word.partition("=")
-        token = word.startswith("--") and re.fullmatch(r"--\S+[_-]token", flag) is not None
+        token = word.startswith("--") and re.fullmatch(r"--(?!eos|pad)\S+[_-]token", flag) is not None
         words.append("***" if secret else f"{flag}=***" if token and equals else word)
         secret = token and not equals
     return shlex.join(words)
@@ -150,6 +151,7 @@ def train(
     import yaml
 
     from adamnx_hf import report
+    from adamnx_hf.memory import as_it_is
     from adamnx_hf.tasks.throughput import TrainClock, measure
 
     args = recipe.training_arguments
@@ -159,6 +161,10 @@ def train(
         trainer = recipe.task.make_trainer(recipe)
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise _in_one_line(error) from error
+    except RuntimeError as error:
+        if (explained := _out_of_memory(error, args)) is None:
+            raise
+        raise explained from error
 
     main = trainer.is_world_process_zero()
     environment = report.environment() | {"command": command}
@@ -169,6 +175,11 @@ def train(
 
     class Record(transformers.TrainerCallback):
         begun = False
+        memory: dict[str, int] | None = None
+
+        def on_optimizer_step(self, *_: Any, **now: Any) -> None:
+            if self.memory is None:  # gradients are still there, states have been made
+                self.memory = dataclasses.asdict(as_it_is(now["model"], now["optimizer"]))
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             # By now the optimizer and the schedule have been made: nothing is written for what cannot run.
@@ -214,6 +225,10 @@ def train(
         if record.begun:
             raise
         raise _in_one_line(error) from error
+    except RuntimeError as error:
+        if (explained := _out_of_memory(error, args)) is None:
+            raise
+        raise explained from error
     seconds = time.perf_counter() - started
     if args.eval_strategy == "no" or not rows() or rows()[-1]["step"] != trainer.state.global_step:
         trainer.evaluate()
@@ -249,6 +264,8 @@ def train(
         "train_examples": len(trainer.train_dataset),
         "eval_examples": len(trainer.eval_dataset),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "memory_bytes": record.memory,
         "total_train_batch_size": total_batch,
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
@@ -256,7 +273,7 @@ def train(
         "best_is": "the best epoch by the evaluation split itself, as in the paper; `last` is free of that",
         "wall_seconds": round(seconds, 1),
         "train_seconds": round(sum(clock.seconds.values()), 1),
-        f"train_{recipe.task.UNIT}_per_second": clock.rate(total_batch),
+        f"train_{recipe.task.UNIT}_per_second": clock.rate(total_batch * trainer.units_per_example()),
         "notes": trainer.notes,
         "throughput": throughput | {"unit": f"{recipe.task.UNIT} a second on one process"},
         "environment": environment,
@@ -287,13 +304,35 @@ def _in_one_line(error: Exception) -> Exception:
     return RecipeError(" ".join(str(error).split()))
 
 
+def _out_of_memory(error: RuntimeError, args: Any) -> RecipeError | None:
+    """What to do about it, if `error` says that memory ran out."""
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        return None
+    remedies = []
+    if args.per_device_train_batch_size > 1:
+        half, more = args.per_device_train_batch_size // 2, 2 * args.gradient_accumulation_steps
+        remedies.append(f"--per_device_train_batch_size {half} --gradient_accumulation_steps {more}")
+    if not getattr(args, "gradient_checkpointing", True):
+        remedies.append("--gradient_checkpointing true")
+    if getattr(args, "max_length", None):
+        remedies.append(f"--max_length {args.max_length // 2}")
+    return RecipeError(
+        f"out of memory with batches of {args.per_device_train_batch_size} a device; "
+        + (f"try {', or '.join(remedies)}" if remedies else "a smaller model or a larger device is needed")
+    )
+
+
 def _say_what(recipe: Recipe, trainer: Any) -> None:
     args = recipe.training_arguments
     data = "made-up data" if recipe.synthetic_data else recipe.task_arguments.dataset_name
     count = sum(p.numel() for p in trainer.model.parameters())
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    some = f", {trained:,} of them trained" if trained < count else ""
     print(
         f"{recipe.name}: {recipe.arguments.title}\n"
-        f"  {count:,} parameters, optim={getattr(args.optim, 'value', args.optim)}, learning rate "
+        f"  {count:,} parameters{some}, optim={getattr(args.optim, 'value', args.optim)}, learning rate "
         f"{args.learning_rate:g}, seed {args.seed}\n"
         f"  {data}: {len(trainer.train_dataset):,} to train on, {len(trainer.eval_dataset):,} to judge by\n"
         + "".join(f"  {note}\n" for note in trainer.notes)

@@ -34,7 +34,9 @@ def results_of(out):
     return json.loads((out / "results.json").read_text())
 
 
-@pytest.mark.parametrize("name", recipe.named())
+@pytest.mark.parametrize(
+    "name", [name for name, path in recipe.named().items() if path.parent.name != "language_modeling"]
+)
 def test_smoke(name, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["run", name, "--smoke", "--output_dir", str(out)]) == 0

@@ -11,6 +11,7 @@ A task's module has:
 
 And it may have:
 
+- `TrainingArguments`: a subclass of :class:`adamnx_hf.tasks.trainer.RecipeTrainingArguments`.
 - `draw_predictions(recipe, trainer, path)`: after training, draws what the model makes of some of the
   evaluation split, as a PNG.
 """
@@ -28,6 +29,7 @@ __all__ = ["TASKS", "load_task"]
 TASKS = {
     "image_classification": "adamnx_hf.tasks.image_classification",
     "semantic_segmentation": "adamnx_hf.tasks.semantic_segmentation",
+    "language_modeling": "adamnx_hf.tasks.language_modeling",
 }
 
 

@@ -37,19 +37,19 @@ class TrainClock(TrainerCallback):
         self.seconds[state.global_step] = time.perf_counter() - self._started
         self._last_step = state.global_step
 
-    def rate(self, batch_size: int) -> float | None:
-        """Examples a second; None before an epoch has ended."""
+    def rate(self, batch_size: float) -> float | None:
+        """`batch_size` times the steps a second; None before an epoch has ended."""
         total = sum(self.seconds.values())
         return round((self._last_step - self._first_step) * batch_size / total, 1) if total else None
 
 
 def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float | None]:
-    """Examples a second of the data pipeline alone, and of forward and backward passes on one fixed batch.
+    """Units a second of the data pipeline alone, and of forward and backward passes on one fixed batch.
 
     Leaves weights, buffers and gradients as they were.
 
     Args:
-        trainer: after training.
+        trainer: a RecipeTrainer, after training.
         seconds: for each of the two, or the time of two batches where that is longer.
 
     Returns:
@@ -81,10 +81,10 @@ def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float | None]:
 
     batches = iter(trainer.get_train_dataloader())
     first = trainer._prepare_inputs(next(batches))  # starting the workers is not timed
-    size = len(first["labels"])
+    size = trainer.units_in(first)
 
     def load() -> Any:
-        yield from (len(trainer._prepare_inputs(batch)["labels"]) for batch in batches)
+        yield from (trainer.units_in(trainer._prepare_inputs(batch)) for batch in batches)
 
     def learn() -> Any:
         for _ in islice(iter(int, 1), 10_000):

@@ -142,6 +142,14 @@ class RecipeTrainer(Trainer):
             inputs["pixel_values"] = pixels
         return inputs
 
+    def units_in(self, inputs: Any) -> int:
+        """How many of the task's UNIT a batch holds."""
+        return len(inputs["labels"])
+
+    def units_per_example(self) -> float:
+        """How many of the task's UNIT an example of the training set holds, on average."""
+        return 1.0
+
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """A forward and backward pass; keeps the batch for :class:`CurvatureCallback`."""
         self.last_inputs = inputs

@@ -1,0 +1,239 @@
+"""TRL's SFTTrainer as the recipes' Trainer, with what LLM recipes need besides."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from tqdm import tqdm
+from trl import SFTConfig, SFTTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from adamnx_hf.tasks.trainer import RecipeTrainer, RecipeTrainingArguments
+
+__all__ = ["ExactMatch", "RecipeSFTConfig", "RecipeSFTTrainer", "normal_answer"]
+
+#: The folder in output_dir of the model with its adapter merged into the weights.
+MERGED = "merged"
+
+
+@dataclasses.dataclass
+class RecipeSFTConfig(RecipeTrainingArguments, SFTConfig):
+    """TRL's SFTConfig and what a recipe adds to it.
+
+    Where SFTConfig has other defaults than TrainingArguments (bf16, gradient checkpointing, the learning
+    rate), TrainingArguments' hold: a field that no recipe names is what Transformers' documentation says.
+    """
+
+    loraplus_lr_ratio: float | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "LoRA+: the learning rate of LoRA's B matrices over that of its A matrices, at least 1."
+        },
+    )
+    merge_adapter: bool = dataclasses.field(
+        default=True,
+        metadata={
+            "help": f"After training also save the model with its adapter merged, in output_dir/{MERGED}."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio >= 1:
+            raise ValueError(f"loraplus_lr_ratio: {self.loraplus_lr_ratio} is below 1")
+
+
+def normal_answer(text: str) -> str:
+    """An answer as it is compared: without thousands' commas, currency signs, spaces and a last full stop."""
+    return re.sub(r"[,$\s]", "", text).rstrip(".").removesuffix(".0").casefold()
+
+
+@dataclasses.dataclass
+class ExactMatch:
+    """Whether greedy generation ends in the reference's answer."""
+
+    pattern: str
+    """A regular expression; its first group is the answer. The first match counts."""
+    samples: int
+    """The first so many examples of the evaluation split are generated for."""
+    max_new_tokens: int
+
+    def answer(self, text: str) -> str | None:
+        """The answer in `text`, None where there is none."""
+        found = re.search(self.pattern, text)
+        return normal_answer(found.group(1)) if found else None
+
+
+class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
+    """SFTTrainer that evaluates per token, generates for exact match, and knows LoRA+.
+
+    `eval_loss` is the mean over all evaluated tokens, where Transformers has the mean of the batches' means;
+    `eval_perplexity` is its exponential.
+
+    Args:
+        exact_match: None: nothing is generated. Needs an evaluation split of prompts and completions that is
+            not packed.
+        kwargs: SFTTrainer's.
+    """
+
+    args: RecipeSFTConfig
+
+    def __init__(self, *, exact_match: ExactMatch | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.exact_match = exact_match
+        self._eval_loss = self._eval_tokens = 0.0
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """With `loraplus_lr_ratio`, PEFT's groups for LoRA+ (arXiv:2402.12354); else the Trainer's own."""
+        if self.optimizer is None and self.args.loraplus_lr_ratio is not None:
+            from peft.optimizers import create_loraplus_optimizer
+
+            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)  # type: ignore[arg-type]
+            self.optimizer = create_loraplus_optimizer(
+                self.model,  # type: ignore[arg-type]
+                optimizer,
+                loraplus_lr_ratio=self.args.loraplus_lr_ratio,
+                loraplus_weight_decay=self.args.weight_decay,
+                **options,
+            )
+        return super().create_optimizer(*args, **kwargs)
+
+    def units_in(self, inputs: Any) -> int:
+        """Tokens of a batch, without padding."""
+        mask = inputs.get("attention_mask")
+        return int(inputs["input_ids"].numel() if mask is None else mask.sum())
+
+    def units_per_example(self) -> float:
+        """Tokens of a sequence of the training set, on average."""
+        data: Any = self.train_dataset
+        lengths = [len(ids) for ids in data["input_ids"]]
+        return sum(lengths) / len(lengths)
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Also counts the tokens that the loss is the mean of."""
+        count = (inputs["labels"][:, 1:] != -100).sum()  # the first of a sequence is predicted from nothing
+        result = super().prediction_step(model, inputs, *args, **kwargs)
+        if result[0] is not None and count:
+            self._eval_loss += float(result[0]) * int(count)
+            self._eval_tokens += int(count)
+        return result
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Adds the loss per token, perplexity and exact match to the metrics."""
+        self._eval_loss = self._eval_tokens = 0.0
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        total, tokens = self._eval_loss, self._eval_tokens
+        if self.args.world_size > 1:
+            sums = torch.tensor([total, tokens], device=self.args.device, dtype=torch.float64)
+            total, tokens = self.accelerator.reduce(sums).tolist()
+        metrics = output.metrics
+        if metrics is not None and tokens:
+            loss = total / tokens
+            metrics[f"{metric_key_prefix}_loss"] = loss
+            metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(loss, 700.0))
+        if metrics is not None and self.exact_match is not None:
+            metrics[f"{metric_key_prefix}_exact_match"] = self._exact_match(self.exact_match)
+        return output
+
+    def _exact_match(self, asked: ExactMatch) -> float:
+        """The share of examples, in %, whose generated answer is the reference's."""
+        data: Any = self.eval_dataset
+        rows = data.select(range(min(asked.samples, len(data))))
+        mine = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
+        right: list[bool] = []
+        size = self.args.per_device_eval_batch_size
+        bar = tqdm(
+            total=len(mine),
+            desc="generating",
+            unit=" answers",
+            leave=False,
+            disable=self.args.disable_tqdm or not self.is_local_process_zero(),
+        )
+        with bar, unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+            model.eval()
+            for start in range(0, len(mine), size):
+                batch = [rows[i] for i in mine[start : start + size]]
+                for row, text in zip(batch, self.generate(model, batch, asked.max_new_tokens), strict=True):
+                    expected = asked.answer(_text(row["completion"]))
+                    right.append(expected is not None and asked.answer(text) == expected)
+                bar.update(len(batch))
+        everyone = gather_object(right) if self.accelerator.num_processes > 1 else right
+        return 100 * sum(everyone) / len(everyone)
+
+    @torch.no_grad()
+    def generate(self, model: Any, rows: list[Any], max_new_tokens: int) -> list[str]:
+        """What `model` says, greedily, to the prompts of tokenized `rows`: one batch, padded on the left."""
+        tokenizer: Any = self.processing_class
+        prompts = []
+        for row in rows:
+            labels = row["labels"]
+            prompts.append(row["input_ids"][: next(i for i, label in enumerate(labels) if label != -100)])
+        padded = tokenizer.pad(
+            {"input_ids": prompts}, padding=True, padding_side="left", return_tensors="pt"
+        ).to(self.args.device)
+        with self.compute_loss_context_manager():
+            ids: Tensor = model.generate(
+                **padded,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,  # what completions are trained to end in
+            )
+        width = padded["input_ids"].shape[1]
+        texts: list[str] = tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
+        return texts
+
+    def sampled_loss(self, inputs: dict[str, Any]) -> tuple[Tensor, int]:
+        """As the recipes' Trainer has it, of the tokens that count for the loss."""
+        features = {key: value for key, value in inputs.items() if key != "labels"}
+        model: Any = self.model_wrapped
+        with self.compute_loss_context_manager():
+            logits = model(**features).logits[:, :-1]
+        logits = logits[inputs["labels"][:, 1:] != -100].float()
+        labels = torch.distributions.Categorical(logits=logits.detach()).sample()
+        return nn.functional.cross_entropy(logits, labels), len(labels)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model or its adapter and, at the end of a run, the model with the adapter merged."""
+        super().save_model(output_dir, _internal_call)
+        folder = Path(output_dir or self.args.output_dir or ".")
+        if not _internal_call and self.args.merge_adapter and (folder / "adapter_config.json").exists():
+            if self.is_world_process_zero():
+                self._save_merged(folder)
+            if self.args.world_size > 1:
+                self.accelerator.wait_for_everyone()
+
+    def _save_merged(self, folder: Path) -> None:
+        """Merges into weights read anew: training's may be quantized, and stay as they are."""
+        from peft import AutoPeftModelForCausalLM
+
+        model: Any = self.accelerator.unwrap_model(self.model)
+        base, tokenizer = model.get_base_model(), self.processing_class
+        dtype = torch.bfloat16 if getattr(base, "is_quantized", False) else base.dtype
+        merged = AutoPeftModelForCausalLM.from_pretrained(str(folder), dtype=dtype).merge_and_unload()
+        merged.save_pretrained(str(folder / MERGED))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(folder / MERGED))
+
+
+def _text(completion: Any) -> str:
+    """A completion's text, also where it is a list of chat messages."""
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(message["content"] for message in completion)
