@@ -1,20 +1,32 @@
 """Models that Transformers lacks, or that the paper changes, as PreTrainedModels.
 
-`save_pretrained`, `from_pretrained`, `push_to_hub` and `pipeline("image-classification")` work as for any
-other: `import adamnx_hf` makes the model types known to the Auto classes, as soon as those are imported.
+`save_pretrained`, `from_pretrained`, `push_to_hub` and `pipeline("image-classification")` (or
+`"object-detection"`) work as for any other: `import adamnx_hf` makes the model types known to the Auto classes, as
+soon as those are imported.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from typing import Any
 
-__all__ = ["TorchvisionNetConfig", "TorchvisionNetForImageClassification", "register"]
+__all__ = [
+    "TorchvisionNetConfig",
+    "TorchvisionNetForImageClassification",
+    "Yolov7TinyConfig",
+    "Yolov7TinyForObjectDetection",
+    "Yolov7TinyImageProcessor",
+    "register",
+]
 
 _HOMES = {
     "TorchvisionNetConfig": "configuration",
     "TorchvisionNetForImageClassification": "image_classifier",
+    "Yolov7TinyConfig": "configuration",
+    "Yolov7TinyForObjectDetection": "yolov7_tiny",
+    "Yolov7TinyImageProcessor": "yolov7_image_processor",
 }
 
 
@@ -32,12 +44,18 @@ def register() -> None:
 
     register_post_import_hook(_register_config, "transformers.models.auto.configuration_auto")
     register_post_import_hook(_register_model, "transformers.models.auto.modeling_auto")
+    if importlib.util.find_spec("torchvision") is not None:
+        register_post_import_hook(
+            _register_image_processor, "transformers.models.auto.image_processing_auto"
+        )
+        register_post_import_hook(_register_detector, "transformers.models.auto.modeling_auto")
 
 
 def _register_config(auto: Any) -> None:
-    from adamnx_hf.models.configuration import TorchvisionNetConfig
+    from adamnx_hf.models.configuration import TorchvisionNetConfig, Yolov7TinyConfig
 
-    auto.AutoConfig.register(TorchvisionNetConfig.model_type, TorchvisionNetConfig, exist_ok=True)
+    for config in (TorchvisionNetConfig, Yolov7TinyConfig):
+        auto.AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_model(auto: Any) -> None:
@@ -47,3 +65,23 @@ def _register_model(auto: Any) -> None:
     auto.AutoModelForImageClassification.register(
         TorchvisionNetConfig, TorchvisionNetForImageClassification, exist_ok=True
     )
+
+
+def _register_detector(auto: Any) -> None:
+    from adamnx_hf.models.configuration import Yolov7TinyConfig
+    from adamnx_hf.models.yolov7_tiny import Yolov7TinyForObjectDetection
+
+    auto.AutoModelForObjectDetection.register(Yolov7TinyConfig, Yolov7TinyForObjectDetection, exist_ok=True)
+    # pipeline("object-detection") goes by these names alone, and would call the model unsupported.
+    names = auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
+    names[Yolov7TinyConfig.model_type] = Yolov7TinyForObjectDetection.__name__
+
+
+def _register_image_processor(auto: Any) -> None:
+    from adamnx_hf.models.configuration import Yolov7TinyConfig
+    from adamnx_hf.models.yolov7_image_processor import Yolov7TinyImageProcessor
+
+    processor: dict[str, Any] = {"slow_image_processor_class": Yolov7TinyImageProcessor}
+    if "image_processor_classes" in inspect.signature(auto.AutoImageProcessor.register).parameters:
+        processor = {"image_processor_classes": {"torchvision": Yolov7TinyImageProcessor}}  # Transformers 5
+    auto.AutoImageProcessor.register(Yolov7TinyConfig, exist_ok=True, **processor)
