@@ -113,7 +113,8 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
     """Trains `recipe` and writes into its output_dir.
 
     `recipe.yaml` (as it was resolved), `environment.json`, `metrics.json` (per epoch, after each epoch),
-    `results.json` (best and last, time and throughput), `curves.png`, and the model with its processor.
+    `results.json` (best and last, time and throughput), `curves.png`, `predictions.png` where the task draws
+    them, and the model with its processor.
 
     Args:
         recipe: see :func:`adamnx_hf.recipe.resolve`.
@@ -226,6 +227,9 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
         if recipe.arguments.smoke:
             title += " · smoke run: says nothing about the optimizer"
         report.draw(folder / "curves.png", title, table, recipe.task.METRICS)
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # one process has not all the weights
+        if hasattr(recipe.task, "draw_predictions") and not sharded:
+            recipe.task.draw_predictions(recipe, trainer, folder / "predictions.png")
         _say_results(results, folder, recipe.task.UNIT)
         if args.push_to_hub:
             trainer.push_to_hub()

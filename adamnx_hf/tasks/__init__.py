@@ -8,6 +8,8 @@ A task's module has:
 - `fast()`: values of `--fast`, by field name.
 - `smoke(arguments)`: values of `--smoke`, by field name.
 - `make_trainer(recipe)`: a :class:`adamnx_hf.tasks.trainer.RecipeTrainer` with model, data and metrics.
+- `draw_predictions(recipe, trainer, path)`, if it has it: draws a few predictions as a PNG after training; called on
+  the main process.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from adamnx_hf.errors import RecipeError, nearest
 __all__ = ["TASKS", "load_task"]
 
 #: A recipe's `task`, and the module.
-TASKS = {"image_classification": "adamnx_hf.tasks.image_classification"}
+TASKS = {
+    "image_classification": "adamnx_hf.tasks.image_classification",
+    "object_detection": "adamnx_hf.tasks.object_detection",
+}
 
 
 def load_task(name: str) -> Any:
