@@ -227,7 +227,8 @@ def train(recipe: Recipe, command: str | None = None) -> dict[str, Any]:
         if recipe.arguments.smoke:
             title += " · smoke run: says nothing about the optimizer"
         report.draw(folder / "curves.png", title, table, recipe.task.METRICS)
-        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # one process has not all the weights
+        # Sharded weights are not all there on one process.
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         if hasattr(recipe.task, "draw_predictions") and not sharded:
             recipe.task.draw_predictions(recipe, trainer, folder / "predictions.png")
         _say_results(results, folder, recipe.task.UNIT)

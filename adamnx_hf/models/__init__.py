@@ -1,8 +1,8 @@
 """Models that Transformers lacks, or that the paper changes, as PreTrainedModels.
 
-`save_pretrained`, `from_pretrained`, `push_to_hub` and `pipeline("image-classification")` (or
-`"object-detection"`) work as for any other: `import adamnx_hf` makes the model types known to the Auto classes, as
-soon as those are imported.
+`save_pretrained`, `from_pretrained`, `push_to_hub` and `pipeline("image-classification")` or
+`pipeline("object-detection")` work as for any other: `import adamnx_hf` makes the model types known to the
+Auto classes, as soon as those are imported.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ def register() -> None:
     register_post_import_hook(_register_config, "transformers.models.auto.configuration_auto")
     register_post_import_hook(_register_model, "transformers.models.auto.modeling_auto")
     if importlib.util.find_spec("torchvision") is not None:
-        register_post_import_hook(
-            _register_image_processor, "transformers.models.auto.image_processing_auto"
-        )
+        register_post_import_hook(_register_image_processor, "transformers.models.auto.image_processing_auto")
         register_post_import_hook(_register_detector, "transformers.models.auto.modeling_auto")
 
 

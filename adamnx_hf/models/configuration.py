@@ -89,7 +89,9 @@ class Yolov7TinyConfig(PretrainedConfig):
             scale = image_size / 640
             anchors = [[[w * scale, h * scale] for w, h in level] for level in self.published_anchors]
         shape = [[len(pair) for pair in level] for level in anchors]
-        if shape != [[2] * 3] * 3 or any(not side > 0 for level in anchors for pair in level for side in pair):
+        if shape != [[2] * 3] * 3 or any(
+            not side > 0 for level in anchors for pair in level for side in pair
+        ):
             raise ValueError(f"anchors: needs three times three pairs of positive numbers, got {anchors}")
         self.image_size = image_size
         self.width = width

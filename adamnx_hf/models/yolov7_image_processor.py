@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 from torchvision.transforms.v2 import functional
-from transformers import BatchFeature, BaseImageProcessor
+from transformers import BaseImageProcessor, BatchFeature
 from transformers.image_utils import make_list_of_images
 
 __all__ = ["Yolov7TinyImageProcessor", "letterbox", "letterbox_boxes", "unletterbox_boxes"]

@@ -1,7 +1,7 @@
 """YOLOv7's boxes, which anchors learn which object, and the loss.
 
-Shapes: a batch of images has `anchors` predictions each, three for every cell of the strides 8, 16 and 32. Boxes
-are centre x, centre y, width and height in pixels of the input.
+Shapes: every image has `anchors` predictions, three for each cell of the strides 8, 16 and 32. Boxes are
+centre x, centre y, width and height in pixels of the input.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def decode(raw: Tensor, priors: Priors) -> Tensor:
 def candidates(boxes: Tensor, priors: Priors, ratio: float = 4.0) -> Tensor:
     """Which predictions of an image may learn one of its objects: (n,) indices, sorted, each once.
 
-    Those of the cell that holds the object's centre and of the nearest cells beside, and above or below it, with an
-    anchor whose sides are not more than `ratio` times larger or smaller than the object's.
+    Those of the cell that holds the object's centre, of the nearest cell beside it and of the nearest above
+    or below it, with an anchor whose sides are less than `ratio` times larger or smaller than the object's.
 
     Args:
         boxes: (objects, 4).
@@ -121,8 +121,8 @@ def match(
 ) -> tuple[Tensor, Tensor]:
     """SimOTA (arXiv:2107.08430, Sec. 2.1): which of an image's candidates learn which object.
 
-    An object takes the predictions that cost it least, as many as its ten best overlaps add up to, and at least
-    one. A prediction that several objects take goes to the one it costs least.
+    An object takes the predictions that cost it least, as many as its ten best overlaps add up to, and at
+    least one. A prediction that several objects take goes to the one it costs least.
 
     Args:
         boxes: (candidates, 4).
@@ -172,8 +172,8 @@ def yolov7_loss(
         anchor_ratio: see :func:`candidates`.
 
     Returns:
-        `loss_box`: 1 - CIoU of the matches. `loss_objectness`: cross-entropy against the CIoU where there is a
-        match and 0 where not. `loss_class`: cross-entropy of the matches' classes.
+        `loss_box`: 1 - CIoU of the matches. `loss_objectness`: cross-entropy against the CIoU where there is
+        a match and 0 where not. `loss_class`: cross-entropy of the matches' classes.
     """
     images, chosen, targets, classes = [], [], [], []
     for i, (own_boxes, own_classes) in enumerate(zip(true_boxes, true_classes, strict=True)):

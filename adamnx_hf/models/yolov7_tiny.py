@@ -126,6 +126,7 @@ class Yolov7TinyNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """The three scales' raw predictions."""
         c3 = self.stage3(self.stem(x))
         c4 = self.stage4(c3)
         p5 = self.pyramid5(self.stage5(c4))
@@ -140,15 +141,15 @@ class Yolov7TinyNet(nn.Module):
 class Yolov7TinyOutput(ModelOutput):
     """What the model gives, for every anchor of every cell of the three scales."""
 
-    loss: torch.FloatTensor | None = None
+    loss: Tensor | None = None
     """The weighted sum of `loss_dict`, where there are labels."""
     loss_dict: dict[str, Tensor] | None = None
     """`loss_box`, `loss_objectness` and `loss_class`, without their weights."""
-    logits: torch.FloatTensor | None = None
+    logits: Tensor | None = None
     """(batch, anchors, classes): each class's logit, given that there is an object."""
-    objectness_logits: torch.FloatTensor | None = None
+    objectness_logits: Tensor | None = None
     """(batch, anchors): that of there being an object."""
-    pred_boxes: torch.FloatTensor | None = None
+    pred_boxes: Tensor | None = None
     """(batch, anchors, 4): centre x, centre y, width and height as shares of the input's sides."""
 
 

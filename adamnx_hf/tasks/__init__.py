@@ -8,8 +8,8 @@ A task's module has:
 - `fast()`: values of `--fast`, by field name.
 - `smoke(arguments)`: values of `--smoke`, by field name.
 - `make_trainer(recipe)`: a :class:`adamnx_hf.tasks.trainer.RecipeTrainer` with model, data and metrics.
-- `draw_predictions(recipe, trainer, path)`, if it has it: draws a few predictions as a PNG after training; called on
-  the main process.
+- `draw_predictions(recipe, trainer, path)`, if it has it: draws a few predictions as a PNG after training;
+  called on the main process.
 """
 
 from __future__ import annotations

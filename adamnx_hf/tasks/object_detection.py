@@ -207,8 +207,8 @@ class DetectionDataset(torch.utils.data.Dataset):
         RecipeError: a row whose objects do not fit their image or the classes.
 
     Examples are `{"pixel_values": (3, size, size) float, "labels": {...}}`. Labels have, as DETR's,
-    `class_labels` (n,), `boxes` (n, 4) centre x, centre y, width and height as shares of the square's side, and
-    `orig_size` (2,), the image's own height and width; and of all objects, in pixels of the image itself,
+    `class_labels` (n,), `boxes` (n, 4) centre x, centre y, width and height as shares of the square's side,
+    and `orig_size` (2,), the image's own height and width; and of all objects, in pixels of the image itself,
     `objects` (m, 6): class id, difficult or not, and two corners.
     """
 
@@ -283,8 +283,8 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 class DetectionTrainer(RecipeTrainer):
     """A RecipeTrainer whose evaluation hands on boxes, not what the network gives for every anchor.
 
-    Predictions are (images, most, 6): class id, likelihood, two corners in pixels of the image itself. Labels are
-    :class:`DetectionDataset`'s `objects`. Both are filled up with rows of -100.
+    Predictions are (images, most, 6): class id, likelihood, two corners in pixels of the image itself. Labels
+    are :class:`DetectionDataset`'s `objects`. Both are filled up with rows of -100.
     """
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -292,8 +292,8 @@ class DetectionTrainer(RecipeTrainer):
         optimizer = super().create_optimizer(*args, **kwargs)
         if hasattr(optimizer, "update_curvature"):
             raise RecipeError(
-                f"optim: {type(optimizer).__name__} needs labels drawn from the model's own prediction, which "
-                "boxes do not have; choose another optimizer for object detection"
+                f"optim: {type(optimizer).__name__} needs labels drawn from the model's own prediction, "
+                "which is not defined for boxes; choose another optimizer for object detection"
             )
         return optimizer
 
@@ -327,11 +327,13 @@ def _filled(rows: Sequence[Tensor]) -> Tensor:
 def compute_metrics(prediction: Any) -> dict[str, float]:
     """VOC's mean average precision of what :class:`DetectionTrainer` hands on."""
     found, true = (
-        [rows[rows[:, 0] >= 0] for rows in images] for images in (prediction.predictions, prediction.label_ids)
+        [rows[rows[:, 0] >= 0] for rows in images]
+        for images in (prediction.predictions, prediction.label_ids)
     )
     scores: dict[str, float] = metrics.load("voc_map").compute(
         predictions=[
-            {"boxes": rows[:, 2:], "scores": rows[:, 1], "labels": rows[:, 0].astype(np.int64)} for rows in found
+            {"boxes": rows[:, 2:], "scores": rows[:, 1], "labels": rows[:, 0].astype(np.int64)}
+            for rows in found
         ],
         references=[
             {"boxes": rows[:, 2:], "labels": rows[:, 0].astype(np.int64), "difficult": rows[:, 1] > 0}
@@ -384,10 +386,8 @@ def _config(arguments: Arguments, classes: Sequence[str]) -> Any:
     from adamnx_hf.models import Yolov7TinyConfig
 
     if arguments.architecture != Yolov7TinyConfig.model_type:
-        valid = [Yolov7TinyConfig.model_type]
-        raise ValueError(
-            f"architecture: {arguments.architecture!r} is not known{nearest(str(arguments.architecture), valid)}"
-        )
+        near = nearest(str(arguments.architecture), [Yolov7TinyConfig.model_type])
+        raise ValueError(f"architecture: {arguments.architecture!r} is not known{near}")
     options: Any = arguments.architecture_options or {}
     known = set(inspect.signature(Yolov7TinyConfig.__init__).parameters)
     valid = sorted(known - {"self", "kwargs", "image_size", "num_channels"})
@@ -496,7 +496,7 @@ def _objects(
     Reads the images' headers alone.
 
     Raises:
-        RecipeError: naming the row, a box that has no area or reaches out of its image, or an unknown class id.
+        RecipeError: a box without area or reaching out of its image, or an unknown class id; names the row.
     """
     from datasets import Image
 
@@ -523,7 +523,7 @@ def _objects(
         for box, corner, label in zip(boxes.tolist(), corners, labels, strict=True):
             if not 0 <= label < classes:
                 raise RecipeError(
-                    f"{where}: {label} is not a class id; there are {classes} classes, from 0 to {classes - 1}"
+                    f"{where}: {label} is not a class id; there are {classes}, from 0 to {classes - 1}"
                 )
             shown = f"{arguments.box_format} box {[round(value, 2) for value in box]}"
             if not (corner[2:] > corner[:2]).all():
@@ -532,8 +532,8 @@ def _objects(
                 )
             if (corner[:2] < -ROUNDING).any() or (corner[2:] > np.array([width, height]) + ROUNDING).any():
                 raise RecipeError(
-                    f"{where}: the {shown} reaches out of its image of {width} x {height} pixels; correct it, "
-                    "or is --box_format another?"
+                    f"{where}: the {shown} reaches out of its image of {width} x {height} pixels; correct "
+                    "it, or is --box_format another?"
                 )
         corners = corners.clip(0, np.array([width, height, width, height]))
         rows = np.concatenate([labels[:, None], difficult[:, None], corners], 1)
@@ -567,8 +567,9 @@ def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path) -> None
     from matplotlib import pyplot as plt
     from matplotlib.patches import Rectangle
 
-    data, model, processor = trainer.eval_dataset, trainer.model, trainer.processing_class
-    assert isinstance(data, DetectionDataset) and model is not None and processor is not None
+    data: Any = trainer.eval_dataset
+    model: Any = trainer.model
+    processor: Any = trainer.processing_class
     count = min(4, len(data))
     names = model.config.id2label
     batch = collate([data[i] for i in range(count)])
@@ -577,9 +578,7 @@ def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path) -> None
     with torch.no_grad(), trainer.compute_loss_context_manager():
         outputs = model(pixel_values=batch["pixel_values"].to(model.device))
     model.train(was_training)
-    found = processor.post_process_object_detection(  # type: ignore[union-attr]
-        outputs, threshold=0.3, target_sizes=data.sizes[:count]
-    )
+    found = processor.post_process_object_detection(outputs, threshold=0.3, target_sizes=data.sizes[:count])
     colours = plt.get_cmap("tab10" if len(names) <= 10 else "tab20")
     plt.switch_backend("agg")
     figure, axes = plt.subplots(
@@ -591,7 +590,9 @@ def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path) -> None
             [(int(o[0]), "?" if o[1] else "", o[2:].tolist()) for o in data.objects[i]],
             [
                 (int(label), f" {score:.2f}", box.tolist())
-                for label, score, box in zip(*(found[i][k].cpu() for k in ("labels", "scores", "boxes")), strict=True)
+                for label, score, box in zip(
+                    *(found[i][k].cpu() for k in ("labels", "scores", "boxes")), strict=True
+                )
             ],
         ]
         for axis, boxes in zip(axes[:, i], rows, strict=True):
@@ -639,7 +640,11 @@ def _synthetic(arguments: Arguments, classes: int = 20) -> tuple[Any, Any]:
             for label in random.integers(0, classes, random.integers(1, 4)):
                 w, h = (int(random.integers(s // 4, s // 2)) for s in (width, height))
                 x, y = int(random.integers(0, width - w)), int(random.integers(0, height - h))
-                image[y : y + h, x : x + w] = [100 + 50 * (label % 3), 100 + 40 * (label // 3 % 3), 100 + label]
+                image[y : y + h, x : x + w] = [
+                    100 + 50 * (label % 3),
+                    100 + 40 * (label // 3 % 3),
+                    100 + label,
+                ]
                 corners = [x, y, x + w, y + h]
                 boxes.append([x, y, w, h] if arguments.box_format == "xywh" else corners)
                 labels.append(int(label))

@@ -44,7 +44,7 @@ def test_thresholds(metric):
 
 
 def test_the_area_under_the_curve(metric):
-    # By falling score: right, wrong, right; 4 objects. Recall and precision: 1/4 and 1, 1/4 and 1/2, 1/2 and 2/3.
+    # By falling score: right, wrong, right; 4 objects. Recall, precision: 1/4, 1; 1/4, 1/2; 1/2, 2/3.
     # Made monotone: 1 up to a recall of 1/4, 2/3 up to 1/2, then 0.
     predictions = [found((BOX, 0.9), (AWAY, 0.8)), found((FAR, 0.7))]
     references = [true((BOX,), ([10, 60, 50, 90],)), true((FAR,), (BOX,))]
@@ -71,7 +71,9 @@ def test_difficult_objects_are_neither_right_nor_wrong(metric):
     predictions = [found((FAR, 0.99), ([101, 100, 141, 140], 0.98), (BOX, 0.9))]
     assert map_50(metric, predictions, [true((BOX,), (FAR, True))]) == pytest.approx(100.0)
     # An ordinary one of the same place would make the second find wrong, and be missed where there is none.
-    assert map_50(metric, predictions, [true((BOX,), (FAR,))]) == pytest.approx(100 * (0.5 + 0.5 * 2 / 3), abs=1e-6)
+    assert map_50(metric, predictions, [true((BOX,), (FAR,))]) == pytest.approx(
+        100 * (0.5 + 0.5 * 2 / 3), abs=1e-6
+    )
     assert map_50(metric, [found((BOX, 0.9))], [true((BOX,), (FAR, True))]) == pytest.approx(100.0)
     assert map_50(metric, [found((BOX, 0.9))], [true((BOX,), (FAR,))]) == pytest.approx(50.0)
 

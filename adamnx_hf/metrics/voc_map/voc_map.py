@@ -9,7 +9,8 @@ import evaluate
 import numpy as np
 
 _DESCRIPTION = """
-The area under each class's precision-recall curve, with precision made monotone, and the mean of them over the classes.
+The area under each class's precision-recall curve, with precision made monotone, and the mean of them over
+the classes.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -30,7 +31,7 @@ Examples:
 _CITATION = """
 @article{everingham2010pascal,
   title={The PASCAL Visual Object Classes (VOC) Challenge},
-  author={Everingham, Mark and Van Gool, Luc and Williams, Christopher K. I. and Winn, John and Zisserman, Andrew},
+  author={Everingham, M. and Van Gool, L. and Williams, C. K. I. and Winn, J. and Zisserman, A.},
   journal={International Journal of Computer Vision},
   volume={88},
   pages={303--338},
@@ -72,7 +73,7 @@ class VocMap(evaluate.Metric):
         found = [_arrays(image, scores=np.float64) for image in predictions]
         true = [_arrays(image, difficult=bool) for image in references]
         objects = [image["labels"][~image["difficult"]] for image in true]
-        classes = np.unique(np.concatenate(objects)) if objects else []
+        classes = np.unique(np.concatenate([[], *objects]))
         if not len(classes):
             raise ValueError("references: there is no object that has to be found")
         return {
@@ -135,7 +136,7 @@ def _coco(images: Any, classes: Any, kept: Any) -> Any:
     """Boxes as pycocotools holds them; those of `kept`."""
     from pycocotools.coco import COCO
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i, (image, keep) in enumerate(zip(images, kept, strict=True)):
         scores = image.get("scores", np.ones(len(keep)))
         for j in np.flatnonzero(keep & np.isfinite(scores)):
