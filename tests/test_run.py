@@ -14,6 +14,7 @@ from PIL import Image as Picture
 from transformers import pipeline
 
 from adamnx_hf import cli, recipe, run
+from adamnx_hf.tasks import load_task
 from adamnx_hf.tasks.image_classification import ImageDataset
 
 WRITTEN = {
@@ -91,7 +92,9 @@ def test_smoke(name, tmp_path, capsys):
     assert results["smoke"] and results["data"] == "made up" and results["steps"] == 4
     assert results["optimizer"] == "AdamNX" and results["betas"] == [0.9, 0.99]
     assert 0 < results["parameters"] < 200_000
-    assert set(results["metrics"]) == {"top1_error", "top5_error"}
+    task = load_task(results["task"])
+    assert set(results["metrics"]) == set(task.METRICS)
+    assert (out / "predictions.png").exists() == hasattr(task, "draw_predictions")
     assert "made-up data: 64 to train on" in capsys.readouterr().out
     values = yaml.safe_load((out / "recipe.yaml").read_text())
     assert values["architecture"] == recipe.read(recipe.find(name))["architecture"]
