@@ -11,7 +11,7 @@ from PIL import Image as Picture
 from torchvision.ops import box_convert, box_iou
 from transformers import pipeline
 
-from adamnx_hf import cli, metrics
+from adamnx_hf import cli, metrics, recipe
 from adamnx_hf.errors import RecipeError
 from adamnx_hf.models import Yolov7TinyConfig, Yolov7TinyForObjectDetection, Yolov7TinyImageProcessor
 from adamnx_hf.tasks import object_detection as task
@@ -35,16 +35,17 @@ TINY = {
 }
 
 
-def rows(count, seed=0, size=(48, 64)):
-    """Images with one or two rectangles whose colour is their class."""
+def rows(count, seed=0, scale=1):
+    """Images of 64 x 48 times `scale` with one or two rectangles whose colour is their class."""
     random = np.random.default_rng(seed)
     made = []
     for _ in range(count):
-        image = random.integers(0, 60, (*size, 3), dtype=np.uint8)
+        image = random.integers(0, 60, (48 * scale, 64 * scale, 3), dtype=np.uint8)
         objects = {"bbox": [], "category": [], "difficult": []}
-        for left in random.permutation([4, 34])[: random.integers(1, 3)]:
-            label, w, h = (int(random.integers(*span)) for span in ((0, 3), (12, 25), (12, 25)))
-            top = int(random.integers(0, size[0] - h))
+        for left in scale * random.permutation([4, 34])[: random.integers(1, 3)]:
+            label = int(random.integers(0, 3))
+            w, h = (int(side) for side in random.integers(12 * scale, 25 * scale, 2))
+            top = int(random.integers(0, 48 * scale - h))
             image[top : top + h, left : left + w] = 40
             image[top : top + h, left : left + w, label] = 230
             objects["bbox"].append([int(left), top, w, h])
@@ -148,6 +149,13 @@ def test_objects_as_a_list_of_dictionaries_and_as_corners():
 def test_class_ids_without_names():
     data = dataset(rows(6), category=Value("int64"))
     assert task._class_names(data, arguments()) == ["0", "1", "2"]
+
+
+def test_classes_of_the_splits_have_to_agree(tiny, monkeypatch):
+    splits = [dataset(rows(4)), dataset(rows(4), category=ClassLabel(names=["red", "blue", "green"]))]
+    monkeypatch.setattr(task, "load_splits", lambda arguments: splits)
+    with pytest.raises(RecipeError, match="eval_split: class 1 is 'blue' there, and 'green' in train_split"):
+        task.make_trainer(recipe.resolve(tiny))
 
 
 def test_difficult_objects_are_judged_but_not_learned():
@@ -346,14 +354,14 @@ def test_eight_images_are_learned_by_heart(tmp_path):
     root = tmp_path / "eight" / "data"
     root.mkdir(parents=True)
     for split in ("train", "test"):
-        dataset(rows(8, size=(96, 128))).to_parquet(root / f"{split}-00000-of-00001.parquet")
+        dataset(rows(8, scale=2)).to_parquet(root / f"{split}-00000-of-00001.parquet")
     values = {
         **TINY,
         "dataset_name": str(root.parent),
         "image_size": 128,
         "architecture_options": {"width": 0.25},
         "per_device_train_batch_size": 8,
-        "num_train_epochs": 250,
+        "num_train_epochs": 200,
         "eval_strategy": "no",
         "scale_range": [0.8, 1.2],
         "lr_scheduler_type": "cosine",
