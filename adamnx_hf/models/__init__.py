@@ -1,8 +1,7 @@
 """Models that Transformers lacks, or that the paper changes, as PreTrainedModels.
 
-`save_pretrained`, `from_pretrained`, `push_to_hub` and `pipeline("image-classification")` or
-`pipeline("object-detection")` work as for any other: `import adamnx_hf` makes the model types known to the
-Auto classes, as soon as those are imported.
+`save_pretrained`, `from_pretrained`, `push_to_hub` and the task's `pipeline` work as for any other:
+`import adamnx_hf` makes the model types known to the Auto classes, as soon as those are imported.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 from adamnx_hf.errors import RecipeError, nearest
 
-__all__ = ["DataArguments", "check_columns", "load_splits"]
+__all__ = ["DataArguments", "check_columns", "check_images", "load_splits"]
 
 
 def _help(text: str) -> dict[str, str]:
@@ -85,3 +85,18 @@ def check_columns(data: Any, columns: dict[str, str]) -> None:
             raise RecipeError(
                 f"{field}: the data set has no column {column!r}{nearest(column, data.column_names)}"
             )
+
+
+def check_images(data: Any, field: str, column: str) -> None:
+    """That the column, which the recipe's `field` names, holds images.
+
+    Raises:
+        RecipeError: it does not; the message lists those that do.
+    """
+    from datasets import Image
+
+    if not isinstance(data.features[column], Image):
+        images = [name for name, feature in data.features.items() if isinstance(feature, Image)]
+        raise RecipeError(
+            f"{field}: {column!r} does not hold images; those that do: {', '.join(images) or 'none'}"
+        )

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from adamnx_hf import metrics
 from adamnx_hf.errors import RecipeError, nearest
-from adamnx_hf.tasks.data import DataArguments, check_columns, load_splits
+from adamnx_hf.tasks.data import DataArguments, check_columns, check_images, load_splits
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ class DetectionTrainer(RecipeTrainer):
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
             outputs = model(**inputs)
-        loss = outputs.loss.detach()
+        loss = outputs.loss.mean().detach()
         if prediction_loss_only:
             return loss, None, None
         processor: Any = self.processing_class
@@ -454,14 +454,7 @@ def _fields(data: Any, column: str) -> dict[str, Any]:
 
 
 def _check_features(data: Any, arguments: Arguments) -> None:
-    from datasets import Image
-
-    column = arguments.image_column
-    if not isinstance(data.features[column], Image):
-        images = [name for name, feature in data.features.items() if isinstance(feature, Image)]
-        raise RecipeError(
-            f"image_column: {column!r} does not hold images; those that do: {', '.join(images) or 'none'}"
-        )
+    check_images(data, "image_column", arguments.image_column)
     fields = _fields(data, arguments.objects_column)
     if not fields:
         raise RecipeError(
