@@ -605,12 +605,16 @@ def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path) -> None
                 colour = colours(label % colours.N)
                 axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.6))
                 axis.text(
-                    x0, y0, f"{names[label]}{note}", fontsize=6, color="white", va="bottom", clip_on=True,
+                    max(x0, 0), y0, f"{names[label]}{note}", fontsize=6, color="white", clip_on=True,
+                    va="bottom" if y0 > picture.height / 20 else "top",  # else above the picture
                     bbox={"facecolor": colour, "pad": 0.8, "lw": 0},
                 )  # fmt: skip
     axes[0, 0].set_ylabel("in the data")
     axes[1, 0].set_ylabel("found (likelihood above 0.3)")
-    figure.suptitle(f"{recipe.name}: the first images of {recipe.task_arguments.eval_split}", fontsize=11)
+    title = f"{recipe.name}: the first images of the split {recipe.task_arguments.eval_split!r}"
+    if any(objects[:, 1].any() for objects in data.objects[:count]):
+        title += "; ? marks what need not be found"
+    figure.suptitle(title, fontsize=11)
     figure.savefig(path)
     plt.close(figure)
 
