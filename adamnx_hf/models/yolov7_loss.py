@@ -150,7 +150,7 @@ def match(
     return chosen, objects
 
 
-@torch.compiler.disable  # shapes follow the number of objects
+@torch.compiler.disable
 def yolov7_loss(
     boxes: Tensor,
     objectness: Tensor,

@@ -190,6 +190,8 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
 
+    # torch.compile sees the network alone: it would compile the loss again for every number of objects.
+    @torch.compiler.disable(recursive=False)
     def forward(
         self,
         pixel_values: Tensor,

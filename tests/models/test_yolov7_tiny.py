@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import box_iou
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
@@ -216,6 +217,19 @@ def test_the_loss_is_in_float32_under_autocast():
         output = model(pixels, labels=given)
     assert output.loss.dtype == output.pred_boxes.dtype == torch.float32
     assert torch.allclose(output.loss, model(pixels, labels=given).loss, rtol=0.05)
+
+
+def test_other_numbers_of_objects_do_not_compile_it_again():
+    counter = CompileCounter()
+    model = torch.compile(tiny(), backend=counter)
+    counts = []
+    for objects in (2, 5, 0):
+        given = labels(
+            [(i % 3, 0.5, 0.1 * i + 0.1, 0.3, 0.3) for i in range(objects)], [(0, 0.5, 0.5, 0.2, 0.2)]
+        )
+        model(torch.randn(2, 3, 64, 64), labels=given).loss.backward()
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[-1] > 0
 
 
 def test_letterboxing_keeps_everything_and_boxes_find_back():

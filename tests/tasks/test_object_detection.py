@@ -1,5 +1,6 @@
 """Detection data, its checks and augmentation, evaluation, and whole runs on a folder."""
 
+import io
 import json
 
 import numpy as np
@@ -209,6 +210,21 @@ def test_an_image_that_cannot_be_read():
     features = dataset(rows(1)).features
     with pytest.raises(RecipeError, match="test, row 1: the image cannot be read"):
         task.DetectionDataset(Dataset.from_dict(data, features=features), arguments(), "test", 3)
+
+
+def test_an_image_that_its_camera_says_to_turn():
+    picture = Picture.fromarray(rows(1)[0]["image"])
+    exif = picture.getexif()
+    exif[0x0112] = 6  # a quarter turn
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", exif=exif)
+    objects = [{"bbox": [[0, 0, 48, 64]], "category": [1], "difficult": [False]}]
+    data = Dataset.from_dict(
+        {"image": [{"bytes": buffer.getvalue(), "path": None}], "objects": objects},
+        features=dataset(rows(1)).features,
+    )
+    turned = task.DetectionDataset(data, arguments(), "train", 3)
+    assert turned.sizes == [(64, 48)] and turned.picture(0).size == (48, 64)
 
 
 def test_augmentation_carries_the_boxes_along():
