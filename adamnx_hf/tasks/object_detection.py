@@ -522,7 +522,8 @@ def _objects(
         corners = boxes.copy()
         if arguments.box_format == "xywh":
             corners[:, 2:] += corners[:, :2]
-        for box, corner, label in zip(boxes.tolist(), corners, labels, strict=True):
+        inside = corners.clip(0, np.array([width, height, width, height]))
+        for box, corner, cut, label in zip(boxes.tolist(), corners, inside, labels, strict=True):
             if not 0 <= label < classes:
                 raise RecipeError(
                     f"{where}: {label} is not a class id; there are {classes}, from 0 to {classes - 1}"
@@ -532,13 +533,12 @@ def _objects(
                 raise RecipeError(
                     f"{where}: the {shown} has no area; leave it out, or is --box_format another?"
                 )
-            if (corner[:2] < -ROUNDING).any() or (corner[2:] > np.array([width, height]) + ROUNDING).any():
+            if np.abs(corner - cut).max() > ROUNDING or not (cut[2:] > cut[:2]).all():
                 raise RecipeError(
                     f"{where}: the {shown} reaches out of its image of {width} x {height} pixels; correct "
                     "it, or is --box_format another?"
                 )
-        corners = corners.clip(0, np.array([width, height, width, height]))
-        rows = np.concatenate([labels[:, None], difficult[:, None], corners], 1)
+        rows = np.concatenate([labels[:, None], difficult[:, None], inside], 1)
         objects.append(torch.as_tensor(rows, dtype=torch.float32))
         sizes.append((height, width))
     return objects, sizes

@@ -187,6 +187,7 @@ def test_boxes_a_rounding_out_of_the_image_are_cut():
     [
         ({"bbox": [[5, 5, 10, 10], [40, 30, 30, 5]]}, "the xywh box [40.0, 30.0, 30.0, 5.0] reaches out"),
         ({"bbox": [[5, 5, 10, 10], [-3, 5, 10, 5]]}, "reaches out of its image of 64 x 48 pixels; "),
+        ({"bbox": [[5, 5, 10, 10], [-1, 5, 1, 5]]}, "reaches out of its image of 64 x 48 pixels; "),
         ({"bbox": [[5, 5, 0, 10], [40, 30, 3, 5]]}, "the xywh box [5.0, 5.0, 0.0, 10.0] has no area; "),
         ({"bbox": [[5, 5, 3, -10], [40, 30, 3, 5]]}, "has no area"),
         ({"bbox": [[5, 5, float("nan"), 10], [40, 30, 3, 5]]}, "has no area"),
