@@ -56,7 +56,7 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
         if isinstance(kept["lr"], Tensor):  # schedulers change it in place
             kept["lr"] = kept["lr"].clone()
         kept["betas"] = (float(group["betas"][0]), beta2)
-        kept.update(options)
+        kept.update({key: value for key, value in options.items() if key != "max_grad_norm"})
         if kept["fused"] and kept["capturable"]:
             kept["fused"] = None
             notes.append("fused=True dropped: not available together with capturable=True")
@@ -83,6 +83,9 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
             new["step"] = torch.as_tensor(state["step"]).detach().clone()
             for key, beta in zip(("exp_avg", "exp_avg_sq"), old_group["betas"], strict=True):
                 new[key] = _debias(state[key], float(beta), step)
+    converted._convert(
+        [{key: group[key] for key in ("state_dtype", "param_rounding")} for group in converted.param_groups]
+    )
     # Puts `step` where this optimizer keeps it.
     converted.__setstate__(converted.__getstate__())
 

@@ -2,8 +2,8 @@
 
 bfloat16 has 8 significant bits. AdamNX's weight of a new g² is below that after some 500 steps, so rounded to
 the nearest v would stand still. Rounded up or down at random, with the probabilities that make it right on
-average, it goes on. The random bits are a hash of the step, the parameter's place in its group and the
-element's in the parameter: there is no generator whose state would have to be saved, and resuming is exact.
+average, it goes on. The random bits are a hash of the step, the parameter's number and the element's
+in the parameter: there is no generator whose state would have to be saved, and resuming is exact.
 
 In 8 bits (:func:`encode`) it is a moment's logarithm that is kept, in steps of an eighth of an octave below a
 power of two that each block has for itself, and rounded stochastically as well. bitsandbytes' and torchao's
@@ -55,7 +55,7 @@ LEAST_ELEMENTS, LEAST_COLUMNS = 4096, 64
 #: What `AdamNX(param_rounding=...)` takes, for bfloat16 parameters.
 PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
 
-#: Added to a parameter's place, so that its bits are not those of its moments, nor exp_avg's exp_avg_sq's.
+#: Added to a parameter's number, so that its bits are not those of its moments, nor exp_avg's exp_avg_sq's.
 PARAM_SALT, EXP_AVG_SALT = 1 << 30, 1 << 29
 
 _32_BITS = 0xFFFFFFFF
@@ -64,19 +64,19 @@ _32_BITS = 0xFFFFFFFF
 _PIECE = 2**22
 
 
-def random_bits(numel: int, step: int | Tensor, place: int, device: torch.device, start: int = 0) -> Tensor:
+def random_bits(numel: int, step: int | Tensor, number: int, device: torch.device, start: int = 0) -> Tensor:
     """32 bits for each of `numel` elements of a parameter: int64 [numel], from 0 to 2^32 − 1.
 
     Args:
         numel: elements, in the order in which they lie in memory.
         step: t, a number or an int64 0-d tensor on `device`.
-        place: the parameter's, in its group.
+        number: the parameter's, in its optimizer.
         device: of the result.
         start: which element is the first.
     """
     # The finalizer of MurmurHash3, on 32 bits. Products wrap at 2^64, which leaves the lower 32 right.
     index = torch.arange(start, start + numel, dtype=torch.int64, device=device)
-    bits = (index ^ (index >> 32)) * 0x9E3779B1 ^ step * 0x85EBCA77 ^ place * 0xC2B2AE3D
+    bits = (index ^ (index >> 32)) * 0x9E3779B1 ^ step * 0x85EBCA77 ^ number * 0xC2B2AE3D
     bits = bits & _32_BITS
     bits = ((bits ^ (bits >> 16)) * 0x85EBCA6B) & _32_BITS
     bits = ((bits ^ (bits >> 13)) * 0xC2B2AE35) & _32_BITS
@@ -210,26 +210,26 @@ def load(moment: Tensor, param: Tensor, signed: bool) -> Tensor:
     return decode(moment, columns, signed=signed).view(param.shape)
 
 
-def store(moment: Tensor, values: Tensor, step: int | Tensor, place: int, role: str) -> None:
+def store(moment: Tensor, values: Tensor, step: int | Tensor, number: int, role: str) -> None:
     """Writes `values` into a moment in bfloat16 or 8 bits, rounded stochastically.
 
     Args:
         moment: bfloat16 of any strides, or packed.
         values: of the parameter's shape, laid out as it lies in memory.
-        step, place: see :func:`random_bits`.
+        step, number: see :func:`random_bits`.
         role: `"exp_avg"` or `"exp_avg_sq"`.
     """
     signed = role == "exp_avg"
     if moment.dtype == torch.bfloat16:  # half of the bits for each
-        for part, new, bits in _in_pieces(moment, values, step, place):
+        for part, new, bits in _in_pieces(moment, values, step, number):
             part.copy_(round_stochastically(new.float(), bits & 0xFFFF if signed else bits >> 16))
         return
-    for part, new, bits in _in_pieces(moment, values, step, place + EXP_AVG_SALT * signed):
+    for part, new, bits in _in_pieces(moment, values, step, number + EXP_AVG_SALT * signed):
         part.copy_(encode(new.float().flatten(1), bits.flatten(1), signed=signed))
 
 
 def _in_pieces(
-    target: Tensor, values: Tensor, step: int | Tensor, place: int
+    target: Tensor, values: Tensor, step: int | Tensor, number: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Rows of both, with random bits, so few at a time that what is computed from them stays small."""
     rows = values.shape[0] if values.ndim else 1
@@ -237,37 +237,37 @@ def _in_pieces(
     for start in range(0, rows, most):
         part, new = (t[start : start + most] if most < rows else t for t in (target, values))
         first = start * (values.numel() // max(rows, 1))
-        yield part, new, random_bits(new.numel(), step, place, new.device, first).view(new.shape)
+        yield part, new, random_bits(new.numel(), step, number, new.device, first).view(new.shape)
 
 
-def convert(moment: Tensor, param: Tensor, dtype: torch.dtype, step: int, place: int, role: str) -> Tensor:
+def convert(moment: Tensor, param: Tensor, dtype: torch.dtype, step: int, number: int, role: str) -> Tensor:
     """A moment in another format, rounded stochastically where that is narrower.
 
     Args:
         moment: of `param`, in any format, a DTensor too.
         param: whose it is.
         dtype: one of :data:`STATE_DTYPES`' values.
-        step, place, role: see :func:`store`.
+        step, number, role: see :func:`store`.
     """
     result = new_moment(param, dtype)
     new, old, like = (t.to_local() if hasattr(t, "to_local") else t for t in (result, moment, param))
     values = load(old, like, role == "exp_avg") if old.dtype == torch.uint8 else old
     if dtype in (torch.bfloat16, torch.uint8):
-        store(new, values.contiguous(), step, place, role)
+        store(new, values.contiguous(), step, number, role)
     else:
         new.copy_(values)
     return result
 
 
 def store_param(
-    param: Tensor, values: Tensor, step: int | Tensor, place: int, residual: Tensor | None
+    param: Tensor, values: Tensor, step: int | Tensor, number: int, residual: Tensor | None
 ) -> None:
     """Writes float32 `values` into a bfloat16 `param`: whole, with a `residual`; else rounded stochastically.
 
     Args:
         param: bfloat16, any shape and strides.
         values: float32, of its shape.
-        step, place: see :func:`random_bits`.
+        step, number: see :func:`random_bits`.
         residual: of its shape; what `param` cannot hold is left there, see :func:`split`.
     """
     if residual is not None:
@@ -275,7 +275,7 @@ def store_param(
         param.copy_(upper)
         residual.copy_(lower)
         return
-    for part, new, bits in _in_pieces(param, values, step, place + PARAM_SALT):
+    for part, new, bits in _in_pieces(param, values, step, number + PARAM_SALT):
         part.copy_(round_stochastically(new, bits & 0xFFFF))
 
 

@@ -60,6 +60,7 @@ def adamnx(
     beta2_schedule: str = "adamnx",
     param_rounding: str = "nearest",
     param_residuals: list[Tensor | None] | None = None,
+    numbers: Sequence[int] | None = None,
     memo: Memo | None = None,
 ) -> None:
     """Functional API that performs one AdamNX step in place, beside :class:`adamnx_hf.AdamNX`.
@@ -82,6 +83,8 @@ def adamnx(
             :class:`adamnx_hf.AdamNX`.
         param_residuals: with param_rounding="kahan", for each bfloat16 parameter what it cannot hold, of its
             shape and dtype (:func:`adamnx_hf.optim.formats.split`); None for the others.
+        numbers: one for each parameter, always the same, by which the random bits of different parameters
+            differ where something is rounded stochastically. Default: their places in `params`.
         memo: an empty dict, to be passed again at each step of the same group: saves host time.
 
     Raises:
@@ -169,6 +172,7 @@ def adamnx(
             engines[first.device, first.dtype],
             moment_dtype(first.dtype),
             *(_pick(tensors, members) for tensors in (params, grads, exp_avgs, exp_avg_sqs)),
+            numbers=_pick(range(len(params)) if numbers is None else numbers, members),
             residuals=param_residuals and _pick(param_residuals, members),
             rounding=param_rounding,
             step=t,
@@ -327,6 +331,7 @@ def _step_bucket(
     engine: Engine,
     dtype: torch.dtype,
     *columns: list[Tensor],
+    numbers: Sequence[int],
     residuals: list[Tensor | None] | None,
     rounding: str,
     step: float | Tensor,
@@ -377,6 +382,7 @@ def _step_bucket(
             hyperparameters["memo"] = memo.setdefault(number, {})
             hyperparameters["dtypes"] = kinds if batch is everyone else None
             hyperparameters["step"] = _pick_weights(step, batch)
+            hyperparameters["numbers"] = _pick(numbers, batch)
             hyperparameters["rounding"] = rounding
             hyperparameters["residuals"] = rests
         elif grad_scale is not None:
@@ -400,9 +406,9 @@ def _step_bucket(
                     continue
                 t = int(step) if isinstance(step, float) else step[place].long()
                 if role == "param":
-                    store_param(tensor, copy, t, place, residuals[place] if residuals else None)
+                    store_param(tensor, copy, t, numbers[place], residuals[place] if residuals else None)
                 else:
-                    store(tensor, copy, t, place, role)
+                    store(tensor, copy, t, numbers[place], role)
         if engine.MIXES and residuals and rests:
             for place, rest in zip(batch, rests, strict=True):
                 original = residuals[place]
@@ -425,7 +431,7 @@ def _pick_weights(weights: Weight, members: Sequence[int]) -> Weight:
     return torch.stack([weights[i] for i in members])  # an index would have to be sent to the device
 
 
-def _pick(items: list[_T], members: Sequence[int]) -> list[_T]:
+def _pick(items: Any, members: Sequence[int]) -> Any:
     return items if len(members) == len(items) else [items[i] for i in members]
 
 

@@ -36,6 +36,10 @@ class LayerwiseAdamNX(AdamNX):
             them, by which AdamNX clips, is known only with the last one, when the first are gone. It is in
             `grad_norm` after `step()`.
 
+    Every `backward()` that reaches a parameter steps it. Where a network's gradients are not meant for it (a
+    discriminator's in the generator's turn), set `requires_grad_(False)` meanwhile. A pass that breaks off
+    has moved some of the parameters.
+
     Not for a :class:`torch.amp.GradScaler` (gradients are still scaled in the backward pass), nor for more
     than one process (they are not yet averaged).
 
@@ -53,7 +57,8 @@ class LayerwiseAdamNX(AdamNX):
     def _step_supports_amp_scaling(self) -> bool:
         return False
 
-    _group_of: dict[int, int]
+    #: Of each parameter: its group's index and its own number.
+    _places: dict[int, tuple[int, int]]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does."""
@@ -79,8 +84,8 @@ class LayerwiseAdamNX(AdamNX):
         self._squares: list[Tensor] = []
 
     def _hook(self, index: int) -> None:
-        for param in self.param_groups[index]["params"]:
-            vars(self).setdefault("_group_of", {})[id(param)] = index
+        for number, param in enumerate(self.param_groups[index]["params"], self._offsets()[index]):
+            vars(self).setdefault("_places", {})[id(param)] = index, number
             if param in _HOOKS:
                 _HOOKS.pop(param).remove()
             if param.requires_grad:
@@ -93,7 +98,8 @@ class LayerwiseAdamNX(AdamNX):
             raise RuntimeError(
                 "LayerwiseAdamNX: a parameter has a second gradient before step(). Gradients are released as "
                 "they come and cannot be accumulated: call step() after each backward(), with "
-                "gradient_accumulation_steps=1; or use AdamNX"
+                "gradient_accumulation_steps=1; or use AdamNX. After a backward() that broke off, or that "
+                "was not meant for these parameters, call zero_grad()"
             )
         distributed = torch.distributed
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
@@ -101,17 +107,26 @@ class LayerwiseAdamNX(AdamNX):
                 "LayerwiseAdamNX: with several processes it would step before their gradients are averaged; "
                 "use AdamNX, with FSDP2 to share the memory out"
             )
-        group = self.param_groups[self._group_of[id(param)]]
-        params, grads = self._with_grads({"params": [param]})
+        index, number = self._places[id(param)]
+        params, grads, _ = self._with_grads({"params": [param]}, 0)
         divisor = None
         if self.max_grad_norm is not None:
             norm = total_norm([grad.detach() for grad in grads])
             self._squares.append(norm.square())
             if not math.isinf(self.max_grad_norm):
                 divisor = clip_divisor(norm, self.max_grad_norm)
-        self._step_group(group, params, grads, divisor, None, self._memos[id(param)])
+        group, memo = self.param_groups[index], self._memos[id(param)]
+        self._step_group(group, params, grads, [number], divisor, None, memo)
+        # Fused kernels do not tell autograd, which may have kept the parameter for what is still to come in
+        # this pass (a weight used twice, once detached): it is to raise then, not to go on with the new one.
+        torch.autograd.graph.increment_version(param)
         param.grad = None
         self._stepped.add(id(param))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops what gradients there are, and takes a backward pass that broke off for ended."""
+        super().zero_grad(set_to_none)
+        self._begin()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Ends the step that `backward()` has done.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
-from itertools import chain
+from collections.abc import Callable, Sequence
+from itertools import accumulate, chain
 from typing import Any, Literal, overload
 
 import torch
@@ -239,7 +239,12 @@ class AdamNX(Optimizer):
                     loaded = self.state[param][key]
                     if key != "step" and isinstance(saved, Tensor) and loaded.dtype != saved.dtype:
                         self.state[param][key] = saved.to(param.device)
-            self._convert(formats)
+            if changes := self._convert(formats):
+                warnings.warn(
+                    "AdamNX: this state was saved in another format, and has been converted to the one that "
+                    f"the optimizer was given ({', '.join(changes)})",
+                    stacklevel=2,
+                )
 
         # The last of the pre-hooks and the first of the post-hooks: other hooks see the whole.
         remembering = self.register_load_state_dict_pre_hook(remember)
@@ -250,30 +255,37 @@ class AdamNX(Optimizer):
             remembering.remove()
             restoring.remove()
 
-    def _convert(self, formats: list[dict[str, Any]]) -> None:
-        """Brings what has been loaded into the formats that each group was given, where it was given any."""
-        converted: dict[str, None] = {}
-        for group, given in zip(self.param_groups, formats, strict=True):
+    def _convert(self, formats: list[dict[str, Any]]) -> list[str]:
+        """Brings the state into the formats that each group was given, where it was given any.
+
+        Returns:
+            What was changed, in words.
+        """
+        changes: dict[str, None] = {}
+        for group, given, offset in zip(self.param_groups, formats, self._offsets(), strict=True):
             group.update(given)
-            for place, param in enumerate(group["params"]):
+            for number, param in enumerate(group["params"], offset):
                 state = self.state.get(param, {})
                 if "exp_avg" not in state:
                     continue
-                if "param_rounding" in given and _keeps_residual(param, group) != ("param_residual" in state):
-                    converted[f"param_rounding={group['param_rounding']}"] = None
-                    if state.pop("param_residual", None) is None:
-                        state["param_residual"] = new_moment(param, torch.bfloat16)
+                keeps, kept = _keeps_residual(param, group), "param_residual" in state
+                if kept and not keeps:
+                    del state["param_residual"]
+                elif "param_rounding" in given and keeps and not kept:
+                    state["param_residual"] = new_moment(param, torch.bfloat16)
+                if kept != ("param_residual" in state):
+                    changes[f"param_rounding={group['param_rounding']} for {param.dtype}"] = None
                 dtype = _state_dtype(param, group)
                 for key in ("exp_avg", "exp_avg_sq"):
                     if "state_dtype" in given and state[key].dtype != dtype:
-                        converted[f"state_dtype={group['state_dtype']}"] = None
-                        state[key] = convert(state[key], param, dtype, int(state["step"]), place, key)
-        if converted:
-            warnings.warn(
-                f"AdamNX: this state was saved in another format, and has been converted to the one that the "
-                f"optimizer was given ({', '.join(converted)})",
-                stacklevel=2,
-            )
+                        changes[f"state_dtype={group['state_dtype']}"] = None
+                        state[key] = convert(state[key], param, dtype, int(state["step"]), number, key)
+        return list(changes)
+
+    def _offsets(self) -> list[int]:
+        """The number of each group's first parameter: they are numbered through, for the random bits."""
+        sizes = [len(group["params"]) for group in self.param_groups]
+        return list(accumulate(sizes, initial=0))[:-1]
 
     def dequantize(self, param: Tensor) -> dict[str, Tensor]:
         """`exp_avg` and `exp_avg_sq` of a parameter in at least float32, whatever they are kept in.
@@ -305,11 +317,15 @@ class AdamNX(Optimizer):
             state["param_residual"] = new_moment(param, torch.bfloat16)
         return state
 
-    def _with_grads(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-        """The group's parameters that have a gradient, and the gradients."""
+    def _with_grads(
+        self, group: dict[str, Any], offset: int
+    ) -> tuple[list[Tensor], list[Tensor], Sequence[int]]:
+        """The group's parameters that have a gradient, the gradients, and the parameters' numbers."""
         params: list[Tensor] = group["params"]
         grads: list[Any] = [param.grad for param in params]
+        numbers: Sequence[int] = range(offset, offset + len(params))
         if True in [grad is None for grad in grads]:
+            numbers = [n for n, grad in zip(numbers, grads, strict=True) if grad is not None]
             params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
             grads = [grad for grad in grads if grad is not None]
         if True in [grad.is_sparse for grad in grads]:
@@ -317,13 +333,14 @@ class AdamNX(Optimizer):
                 "AdamNX does not support sparse gradients; use dense ones, as of "
                 "torch.nn.Embedding(sparse=False)"
             )
-        return params, grads
+        return params, grads, numbers
 
     def _step_group(
         self,
         group: dict[str, Any],
         params: list[Tensor],
         grads: list[Tensor],
+        numbers: Sequence[int],
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
         memo: Memo,
@@ -340,7 +357,13 @@ class AdamNX(Optimizer):
 
         residuals = None
         if group["param_rounding"] == "kahan":
-            residuals = [state.get("param_residual") for state in states]
+            for param, state in zip(params, states, strict=True):
+                if _keeps_residual(param, group) and "param_residual" not in state:
+                    state["param_residual"] = new_moment(param, torch.bfloat16)
+            residuals = [
+                state["param_residual"] if _keeps_residual(param, group) else None
+                for param, state in zip(params, states, strict=True)
+            ]
         beta1, beta2 = group["betas"]
         adamnx(
             params,
@@ -363,6 +386,7 @@ class AdamNX(Optimizer):
             beta2_schedule=group["beta2_schedule"],
             param_rounding=group["param_rounding"],
             param_residuals=residuals,
+            numbers=numbers,
             memo=memo,
         )
 
@@ -393,13 +417,16 @@ class AdamNX(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        with_grads = [self._with_grads(group) for group in self.param_groups]
+        with_grads = [
+            self._with_grads(group, offset)
+            for group, offset in zip(self.param_groups, self._offsets(), strict=True)
+        ]
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if self.max_grad_norm is not None:
             norm = None
-            if any(grads for _, grads in with_grads):
-                norm = total_norm([grad.detach() for _, grads in with_grads for grad in grads])
+            if any(grads for _, grads, _ in with_grads):
+                norm = total_norm([grad.detach() for _, grads, _ in with_grads for grad in grads])
                 if grad_scale is not None:
                     grad_scale = grad_scale.to(norm.device, non_blocking=True)
                     norm = norm / grad_scale
@@ -408,8 +435,8 @@ class AdamNX(Optimizer):
                     grad_scale = divisor if grad_scale is None else grad_scale * divisor
             self.grad_norm = norm
 
-        for index, (group, (params, grads)) in enumerate(zip(self.param_groups, with_grads, strict=True)):
-            self._step_group(group, params, grads, grad_scale, found_inf, self._memos[index])
+        for index, (group, found) in enumerate(zip(self.param_groups, with_grads, strict=True)):
+            self._step_group(group, *found, grad_scale, found_inf, self._memos[index])
         return loss
 
 
@@ -474,3 +501,8 @@ def _check(group: dict[str, Any]) -> None:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
     if fused and group["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
+    if group["differentiable"] and (name in ("bfloat16", "int8") or group["param_rounding"] != "nearest"):
+        raise RuntimeError(
+            "`differentiable` does not support what is rounded by chance, through which no gradient flows: "
+            f"state_dtype={name}, param_rounding={group['param_rounding']}"
+        )

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import math
 import warnings
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from adamnx_hf import AdamNX
+from adamnx_hf import AdamNX, from_adamw
 from adamnx_hf.optim import schedules
 from adamnx_hf.optim.formats import (
     BLOCK,
@@ -523,3 +524,81 @@ def test_compiled(storage):
     for a, b in zip(*(o.param_groups[0]["params"] for o in (compiled, eager)), strict=True):
         assert_close(a, b, rtol=1e-2, atol=1e-3)
         assert (a != b).sum() <= 0.01 * a.numel() + 1
+
+
+# ---------------------------------------------------------------- together with the rest
+
+
+@every_engine
+def test_equal_parameters_are_rounded_each_in_its_own_way(flags):
+    params = [nn.Parameter(torch.ones(64, 64, dtype=torch.bfloat16)) for _ in range(4)]
+    groups = [{"params": params[:2]}, {"params": params[2:]}]
+    optimizer = AdamNX(groups, lr=1e-3, param_rounding="stochastic", state_dtype="bfloat16", **flags)
+    for param in params:
+        param.grad = torch.full_like(param, 1.0078125)  # its square is no bfloat16
+    optimizer.step()
+    for kept in (params, [optimizer.state[param]["exp_avg_sq"] for param in params]):
+        assert not any(torch.equal(a, b) for a, b in itertools.combinations(kept, 2))
+
+
+@every_engine
+def test_a_parameter_is_rounded_by_its_own_bits_whoever_else_has_a_gradient(flags):
+    def step(*with_gradient):
+        params = [nn.Parameter(torch.ones(1000, dtype=torch.bfloat16)) for _ in range(3)]
+        optimizer = AdamNX(params, lr=1e-3, param_rounding="stochastic", **flags)
+        for i in with_gradient:
+            params[i].grad = torch.ones_like(params[i])
+        optimizer.step()
+        return params[2]
+
+    assert torch.equal(step(0, 1, 2), step(2))
+
+
+def test_from_adamw_takes_the_formats():
+    params = parameters(torch.bfloat16)
+    adamw = train(torch.optim.AdamW(params), range(2))
+    for state_dtype, dtype in (("bfloat16", torch.bfloat16), ("int8", torch.uint8)):
+        options = {"state_dtype": state_dtype, "param_rounding": "kahan", "max_grad_norm": 1.0}
+        optimizer = from_adamw(adamw, verbose=False, **options)
+        state = optimizer.state[params[3]]
+        assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == dtype
+        assert not state["param_residual"].any() and optimizer.max_grad_norm == 1.0
+        exact = adamw.state[params[3]]["exp_avg_sq"].float() / (1 - 0.999**2)
+        assert_close(optimizer.dequantize(params[3])["exp_avg_sq"], exact, rtol=0.1, atol=1e-3)
+        train(optimizer, [2])
+
+
+def test_a_residual_is_the_business_of_bfloat16_alone():
+    saver, saved = saved_with(param_rounding="kahan")
+    train(saver, [3])
+    wide = [nn.Parameter(param.detach().float()) for param in saver.param_groups[0]["params"]]
+    before = [param.detach().clone() for param in wide]
+    loader = AdamNX(wide)
+    with pytest.warns(UserWarning, match=r"param_rounding=kahan for torch.float32"):
+        loader.load_state_dict(saved)
+    assert not any("param_residual" in state for state in loader.state.values())
+    # Nor where a model has become another dtype since.
+    param = nn.Parameter(torch.randn(6, 4).bfloat16())
+    optimizer = train(AdamNX([param], param_rounding="kahan", lr=0.1), range(3))
+    param.data = param.data.float()
+    before = param.detach().clone()
+    param.grad = torch.zeros(4, 6).t()
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    assert torch.equal(param, before)
+
+
+def test_a_rounding_that_comes_later():
+    param = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    optimizer = train(AdamNX([param]), [0])
+    optimizer.param_groups[0]["param_rounding"] = "kahan"
+    train(optimizer, [1])
+    assert optimizer.state[param]["param_residual"].any()
+
+
+@pytest.mark.parametrize(
+    "options", [{"state_dtype": "bfloat16"}, {"state_dtype": "int8"}, {"param_rounding": "kahan"}]
+)
+def test_no_gradients_through_what_is_rounded_by_chance(options):
+    with pytest.raises(RuntimeError, match="`differentiable` does not support what is rounded by chance"):
+        AdamNX(parameters(), differentiable=True, **options)

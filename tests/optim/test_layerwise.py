@@ -12,14 +12,19 @@ from torch.testing import assert_close
 from adamnx_hf import AdamNX, LayerwiseAdamNX
 
 
-def network():
+def network(width=8):
     torch.manual_seed(0)
-    layers = [layer for _ in range(6) for layer in (nn.Linear(8, 8), nn.Tanh())]
-    return nn.Sequential(*layers, nn.Linear(8, 1))
+    widths = [8] + [width] * 6
+    layers = [
+        layer for sizes in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(*sizes), nn.Tanh())
+    ]
+    return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
 def loss_of(model, step):
-    data = torch.randn(16, 8, generator=torch.Generator().manual_seed(step))
+    data = torch.randn(16, 8, generator=torch.Generator().manual_seed(step)).to(
+        next(model.parameters()).dtype
+    )
     return (model(data) - data.sum(1, keepdim=True)).square().mean()
 
 
@@ -38,21 +43,18 @@ OPTIONS = [
     {},
     {"foreach": False},
     {"state_dtype": "bfloat16"},
+    {"state_dtype": "int8", "param_rounding": "stochastic", "lr": 0.02},
     {"beta2_schedule": "adam", "maximize": True},
 ]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_same_steps_as_adamnx(options):
-    released, usual = network(), network()
-    if (
-        "state_dtype" in options
-    ):  # its random bits go by the place in the list, and here each has its own list
-        usual_optimizer = [AdamNX([p], lr=0.01, **options) for p in usual.parameters()]
-        optimizer = LayerwiseAdamNX(released.parameters(), lr=0.01, **options)
-    else:
-        usual_optimizer = [AdamNX(groups(usual), lr=0.01, **options)]
-        optimizer = LayerwiseAdamNX(groups(released), lr=0.01, **options)
+    released, usual = (network(64 if "state_dtype" in options else 8) for _ in range(2))
+    if "param_rounding" in options:
+        released, usual = released.bfloat16(), usual.bfloat16()
+    optimizer = LayerwiseAdamNX(groups(released), **{"lr": 0.01, **options})
+    usual_optimizer = [AdamNX(groups(usual), **{"lr": 0.01, **options})]
     schedulers = [
         torch.optim.lr_scheduler.LinearLR(one, total_iters=5) for one in (optimizer, *usual_optimizer)
     ]
@@ -209,3 +211,33 @@ def test_several_processes_are_refused(monkeypatch):
         loss_of(model, 0).backward()
     assert_same(model, before)
     assert not optimizer.state
+
+
+def test_autograd_notices_a_parameter_that_it_still_needs():
+    # W is used twice, once held fixed: its gradient is there before the pass is through with its value.
+    weight, before = (nn.Parameter(torch.randn(4, 4)) for _ in range(2))
+    optimizer = LayerwiseAdamNX([weight, before])
+    hidden = (torch.randn(2, 4) @ before) @ weight.detach()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (hidden @ weight).sum().backward()
+    assert before not in optimizer.state
+
+
+def test_after_a_pass_that_broke_off():
+    model = network()
+    optimizer = LayerwiseAdamNX(model.parameters())
+
+    def fail(_):
+        raise MemoryError
+
+    handle = model[0].weight.register_hook(fail)
+    with pytest.raises(MemoryError):
+        loss_of(model, 0).backward()
+    handle.remove()
+    with pytest.raises(RuntimeError, match=r"that broke off, .* call zero_grad\(\)"):
+        loss_of(model, 1).backward()
+    optimizer.zero_grad()
+    loss_of(model, 1).backward()
+    optimizer.step()
+    assert optimizer.state[model[0].weight]["step"] == 1
+    assert optimizer.state[model[-1].weight]["step"] == 2

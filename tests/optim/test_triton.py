@@ -180,20 +180,20 @@ def test_only_what_has_changed_is_sent_to_the_device(device, monkeypatch):
         del keep
         return list(sent)
 
-    assert step(0) == [(3, 7), (3,), (6,)]  # parameters, gradients, chunks
+    assert step(0) == [(3, 8), (3,), (6,)]  # parameters, gradients, chunks
     assert step(1) == [(3,)]
     sent.clear()
     kernel.step()
     reference.step()
     assert not sent  # zero_grad(set_to_none=False) keeps the gradients where they are
-    assert step(2, only=(0, 2)) == [(2, 7), (2,), (4,)]
+    assert step(2, only=(0, 2)) == [(2, 8), (2,), (4,)]
     # The steps differ from now on, so two weights for each parameter are sent too, at each step.
-    assert step(3) == [(3,), (3,), (3, 7), (3,), (6,)]
+    assert step(3) == [(3,), (3,), (3, 8), (3,), (6,)]
     with torch.no_grad():
         for a, b in zip(params, reference.param_groups[0]["params"], strict=True):
             a.data = a.data.clone()  # as moving a model does
             b.data = b.data.clone()
-    assert step(4) == [(3,), (3,), (3, 7), (3,), (6,)]
+    assert step(4) == [(3,), (3,), (3, 8), (3,), (6,)]
     check_equal(kernel, reference)
 
 
@@ -339,7 +339,7 @@ def test_more_than_2_to_the_31_elements(interpreted):
     real = [torch.rand(elements - start) for _ in range(4)]
     expected = [tensor.clone() for tensor in real]
     addresses = [tensor.data_ptr() - start * 4 for tensor in real]
-    table = torch.tensor([[addresses[0], *addresses[2:], 0, elements, 1 - chunks, 0]])
+    table = torch.tensor([[addresses[0], *addresses[2:], 0, 0, elements, 1 - chunks, 0]])
     interpreted.step_kernel[(1,)](
         table, torch.tensor([addresses[1]]), torch.zeros(1, dtype=torch.int32), 1,
         0.5, 0.25, 0.1, 0.01, 1e-8, None, None, COLUMNS=interpreted.COLUMNS,

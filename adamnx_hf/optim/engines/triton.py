@@ -17,7 +17,7 @@ import operator
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,6 +98,7 @@ def step_(
     eps: float,
     maximize: bool,
     step: float | Tensor = 1.0,
+    numbers: Sequence[int] | None = None,
     rounding: str = "nearest",
     residuals: list[Tensor | None] | None = None,
     grad_scale: Tensor | None = None,
@@ -111,7 +112,8 @@ def step_(
         number, tensor = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
         assert isinstance(step, Tensor)
         _opaque_step(
-            params, grads, exp_avgs, exp_avg_sqs, step, weight1, weight2, number, tensor,
+            params, grads, exp_avgs, exp_avg_sqs, step, list(numbers or range(len(params))),
+            weight1, weight2, number, tensor,
             weight_decay, eps, maximize, rounding, [rest for rest in residuals or [] if rest is not None],
             grad_scale, found_inf,
         )  # fmt: skip
@@ -122,7 +124,7 @@ def step_(
     columns = (params, grads, exp_avgs, exp_avg_sqs)
     addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in columns]
     kept = [0 if rest is None else rest.data_ptr() for rest in residuals] if residuals else [0] * len(params)
-    addresses.append(kept)
+    addresses += [kept, list(range(len(params)) if numbers is None else numbers)]
     dtypes = dtypes or [{tensor.dtype for tensor in tensors} for tensors in columns]
 
     t: int | float | Tensor = 0
@@ -143,14 +145,14 @@ def step_(
     }
     numels = [param.numel() for param in params]
     check = functools.partial(_check, columns)
-    if all(len(kinds) == 1 for kinds in dtypes) and all(map(_aligned, addresses)):
+    if all(len(kinds) == 1 for kinds in dtypes) and all(map(_aligned, addresses[:-1])):
         kind = (*(dtype for kinds in dtypes for dtype in kinds), True)
         _launch(kind, addresses, numels, range(len(params)), arguments, device, memo, check)
         return
     # One launch for each combination of dtypes, and one for what does not lie at multiples of 16 bytes.
     kinds_of = defaultdict(list)
     for i, row in enumerate(zip(*columns, strict=True)):
-        aligned = _aligned([column[i] for column in addresses])
+        aligned = _aligned([column[i] for column in addresses[:-1]])
         kind = (*(tensor.dtype for tensor in row), aligned)
         kinds_of[kind].append(i)
     for kind, members in kinds_of.items():
@@ -205,12 +207,18 @@ def _launch(
 
     from adamnx_hf.optim.engines import triton_kernel as kernel
 
-    params, grads, exp_avgs, exp_avg_sqs, residuals = addresses
+    params, grads, exp_avgs, exp_avg_sqs, residuals, numbers = addresses
     if kind[0] != torch.bfloat16:  # stored as ever
         arguments = arguments | {"ROUNDING": "nearest"}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         tables = _tables(
-            [params, exp_avgs, exp_avg_sqs, residuals, numels], grads, places, device, kind, memo, check
+            [params, exp_avgs, exp_avg_sqs, residuals, numbers, numels],
+            grads,
+            places,
+            device,
+            kind,
+            memo,
+            check,
         )
         if not len(tables.chunks):
             return
@@ -366,6 +374,7 @@ def _opaque_step(
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     step: Tensor,
+    numbers: list[int],
     weight1: Tensor,
     weight2: Tensor,
     lr_number: float,
@@ -389,6 +398,7 @@ def _opaque_step(
         exp_avgs,
         exp_avg_sqs,
         step=step,
+        numbers=numbers,
         weight1=weight1,
         weight2=weight2,
         lr=lr_number if lr is None else lr,

@@ -13,8 +13,8 @@ PARAM_SALT = tl.constexpr(1 << 30)
 __all__ = ["COLUMNS", "adamnx_update", "step_kernel"]
 
 #: int64 columns of the table of parameters: addresses of param, exp_avg, exp_avg_sq and param_residual (or
-#: 0), number of elements, number of the first chunk, place in the lists of weights.
-COLUMNS = 7
+#: 0), the number that seeds its rounding, elements, number of the first chunk, place in the lists of weights.
+COLUMNS = 8
 
 
 @triton.jit
@@ -32,10 +32,10 @@ def adamnx_update(param, grad, exp_avg, exp_avg_sq, weight1, weight2, lr, weight
 
 
 @triton.jit
-def random_bits(index, step, place):
+def random_bits(index, step, number):
     """:func:`adamnx_hf.optim.formats.random_bits`, of elements `index` (int64)."""
     bits = (index ^ (index >> 32)).to(tl.uint32) * 0x9E3779B1
-    bits = bits ^ step.to(tl.uint32) * 0x85EBCA77 ^ place.to(tl.uint32) * 0xC2B2AE3D
+    bits = bits ^ step.to(tl.uint32) * 0x85EBCA77 ^ number.to(tl.uint32) * 0xC2B2AE3D
     bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
     bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
     return bits ^ (bits >> 16)
@@ -78,7 +78,7 @@ def _step_chunk(
     offsets,
     mask,
     step,
-    place,
+    number,
     weight1,
     weight2,
     lr,
@@ -111,13 +111,13 @@ def _step_chunk(
         eps,
     )
     if EXP_AVG == tl.bfloat16 or EXP_AVG_SQ == tl.bfloat16:
-        bits = random_bits(start + offsets, step, place)
+        bits = random_bits(start + offsets, step, number)
         if EXP_AVG == tl.bfloat16:
             new_exp_avg = round_stochastically(new_exp_avg, bits & 0xFFFF)
         if EXP_AVG_SQ == tl.bfloat16:
             new_exp_avg_sq = round_stochastically(new_exp_avg_sq, bits >> 16)
     if ROUNDING == "stochastic":
-        bits = random_bits(start + offsets, step, place + PARAM_SALT)
+        bits = random_bits(start + offsets, step, number + PARAM_SALT)
         new_param = round_stochastically(new_param, bits & 0xFFFF)
     if ROUNDING == "kahan":
         new_param, residual = split(new_param)
@@ -180,8 +180,9 @@ def step_kernel(
     chunk = tl.program_id(0)
     index = tl.load(chunks + chunk).to(tl.int64)
     row = table + index * COLUMNS
-    numel = tl.load(row + 4)
-    start = (chunk - tl.load(row + 5)) * BLOCK  # int64, as tensors may have more than 2^31 elements
+    number = tl.load(row + 4)
+    numel = tl.load(row + 5)
+    start = (chunk - tl.load(row + 6)) * BLOCK  # int64, as tensors may have more than 2^31 elements
     param = tl.load(row).to(tl.pointer_type(PARAM)) + start
     grad = tl.load(grads + index).to(tl.pointer_type(GRAD)) + start
     exp_avg = tl.load(row + 1).to(tl.pointer_type(EXP_AVG)) + start
@@ -194,7 +195,7 @@ def step_kernel(
         exp_avg_sq = tl.multiple_of(exp_avg_sq, 16)
         residual = tl.multiple_of(residual, 16)
 
-    place = tl.load(row + 6)
+    place = tl.load(row + 7)
     if STEPS_IN_MEMORY:
         step = tl.load(step + place).to(tl.int32)
     if WEIGHTS_IN_MEMORY:
@@ -210,11 +211,11 @@ def step_kernel(
     # A mask of unknown alignment would make every access one element wide: only the last chunk has one.
     if start + BLOCK <= numel:
         _step_chunk(
-            param, grad, exp_avg, exp_avg_sq, residual, start, offsets, None, step, place,
+            param, grad, exp_avg, exp_avg_sq, residual, start, offsets, None, step, number,
             weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, EXP_AVG, EXP_AVG_SQ, ROUNDING,
         )  # fmt: skip
     else:
         _step_chunk(
-            param, grad, exp_avg, exp_avg_sq, residual, start, offsets, offsets < numel - start, step, place,
+            param, grad, exp_avg, exp_avg_sq, residual, start, offsets, offsets < numel - start, step, number,
             weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, EXP_AVG, EXP_AVG_SQ, ROUNDING,
         )  # fmt: skip
