@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,9 +16,7 @@ from adamnx_hf import AdamNX, LayerwiseAdamNX
 def network(width=8):
     torch.manual_seed(0)
     widths = [8] + [width] * 6
-    layers = [
-        layer for sizes in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(*sizes), nn.Tanh())
-    ]
+    layers = [layer for sizes in pairwise(widths) for layer in (nn.Linear(*sizes), nn.Tanh())]
     return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
