@@ -1,7 +1,8 @@
 """The `adamnx-hf` command.
 
-A subcommand is a module of this package with `add_arguments(parser)` and `run(args) -> int | None`. Such a
-module is imported only when it is called, and imports what is slow to import inside `run`.
+A subcommand is a module of this package with `add_arguments(parser)` and `run(args) -> int | None`, and with
+`TAKES_FLAGS = True` if it takes a recipe's flags, as `args.flags`, beside its own. Such a module is imported
+only when it is called, and imports what is slow to import inside `run`.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ COMMANDS = {
     "bench": "time AdamNX's step beside other optimizers' on this machine",
     "recipes": "list the recipes",
     "run": "train a recipe",
+    "compare": "compare optimizers on a recipe: paired by seed, each at its best",
     "paper": "show the paper's tables beside your own runs",
 }
 
 # The top-level modules of the extras. A command says by `EXTRA` which one it needs.
 _EXTRAS = {
     "demo": {"matplotlib", "rich", "scipy", "sklearn"},
-    "recipes": {"matplotlib", "pytorch_optimizer", "torchvision"},
+    "recipes": {"matplotlib", "pytorch_optimizer", "scipy", "torchmetrics", "torchvision"},
 }
 
 
@@ -48,12 +50,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"adamnx-hf {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
+        )
         if list(argv[:1]) == [name]:
             module = importlib.import_module(f"adamnx_hf.{name}")
             module.add_arguments(command)
-            command.set_defaults(run=module.run, extra=getattr(module, "EXTRA", "demo"))
-    args = parser.parse_args(argv)
+            command.set_defaults(
+                run=module.run,
+                extra=getattr(module, "EXTRA", "demo"),
+                takes_flags=getattr(module, "TAKES_FLAGS", False),
+            )
+    args, unknown = parser.parse_known_args(argv)
+    if unknown and not args.takes_flags:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{getattr(args, 'hint', '')}")
+    args.flags = [*getattr(args, "flags", []), *unknown]
     try:
         return args.run(args) or 0
     except ModuleNotFoundError as error:

@@ -20,18 +20,20 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamnx_hf import __version__
+from adamnx_hf.errors import number
+from adamnx_hf.figures import PALETTE
+from adamnx_hf.paired import Difference, paired_difference
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import Trainer
 
-__all__ = ["Difference", "Run", "add_arguments", "paired_difference", "run", "verdict"]
+__all__ = ["Run", "add_arguments", "run", "verdict"]
 
 MADE_BY = "adamnx-hf demo"
 RESULTS, CURVES = "results.json", "curves.png"
@@ -41,14 +43,6 @@ WEIGHT_DECAY = 0.01
 DATA = "scikit-learn digits"
 MODEL = "ViT, 58,570 parameters"
 LABELS = {"adamnx": "AdamNX", "adamw_torch_fused": "AdamW"}
-COLOURS = [
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-]  # Okabe and Ito: colour-blind-safe
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -71,49 +65,6 @@ class Run:
         return LABELS.get(self.optim, self.optim)
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """The mean of paired differences, with its t interval."""
-
-    mean: float
-    low: float | None
-    """None, as `high`: a single pair, or pairs that all differ by the same, leave no spread to judge by."""
-    high: float | None
-
-    @property
-    def sign(self) -> int | None:
-        """1 or -1 where the interval lies above or below 0, 0 where it contains 0, None without one."""
-        if self.low is None or self.high is None:
-            return None
-        return (self.low > 0) - (self.high < 0)
-
-
-def paired_difference(
-    first: Sequence[float], second: Sequence[float], confidence: float = 0.95
-) -> Difference:
-    """The mean of `first − second`, pair by pair, with Student's t interval.
-
-    Args:
-        first: one value per seed.
-        second: the values of the other optimizer for the same seeds.
-        confidence: of the interval.
-
-    Raises:
-        ValueError: the lengths differ, or there are no pairs.
-    """
-    from scipy.stats import t
-
-    differences = [float(a) - float(b) for a, b in zip(first, second, strict=True)]
-    mean = statistics.fmean(differences)
-    spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
-    # Equal differences come out of the subtraction equal to the last few bits only.
-    if spread <= 1e-12 * max(map(abs, [*first, *second])):
-        return Difference(mean, None, None)
-    quantile = float(t.ppf((1 + confidence) / 2, len(differences) - 1))
-    half = quantile * spread / math.sqrt(len(differences))
-    return Difference(mean, mean - half, mean + half)
-
-
 def verdict(first: str, second: str, loss: Difference, accuracy: Difference) -> str:
     """What the two differences (first − second) allow to be said, in one line."""
     findings = []
@@ -126,24 +77,6 @@ def verdict(first: str, second: str, loss: Difference, accuracy: Difference) -> 
             finding = f"{first} is {'better' if difference.sign == better else 'worse'} than {second} here"
         findings.append(f"{metric}: {finding}")
     return f"{'; '.join(findings)}. One small task: not a general result."
-
-
-def _number(kind: Callable[[str], Any], least: float, inclusive: bool = True) -> Callable[[str], Any]:
-    """An argparse type: a finite number, at least (or above) `least`."""
-
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and (value >= least if inclusive else value > least)):
-            kind_name = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not {kind_name} {'from' if inclusive else 'above'} {least:g}"
-            )
-        return value
-
-    return parse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -160,12 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="names as in TrainingArguments(optim=...); the first is compared with each other one",
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=_number(int, 0), default=[0, 1, 2], metavar="SEED", help="default: 0 1 2"
+        "--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2], metavar="SEED", help="default: 0 1 2"
     )
-    parser.add_argument("--epochs", type=_number(int, 1), default=16, help="default: %(default)s")
+    parser.add_argument("--epochs", type=number(int, 1), default=16, help="default: %(default)s")
     parser.add_argument(
         "--learning-rate",
-        type=_number(float, 0, inclusive=False),
+        type=number(float, 0, inclusive=False),
         default=LEARNING_RATE,
         help="for all optimizers; the default, %(default)s, was chosen for AdamW",
     )
@@ -537,7 +470,7 @@ def _draw(args: argparse.Namespace, runs: list[Run], data: Any, logits: np.ndarr
         }
         for i, optim in enumerate(args.optim):
             # The first is drawn wider, so that it shows where another one covers it.
-            width, colour = 4 if i == 0 else 1.8, COLOURS[i % len(COLOURS)]
+            width, colour = 4 if i == 0 else 1.8, PALETTE[i % len(PALETTE)]
             for axes, metric in zip(panels, ("test_loss", "test_accuracy"), strict=False):
                 values = per_epoch[optim, metric]
                 mean = values.mean(axis=1)
@@ -581,7 +514,7 @@ def _draw_differences(axes: Any, optims: list[str], per_epoch: dict[Any, Any], e
         ]
         low = [item.mean if item.low is None else item.low for item in differences]
         high = [item.mean if item.high is None else item.high for item in differences]
-        colour = "#555555" if len(optims) == 2 else COLOURS[i % len(COLOURS)]
+        colour = "#555555" if len(optims) == 2 else PALETTE[i % len(PALETTE)]
         means = [item.mean for item in differences]
         axes.plot(epochs, means, "o-", lw=1.8, ms=4, color=colour, label=f"{MINUS} {_label(second)}")
         axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -611,7 +544,7 @@ def _draw_hardest(figure: Any, who: str, data: Any, logits: np.ndarray, count: i
         right = answer == truth[i]
         axes.set_title(
             f"{answer} ✓" if right else f"{answer}, not {truth[i]}",
-            color="#222222" if right else COLOURS[1],
+            color="#222222" if right else PALETTE[1],
             fontsize=10.5,
             loc="center",
             weight="normal",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
-__all__ = ["RecipeError", "nearest"]
+__all__ = ["RecipeError", "nearest", "number"]
 
 
 class RecipeError(ValueError):
@@ -18,3 +21,21 @@ def nearest(word: str, valid: Iterable[object], most: int = 12) -> str:
     if near := difflib.get_close_matches(word, words, n=1):
         return f"; did you mean {near[0]!r}?"
     return f"; valid: {', '.join(words)}" if 0 < len(words) <= most else ""
+
+
+def number(kind: Callable[[str], Any], least: float, inclusive: bool = True) -> Callable[[str], Any]:
+    """An argparse type: a finite number, at least (or above) `least`."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and (value >= least if inclusive else value > least)):
+            kind_name = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {kind_name} {'from' if inclusive else 'above'} {least:g}"
+            )
+        return value
+
+    return parse

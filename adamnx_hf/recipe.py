@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 
 from adamnx_hf.errors import RecipeError, nearest
 
-__all__ = ["Recipe", "RecipeArguments", "find", "folder", "named", "read", "resolve"]
+__all__ = ["Recipe", "RecipeArguments", "fields", "find", "folder", "named", "read", "resolve"]
 
 
 def folder() -> Path:
@@ -65,7 +65,10 @@ def read(path: Path) -> dict[str, Any]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        tree, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        tree = loader.get_single_node()
+        keys = [key.value for key, _ in tree.value] if isinstance(tree, yaml.MappingNode) else []
+        values = None if tree is None else loader.construct_document(tree)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error})") from error
     except yaml.YAMLError as error:
@@ -74,7 +77,6 @@ def read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: a recipe is a list of `key: value` lines")
     if odd := [key for key in values if not isinstance(key, str)]:
         raise RecipeError(f"{path}: {odd[0]!r} is not the name of a field")
-    keys = [key.value for key, _ in tree.value]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise RecipeError(f"{path}: {twice[0]} is given twice")
     return values
@@ -265,6 +267,11 @@ def _check_json(text: str, where: str, or_path: bool) -> None:
 def _clean(error: argparse.ArgumentError, source: str) -> str:
     """Argparse's `argument --seed/-s: invalid ...` as `seed: invalid ...`."""
     return source + re.sub(r"^argument --([^/:\s]+)[^:]*: ", r"\1: ", str(error))
+
+
+def fields(name: str) -> list[str]:
+    """The names of a recipe's fields, which are its flags."""
+    return list(_Parser(_task_of(read(find(name)), f"{name}: ")).fields)
 
 
 def help_text(name: str) -> str:

@@ -22,6 +22,7 @@ _PACKAGES = (
     "datasets",
     "evaluate",
     "pytorch-optimizer",
+    "torchmetrics",
     "numpy",
     "pillow",
 )
@@ -155,21 +156,13 @@ def draw_runs(
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
-    style: dict[Any, Any] = {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-        "axes.grid": True,
-        "grid.color": "#ebebeb",
-        "axes.axisbelow": True,
-    }
+    from adamnx_hf.figures import PALETTE, RC
+
     plt.switch_backend("agg")
-    with plt.rc_context(style):
+    with plt.rc_context(RC):
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), dpi=150, layout="constrained")
         for i, (label, rows) in enumerate(runs.items()):
-            colour = colours[i % len(colours)]
+            colour = PALETTE[i % len(PALETTE)]
             x = [row["epoch"] for row in rows]
             prefix = f"{label}, " if label else ""
             marker = "o" if len(rows) < 30 else None
@@ -178,7 +171,7 @@ def draw_runs(
                 left.plot(x, _gaps(y), line, color=colour, marker=marker, ms=3, label=f"{prefix}{name}")
             for j, (name, kind) in enumerate(metrics.items()):
                 values = _gaps([row.get(name) for row in rows])
-                tint = colour if len(runs) > 1 else colours[j % len(colours)]
+                tint = colour if len(runs) > 1 else PALETTE[j % len(PALETTE)]
                 words = name.replace("_", " ").replace("top", "top-")
                 summary = best_and_last(rows, {name: kind}).get(name)
                 best = f", best {summary['best']:.2f}" if summary else ""

@@ -2,7 +2,9 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import yaml
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker to a core: more threads would only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,3 +35,57 @@ def run_python(tmp_path):
         return result.stdout + result.stderr
 
     return run
+
+
+# A recipe of its own for what needs no network to speak of.
+TINY = {
+    "task": "image_classification",
+    "architecture": "efficientnet_v2_s",
+    "architecture_options": {
+        "depths": [1, 1],
+        "widths": [8, 8, 8],
+        "expand_ratios": [1, 2],
+        "strides": [2, 2],
+        "head_width": 16,
+    },
+    "image_column": "img",
+    "label_column": "fine_label",
+    "per_device_train_batch_size": 8,
+    "eval_strategy": "epoch",
+    "report_to": "none",
+    "logging_steps": 2,
+    "optim": "adamnx",
+    "learning_rate": 0.01,
+    "num_train_epochs": 2,
+    "use_cpu": True,
+}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A local data set of CIFAR-100's schema whose classes are colours, so that it can be learned."""
+    from datasets import ClassLabel, Dataset, Features, Image  # once the Hub is known to be out of reach
+
+    root = tmp_path_factory.mktemp("data") / "colours"
+    names = ["red", "green", "blue"]
+    features = Features(
+        {"img": Image(), "fine_label": ClassLabel(names=names), "coarse_label": ClassLabel(2)}
+    )
+    random = np.random.default_rng(0)
+    for split, count in (("train", 48), ("test", 21)):
+        labels = random.integers(0, 3, count)
+        images = random.integers(0, 100, (count, 32, 32, 3), dtype=np.uint8)
+        images[np.arange(count), :, :, labels] += 150
+        data = Dataset.from_dict(
+            {"img": list(images), "fine_label": labels, "coarse_label": labels % 2}, features=features
+        )
+        (root / "data").mkdir(parents=True, exist_ok=True)
+        data.to_parquet(root / "data" / f"{split}-00000-of-00001.parquet")
+    return root
+
+
+@pytest.fixture
+def tiny(tmp_path, folder):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "dataset_name": str(folder)}))
+    return str(path)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from adamnx_hf import cli, demo, figures
-from adamnx_hf.demo import Difference, paired_difference, verdict
+from adamnx_hf.demo import verdict
+from adamnx_hf.paired import Difference, paired_difference
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")

@@ -39,6 +39,7 @@ def test_every_recipe_resolves(name):
     assert not args.bf16 and not args.torch_compile
     if resolved.arguments.paper_tables:
         assert args.num_train_epochs == 80
+    if resolved.arguments.task == "image_classification":
         assert args.per_device_train_batch_size == 64 and args.per_device_eval_batch_size == 200
 
 
@@ -263,10 +264,13 @@ def test_the_list_as_json(capsys):
         "cifar100_efficientnetv2_l": [11],
         "cifar100_convnext_b": [12],
         "voc_yolov7_tiny": [5, 9],
+        "sbd_unet": [6, 10],
     }
     for entry in found.values():
-        assert entry["task"] in TASKS and entry["data"]
-        assert entry["model"] and entry["hardware"] and entry["hours"]
+        assert entry["task"] in TASKS and (entry["data"] == "uoft-cs/cifar100") == (
+            "cifar100" in entry["name"]
+        )
+        assert entry["data"] and entry["model"] and entry["hardware"] and entry["hours"]
     own = [row for row in found["cifar100_efficientnetv2_l"]["published"] if row["row"] == "AdamNX"]
     assert (own[0]["top1_error"], own[0]["top5_error"]) == (35.66, 12.37)
 

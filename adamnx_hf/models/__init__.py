@@ -14,6 +14,8 @@ from typing import Any
 __all__ = [
     "TorchvisionNetConfig",
     "TorchvisionNetForImageClassification",
+    "UNetConfig",
+    "UNetForSemanticSegmentation",
     "Yolov7TinyConfig",
     "Yolov7TinyForObjectDetection",
     "Yolov7TinyImageProcessor",
@@ -23,6 +25,8 @@ __all__ = [
 _HOMES = {
     "TorchvisionNetConfig": "configuration",
     "TorchvisionNetForImageClassification": "image_classifier",
+    "UNetConfig": "configuration",
+    "UNetForSemanticSegmentation": "unet",
     "Yolov7TinyConfig": "configuration",
     "Yolov7TinyForObjectDetection": "yolov7_tiny",
     "Yolov7TinyImageProcessor": "yolov7_image_processor",
@@ -49,19 +53,21 @@ def register() -> None:
 
 
 def _register_config(auto: Any) -> None:
-    from adamnx_hf.models.configuration import TorchvisionNetConfig, Yolov7TinyConfig
+    from adamnx_hf.models.configuration import TorchvisionNetConfig, UNetConfig, Yolov7TinyConfig
 
-    for config in (TorchvisionNetConfig, Yolov7TinyConfig):
+    for config in (TorchvisionNetConfig, UNetConfig, Yolov7TinyConfig):
         auto.AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_model(auto: Any) -> None:
-    from adamnx_hf.models.configuration import TorchvisionNetConfig
+    from adamnx_hf.models.configuration import TorchvisionNetConfig, UNetConfig
     from adamnx_hf.models.image_classifier import TorchvisionNetForImageClassification
+    from adamnx_hf.models.unet import UNetForSemanticSegmentation
 
     auto.AutoModelForImageClassification.register(
         TorchvisionNetConfig, TorchvisionNetForImageClassification, exist_ok=True
     )
+    auto.AutoModelForSemanticSegmentation.register(UNetConfig, UNetForSemanticSegmentation, exist_ok=True)
 
 
 def _register_detector(auto: Any) -> None:

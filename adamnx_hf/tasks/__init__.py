@@ -8,8 +8,11 @@ A task's module has:
 - `fast()`: values of `--fast`, by field name.
 - `smoke(arguments)`: values of `--smoke`, by field name.
 - `make_trainer(recipe)`: a :class:`adamnx_hf.tasks.trainer.RecipeTrainer` with model, data and metrics.
-- `draw_predictions(recipe, trainer, path)`, if it has it: draws a few predictions as a PNG after training;
-  called on the main process.
+
+And it may have:
+
+- `draw_predictions(recipe, trainer, path)`: after training, draws what the model makes of some of the
+  evaluation split, as a PNG.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ __all__ = ["TASKS", "load_task"]
 TASKS = {
     "image_classification": "adamnx_hf.tasks.image_classification",
     "object_detection": "adamnx_hf.tasks.object_detection",
+    "semantic_segmentation": "adamnx_hf.tasks.semantic_segmentation",
 }
 
 

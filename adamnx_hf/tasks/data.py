@@ -25,8 +25,12 @@ class DataArguments:
     dataset_config_name: str | None = dataclasses.field(
         default=None, metadata=_help("Configuration of the data set.")
     )
-    train_split: str = dataclasses.field(default="train", metadata=_help("Split to train on."))
-    eval_split: str = dataclasses.field(default="test", metadata=_help("Split to evaluate on."))
+    train_split: str = dataclasses.field(
+        default="train", metadata=_help("Split to train on, or a part of it: train[:90%%].")
+    )
+    eval_split: str = dataclasses.field(
+        default="test", metadata=_help("Split to evaluate on, or a part of one: train[90%%:].")
+    )
     max_train_samples: int | None = dataclasses.field(
         default=None, metadata=_help("Train on the first so many examples only.")
     )
@@ -53,8 +57,13 @@ def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
     if not name:
         raise RecipeError("dataset_name: the recipe names no data set; add --dataset_name NAME_OR_FOLDER")
     folder = Path(name).expanduser()
+    config = arguments.dataset_config_name
     try:
-        data = datasets.load_dataset(str(folder) if folder.is_dir() else name, arguments.dataset_config_name)
+        if folder.is_dir() and datasets.get_dataset_config_names(str(folder)) == ["default"]:
+            config = (
+                None  # the recipe's is the Hub's: a folder without configurations has none to choose from
+            )
+        data = datasets.load_dataset(str(folder) if folder.is_dir() else name, config)
     except Exception as error:  # of many libraries' kinds: the Hub's, HTTP's, the reader's
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         if folder.is_dir():
@@ -67,11 +76,28 @@ def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
     splits = []
     for field, most in (("train_split", "max_train_samples"), ("eval_split", "max_eval_samples")):
         split, count = getattr(arguments, field), getattr(arguments, most)
-        if split not in data:
-            raise RecipeError(f"{field}: {name} has no split {split!r}{nearest(split, data)}")
-        chosen = data[split]
+        chosen = _part(data, split, f"{field}: {name}")
         splits.append(chosen if count is None else chosen.select(range(min(count, len(chosen)))))
     return splits[0], splits[1]
+
+
+def _part(data: Any, spec: str, where: str) -> Any:
+    """A split by its name, or rows of it as `datasets` writes them: `train[:90%]`, `train[100:200]`."""
+    import datasets
+
+    name, bracket, _ = spec.partition("[")
+    if name not in data:
+        raise RecipeError(f"{where} has no split {name!r}{nearest(name, data)}")
+    if not bracket:
+        return data[name]
+    try:
+        (part,) = datasets.ReadInstruction.from_spec(spec).to_absolute({name: len(data[name])})
+    except (ValueError, AssertionError) as error:
+        raise RecipeError(f"{where}: {spec!r} is not a part of a split, such as {name}[:90%]") from error
+    rows = range(part.from_, part.to)
+    if not rows:
+        raise RecipeError(f"{where}: {spec!r} holds no rows; {name} has {len(data[name])}")
+    return data[name].select(rows)
 
 
 def check_columns(data: Any, columns: dict[str, str]) -> None:

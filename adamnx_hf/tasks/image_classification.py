@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -88,18 +89,23 @@ class Arguments(DataArguments):
         if self.image_size < 1:
             raise ValueError(f"image_size: {self.image_size} is not a size in pixels")
         if self.architecture:
-            from adamnx_hf.models import nets
+            _check_network(self.architecture, json.dumps(self.architecture_options))
 
-            changes: Any = self.architecture_options
-            nets.options_of(self.architecture, changes)
-            try:
-                with torch.device("meta"):  # costs no memory, and shows what does not fit
-                    nets.build(self.architecture, 2, changes)
-            except ModuleNotFoundError:
-                pass  # without torchvision: making the model says what to install
-            except Exception as error:
-                reason = " ".join(str(error).split())
-                raise ValueError(f"architecture_options: do not make a network ({reason})") from error
+
+@functools.cache
+def _check_network(architecture: str, options: str) -> None:
+    from adamnx_hf.models import nets
+
+    changes = json.loads(options)
+    nets.options_of(architecture, changes)
+    try:
+        with torch.device("meta"):  # costs no memory, and shows what does not fit
+            nets.build(architecture, 2, changes)
+    except ModuleNotFoundError:
+        pass  # without torchvision: making the model says what to install
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"architecture_options: do not make a network ({reason})") from error
 
 
 def fast() -> dict[str, Any]:

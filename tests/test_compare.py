@@ -1,0 +1,245 @@
+"""Comparisons: what is trained on what, what is said of it, and what an interruption costs."""
+
+import argparse
+import json
+import math
+import statistics
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adamnx_hf import cli, compare, recipe, run
+from adamnx_hf.errors import RecipeError
+from adamnx_hf.paired import paired_difference
+
+
+def content_of(out):
+    return json.loads((out / "comparison.json").read_text())
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replaces training by a landscape: what was asked for, in order, and losses that are known."""
+    asked = []
+    best = {"adamnx": 0.01, "adamw": 0.001}
+
+    def train(resolved, command=None, *, bare, callbacks):
+        args, data = resolved.training_arguments, resolved.task_arguments
+        asked.append((args.optim, args.learning_rate, args.seed, data.train_split, data.eval_split))
+        loss = 1 + abs(math.log10(args.learning_rate / best[args.optim])) + args.seed / 1e4
+        if args.optim == "adamw":
+            loss += 0.5
+        row = {"step": 8, "eval_loss": loss, "top1_error": 50 * loss, "top5_error": math.nan}
+        results = {"per_epoch": [row], "optimizer": "X", "betas": None, "steps": 8, "train_seconds": 1.0,
+                   "learning_rate": args.learning_rate, "environment": {}}  # fmt: skip
+        out = recipe.Path(args.output_dir)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "recipe.yaml").write_text(yaml.safe_dump(resolved.resolved()))
+        (out / "results.json").write_text(json.dumps(results))
+        return results
+
+    monkeypatch.setattr(run, "train", train)
+    return asked
+
+
+SWEEP = ["--sweep", "learning_rate=0.1,0.01,0.001", "--seeds", "3"]
+
+
+def test_each_is_judged_at_its_own_best(tiny, tmp_path, trained, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["compare", tiny, "--optim", "adamnx", "adamw", *SWEEP, "--output_dir", str(out)]) == 0
+    sweep, judged = trained[:6], trained[6:]
+    # The sweep: every value for both, on rows that no run trains on or is judged on, by a seed of its own.
+    assert {(optim, rate) for optim, rate, *_ in sweep} == {
+        (optim, rate) for optim in ("adamnx", "adamw") for rate in (0.1, 0.01, 0.001)
+    }
+    assert {row[2:] for row in sweep} == {(1042, "train[0%:90%]", "train[90%:100%]")}
+    # The judges: seed by seed, at the best rate, on the recipe's own split, trained on the same rows.
+    assert judged == [
+        (optim, rate, seed, "train[0%:90%]", "test")
+        for seed in (42, 43, 44)
+        for optim, rate in (("adamnx", 0.01), ("adamw", 0.001))
+    ]
+    content = content_of(out)
+    assert [one["chosen"] for one in content["contenders"]] == [
+        {"learning_rate": "0.01"},
+        {"learning_rate": "0.001"},
+    ]
+    assert [one["at_the_edge"] for one in content["contenders"]] == [[], ["learning_rate"]]
+    loss = next(item for item in content["comparisons"] if item["metric"] == "eval_loss")
+    assert loss["differences"] == pytest.approx([-0.5] * 3)
+    text = capsys.readouterr().out
+    assert "The best learning_rate of adamw lies at the edge of the sweep" in text
+    assert text.startswith((out / "comparison.md").read_text())
+
+
+def test_without_a_sweep_all_rows_are_trained_on(tiny, tmp_path, trained):
+    words = ["--optim", "adamnx", "adamw", "--seeds", "1", "--learning_rate", "0.02", "--seed", "7"]
+    assert cli.main(["compare", tiny, *words, "--output_dir", str(tmp_path / "out")]) == 0
+    assert trained == [(optim, 0.02, 7, "train", "test") for optim in ("adamnx", "adamw")]
+    assert {item["verdict"] for item in content_of(tmp_path / "out")["comparisons"]} == {
+        "one seed: cannot be judged",
+        "diverged: adamnx in 1 of 1 and adamw in 1 of 1; not compared",  # top5_error is nan
+    }
+
+
+def test_a_validation_split_leaves_the_training_split_whole(tiny, tmp_path, trained):
+    words = ["--optim", "adamnx", "adamw", *SWEEP, "--validation-split", "test[:50%]"]
+    words += ["--eval_split", "test[50%:]", "--sweep-seeds", "2", "--output-dir", str(tmp_path / "out")]
+    assert cli.main(["compare", tiny, *words]) == 0
+    assert {row[2:] for row in trained[:12]} == {(seed, "train", "test[:50%]") for seed in (1042, 1043)}
+    assert {row[3:] for row in trained[12:]} == {("train", "test[50%:]")}
+
+
+def test_what_an_optimizers_settings_fix_is_not_swept(tiny, tmp_path, trained):
+    words = ["--optim", "adamnx learning_rate=0.05 beta2_schedule=adax", "adamw", *SWEEP]
+    assert cli.main(["compare", tiny, *words, "--output_dir", str(tmp_path / "out")]) == 0
+    assert [row[:2] for row in trained[:3]] == [("adamw", rate) for rate in (0.1, 0.01, 0.001)]
+    assert {row[1] for row in trained[3:] if row[0] == "adamnx"} == {0.05}
+    label = "adamnx learning_rate=0.05 beta2_schedule=adax"
+    folder = tmp_path / "out" / compare.Contender(label).folder / "seed0"
+    assert recipe.read(folder / "recipe.yaml")["optim_args"] == "beta2_schedule=adax"
+
+
+def test_goes_on_where_it_was_interrupted(tiny, tmp_path, trained, monkeypatch):
+    words = ["compare", tiny, "--optim", "adamnx", "adamw", *SWEEP, "--output_dir", str(tmp_path / "out")]
+    whole, train = run.train, run.train
+
+    def interrupted(*args, **kwargs):
+        if len(trained) == 8:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(run, "train", interrupted)
+    assert cli.main(words) == 130
+    monkeypatch.setattr(run, "train", train)
+    assert len(trained) == 8 and not (tmp_path / "out" / "comparison.json").exists()
+    assert cli.main(words) == 0
+    assert len(trained) == 12 == len(set(trained))  # none of them twice
+    assert cli.main(words) == 0 and len(trained) == 12
+    # More seeds: only those are run.
+    words[words.index("--seeds") + 1] = "4"
+    assert cli.main(words) == 0
+    assert {row[2] for row in trained[12:]} == {45} and len(trained) == 14
+
+
+def test_other_settings_do_not_pass_for_the_same_runs(tiny, tmp_path, trained, capsys):
+    words = ["compare", tiny, "--optim", "adamnx", "adamw", *SWEEP, "--output_dir", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    capsys.readouterr()
+    changed = [*words, "--weight_decay", "0.3"]
+    assert cli.main(changed) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "weight_decay=None, not 0.3" in line and "--overwrite-output-dir" in line
+    assert len(trained) == 12
+    assert cli.main([*changed, "--overwrite-output-dir"]) == 0 and len(trained) == 24
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--optim", "adamnx"], "two optimizers or more"),
+        (["--optim", "adamnx", "adamnx"], "two optimizers or more"),
+        (["--optim", "adamnx", "adamx"], "adamx: optim: 'adamx' is not valid; did you mean 'adamnx'?"),
+        (["--optim", "adamnx", "adamw beta"], "NAME KEY=VALUE"),
+        (["--optim", "adamnx", "adamw", "--sweep", "learning_rate"], "FIELD=VALUE,VALUE"),
+        (["--optim", "adamnx", "adamw", "--sweep", "learning_rate=1,1"], "two values or more"),
+        (["--optim", "adamnx", "adamw", "--sweep", "learning_rat=1,2"], "did you mean '--learning_rate'?"),
+        (["--optim", "adamnx", "adamw", "--sweep", "learning_rate=1,x"], "invalid float value: 'x'"),
+        (["--optim", "adamnx", "adamw", "--metric", "accuracy"], "eval_loss, top1_error, top5_error"),
+        (["--optim", "adamnx", "adamw", *SWEEP, "--hold-out", "60"], "50 at most"),
+        (["--optim", "adamnx", "adamw", *SWEEP, "--train_split", "train[:40]"], "--validation-split"),
+        (["--optim", "adamnx", "adamw", "--max_stepps", "3"], "did you mean '--max_steps'?"),
+        (["--optim", "adamnx", "adamw beta2_schedule=adam", "--adam_epsilon", "x"], "invalid float value"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_trained(words, told, tiny, tmp_path, trained, capsys):
+    assert cli.main(["compare", tiny, *words, "--output_dir", str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("adamnx-hf compare: error: ") and told in line
+    assert not trained and not (tmp_path / "out").exists()
+
+
+def test_other_commands_still_refuse_what_they_do_not_know(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["recipes", "--optim", "adamnx"])
+    assert "unrecognized arguments: --optim" in capsys.readouterr().err
+
+
+def test_a_whole_comparison(tiny, tmp_path):
+    # The second is the first, written otherwise: paired runs of it must agree to the last bit.
+    labels = ["adamnx", "adamnx beta2_schedule=adamnx", "momentum_sgd"]
+    out = tmp_path / "out"
+    words = ["--optim", *labels, "--seeds", "3", "--num_train_epochs", "1", "--weight_decay", "0"]
+    assert cli.main(["compare", tiny, *words, "--output_dir", str(out)]) == 0
+    content = content_of(out)
+    assert content["seeds"] == [42, 43, 44]
+    first, same, other = content["contenders"]
+    losses = [row["eval_loss"] for row in first["runs"]]
+    assert len(set(losses)) == 3  # the seeds do differ
+    assert [row["eval_loss"] for row in same["runs"]] == losses
+    assert other["optimizer"] == "SGD" and other["beta2_schedule"] is None
+    by = {(item["second"], item["metric"]): item for item in content["comparisons"]}
+    assert by[labels[1], "eval_loss"]["verdict"] == "the same in every seed"
+    item = by["momentum_sgd", "eval_loss"]
+    expected = [a - b["eval_loss"] for a, b in zip(losses, other["runs"], strict=True)]
+    assert item["differences"] == pytest.approx(expected)
+    assert item["low"] < statistics.fmean(expected) < item["high"]
+    for name in ("comparison.png", "decay.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path) not in (out / "comparison.json").read_text()
+    assert not list(out.rglob("model.safetensors"))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=2, max_size=8),
+    st.sampled_from(["min", "max"]),
+)
+def test_never_better_where_the_interval_holds_0(pairs, kind):
+    difference = paired_difference(*zip(*pairs, strict=True))
+    words = compare.verdict("A", "B", kind, difference, {"A": 0, "B": 0}, len(pairs))
+    shown = difference.low is not None and not difference.low <= 0 <= difference.high
+    assert ("better" in words or "worse" in words) == shown
+    if shown:
+        assert ("better" in words) == ((difference.mean < 0) == (kind == "min"))
+
+
+def test_a_run_that_diverged_is_named_and_not_averaged_away():
+    words = compare.verdict("A", "B", "min", None, {"A": 2, "B": 0}, 5)
+    assert words == "diverged: A in 2 of 5; not compared"
+
+
+def test_a_sweep_passes_over_what_diverged(tiny):
+    one = compare.Contender("adamnx")
+    grid = [{"learning_rate": "1"}, {"learning_rate": "0.1"}]
+
+    def runs(*losses):
+        return [
+            compare._Run(one, 0, values, None, [], {"per_epoch": [{"eval_loss": loss}]})
+            for values, loss in zip(grid, losses, strict=True)
+        ]
+
+    assert compare._best(one, grid, runs(math.nan, 5.0), "eval_loss", "min") == grid[1]
+    assert compare._best(one, grid, runs(math.inf, 5.0), "eval_loss", "min") == grid[1]
+    with pytest.raises(RecipeError, match="adamnx: diverged at every value"):
+        compare._best(one, grid, runs(math.nan, math.nan), "eval_loss", "min")
+
+
+def test_tokens_and_folders_stay_out_of_the_command(tmp_path):
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    args = parser.parse_args(["some", "--optim", "adamnx", "adamw beta1=0.8"])
+    args.flags = [
+        "--dataset_name",
+        str(tmp_path / "cifar"),
+        "--hub_token",
+        "hf_x",
+        "--push_to_hub_token=hf_y",
+    ]
+    assert compare._command(args) == (
+        "adamnx-hf compare some --optim adamnx 'adamw beta1=0.8' --seeds=5 --dataset_name cifar "
+        "--hub_token '***' '--push_to_hub_token=***'"
+    )
