@@ -41,6 +41,7 @@ def test_every_recipe_resolves(name):
     assert not args.bf16 and not args.torch_compile
     if resolved.arguments.paper_tables:
         assert args.num_train_epochs == 80
+    if resolved.arguments.task == "image_classification":
         assert args.per_device_train_batch_size == 64 and args.per_device_eval_batch_size == 200
 
 
