@@ -12,12 +12,21 @@ from adamnx_hf import models, names
 from trainer_patches import register_optimizer
 
 if TYPE_CHECKING:
-    from adamnx_hf.optim import AdamNX, adamnx, beta2_for_horizon, from_adamw, horizon, param_groups
+    from adamnx_hf.optim import (
+        AdamNX,
+        LayerwiseAdamNX,
+        adamnx,
+        beta2_for_horizon,
+        from_adamw,
+        horizon,
+        param_groups,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdamNX",
+    "LayerwiseAdamNX",
     "adamnx",
     "beta2_for_horizon",
     "from_adamw",

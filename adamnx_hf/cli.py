@@ -30,7 +30,7 @@ COMMANDS = {
 # The top-level modules of the extras. A command says by `EXTRA` which one it needs.
 _EXTRAS = {
     "demo": {"matplotlib", "rich", "scipy", "sklearn"},
-    "recipes": {"matplotlib", "pytorch_optimizer", "scipy", "torchvision", "trl"},
+    "recipes": {"matplotlib", "pytorch_optimizer", "scipy", "torchmetrics", "torchvision", "trl"},
 }
 
 
@@ -62,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 extra=getattr(module, "EXTRA", "demo"),
                 takes_flags=getattr(module, "TAKES_FLAGS", False),
             )
-    args, rest = parser.parse_known_args(argv)
-    if rest and not args.takes_flags:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    args.flags = [*getattr(args, "flags", []), *rest]
+    args, unknown = parser.parse_known_args(argv)
+    if unknown and not args.takes_flags:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{getattr(args, 'hint', '')}")
+    args.flags = [*getattr(args, "flags", []), *unknown]
     try:
         return args.run(args) or 0
     except ModuleNotFoundError as error:

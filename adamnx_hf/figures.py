@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["PALETTE", "RC", "draw_decay", "draw_kernel", "newest_weights", "shares"]
+__all__ = [
+    "PALETTE",
+    "RC",
+    "draw_bfloat16",
+    "draw_decay",
+    "draw_kernel",
+    "newest_weights",
+    "shares",
+    "v_in_bfloat16",
+]
 
 #: Okabe and Ito's colours, which the colour-blind tell apart, and the look of pictures of runs.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
@@ -245,12 +254,100 @@ def _draw_traffic(axes: Any) -> None:
     axes.spines[["top", "right", "bottom"]].set_visible(False)
 
 
+def v_in_bfloat16(
+    steps: int = 6000, size: int = 4096, every: int = 20, beta2: float = 0.99
+) -> dict[str, np.ndarray]:
+    """How far a v in bfloat16 is off, for random gradients of many scales, from a float32 twin.
+
+    Args:
+        steps: of AdamNX.
+        size: elements.
+        every: how many steps apart to look.
+        beta2: AdamNX's.
+
+    Returns:
+        `step`, and for `"stochastic"` and `"nearest"` rounding the mean and the root mean square over the
+        elements of the relative error: arrays of `steps / every`.
+    """
+    import numpy as np
+    import torch
+
+    from adamnx_hf.optim import schedules
+    from adamnx_hf.optim.formats import random_bits, round_stochastically
+
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.randn(size, generator=generator).exp()
+    exact = torch.zeros(size)
+    kept = {name: torch.zeros(size, dtype=torch.bfloat16) for name in ("stochastic", "nearest")}
+    rows = []
+    for step in range(1, steps + 1):
+        weight = float(schedules.adamnx(float(step), beta2))
+        square = (scale * torch.randn(size, generator=generator)).square()
+        exact = exact.lerp(square, weight)
+        bits = random_bits(size, step, 0, exact.device) >> 16
+        kept["stochastic"] = round_stochastically(kept["stochastic"].float().lerp(square, weight), bits)
+        kept["nearest"] = kept["nearest"].float().lerp(square, weight).bfloat16()
+        if step % every == 0:
+            errors = [kept[name].float() / exact - 1 for name in ("stochastic", "nearest")]
+            rows.append([step, *(float(f) for e in errors for f in (e.mean(), e.square().mean().sqrt()))])
+    names = ("step", "stochastic mean", "stochastic rms", "nearest mean", "nearest rms")
+    return dict(zip(names, np.array(rows).T, strict=True))
+
+
+def draw_bfloat16(path: Path) -> None:
+    """What rounding does to a v in bfloat16: to the nearest it freezes, at random it stays right on average.
+
+    Args:
+        path: of the PNG to write.
+    """
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import PercentFormatter
+
+    errors = v_in_bfloat16()
+    plt.switch_backend("agg")
+    with plt.rc_context({**RC, "font.size": 12}):
+        figure, axes = plt.subplots(figsize=(8, 4.2), dpi=180, layout="constrained")
+        for name, colour, label in (
+            ("nearest", PALETTE[1], "to the nearest"),
+            ("stochastic", PALETTE[0], "stochastically"),
+        ):
+            mean, spread = errors[f"{name} mean"], errors[f"{name} rms"]
+            deviation = (spread**2 - mean**2) ** 0.5
+            axes.plot(errors["step"], mean, color=colour, lw=2.5)
+            axes.fill_between(
+                errors["step"], mean - deviation, mean + deviation, color=colour, alpha=0.18, lw=0
+            )
+            axes.annotate(
+                f"rounded {label}: {mean[-1]:+.1%}",
+                (errors["step"][-1], mean[-1]),
+                (-6, 14 if name == "nearest" else 22),
+                textcoords="offset points",
+                color=colour,
+                weight="bold",
+                ha="right",
+            )
+        axes.axhline(0, color="#444444", lw=1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set(xlabel="step", xlim=(0, errors["step"][-1]), title="v kept in bfloat16, against a float32 v")
+        axes.text(
+            0.01, 0.97, "mean relative error, and its standard deviation over 4,096 elements",
+            transform=axes.transAxes, va="top", color="#555555", fontsize=10.5,
+        )  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, facecolor="white")
+        plt.close(figure)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Draws all figures into a folder."""
     parser = argparse.ArgumentParser(prog="python -m adamnx_hf.figures", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/images"))
     args = parser.parse_args(argv)
-    for name, draw in (("decay.png", draw_decay), ("kernel.png", draw_kernel)):
+    for name, draw in (
+        ("decay.png", draw_decay),
+        ("kernel.png", draw_kernel),
+        ("bfloat16.png", draw_bfloat16),
+    ):
         draw(args.folder / name)
         print(args.folder / name)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from trainer_patches import RunInfo, register_optimizer
 
-__all__ = ["NAMES", "fit_to_run", "register"]
+__all__ = ["NAMES", "fit_layerwise_to_run", "fit_to_run", "register"]
 
 
 def fit_to_run(
@@ -33,6 +33,59 @@ def fit_to_run(
     """
     if kwargs.get("max_grad_norm") is not None:
         _take_over_clipping(kwargs["max_grad_norm"], run)
+    return _solve_horizon(kwargs, run, horizon)
+
+
+def fit_layerwise_to_run(
+    kwargs: dict[str, Any], run: RunInfo, *, horizon: Literal["auto"] | float | None = None
+) -> dict[str, Any]:
+    """As :func:`fit_to_run`, for gradients that are gone when the backward pass is over.
+
+    TrainingArguments' default max_grad_norm is switched off, with a warning: the norm of all gradients is
+    never there to clip by.
+
+    Args:
+        kwargs, run, horizon: see :func:`fit_to_run`.
+
+    Raises:
+        ValueError: see :func:`fit_to_run`; also gradient accumulation, fp16, several processes, and clipping
+            that cannot be done.
+    """
+    args, name = run.args, "optim='adamnx_layerwise'"
+    if args.gradient_accumulation_steps > 1:
+        raise ValueError(
+            f"{name} releases gradients as they come and cannot accumulate them: set "
+            f"gradient_accumulation_steps=1 (now {args.gradient_accumulation_steps}), or use optim='adamnx'"
+        )
+    if args.fp16:
+        raise ValueError(f"{name} cannot work with fp16's scaled gradients: use bf16=True, or optim='adamnx'")
+    if args.world_size > 1:
+        raise ValueError(
+            f"{name} would step before the gradients of {args.world_size} processes are averaged: use "
+            "optim='adamnx', with FSDP2 to share the memory out"
+        )
+    default = type(args).__dataclass_fields__["max_grad_norm"].default
+    if args.max_grad_norm not in (None, 0):
+        if args.max_grad_norm != default:
+            raise ValueError(
+                f"{name} cannot clip by the norm of all gradients, as max_grad_norm={args.max_grad_norm} "
+                "asks: set it to 0, or clip each parameter's by its own norm: "
+                f'optim_args="max_grad_norm={args.max_grad_norm}"'
+            )
+        if kwargs.get("max_grad_norm") is None:
+            warnings.warn(
+                f"{name}: gradients are not clipped, as the norm of all of them is never known. To clip each "
+                f'parameter\'s by its own norm: optim_args="max_grad_norm={default}"; to have no warning: '
+                "max_grad_norm=0",
+                stacklevel=2,
+            )
+        run.write("max_grad_norm", 0.0)
+    return _solve_horizon(kwargs, run, horizon)
+
+
+def _solve_horizon(
+    kwargs: dict[str, Any], run: RunInfo, horizon: Literal["auto"] | float | None
+) -> dict[str, Any]:
     if horizon is None:
         return kwargs
     if clash := run.given & {"beta2", "betas"}:
@@ -81,6 +134,20 @@ _BASELINES = "adamnx_hf.baselines:"
 #: The `optim=` names, with what they stand for and how it is configured.
 NAMES: dict[str, dict[str, Any]] = {
     "adamnx": {"optimizer": "adamnx_hf.optim:AdamNX", "configure": fit_to_run},
+    "adamnx_bf16": {
+        "optimizer": "adamnx_hf.optim:AdamNX",
+        "configure": fit_to_run,
+        "defaults": {"state_dtype": "bfloat16", "param_rounding": "stochastic"},
+    },
+    "adamnx_8bit": {
+        "optimizer": "adamnx_hf.optim:AdamNX",
+        "configure": fit_to_run,
+        "defaults": {"state_dtype": "int8", "param_rounding": "stochastic"},
+    },
+    "adamnx_layerwise": {
+        "optimizer": "adamnx_hf.optim:LayerwiseAdamNX",
+        "configure": fit_layerwise_to_run,
+    },
     # What the paper compares with.
     "adam": {"optimizer": f"{_BASELINES}adam"},
     "adamw": {"optimizer": f"{_BASELINES}adamw"},

@@ -22,6 +22,7 @@ _PACKAGES = (
     "datasets",
     "evaluate",
     "pytorch-optimizer",
+    "torchmetrics",
     "numpy",
     "pillow",
 )

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ __all__ = ["EXTRA", "add_arguments", "run", "train"]
 EXTRA = "recipes"
 
 RESULTS = "results.json"
+PREDICTIONS = "predictions.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,12 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Every field of a recipe is a flag: TrainingArguments' own, and the task's. "
         "`adamnx-hf run RECIPE --help` lists them, `adamnx-hf recipes` the recipes."
     )
+    for flag in ("--smoke", "--fast"):  # may stand before the recipe, too
+        parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(hint="; the recipe comes first: adamnx-hf run RECIPE --FIELD VALUE")
     parser.add_argument("recipe", metavar="RECIPE", help="one that `adamnx-hf recipes` lists, or a file")
     parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="...", help="fields to change, as flags")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
+    args.flags = [f"--{name}" for name in ("smoke", "fast") if getattr(args, name)] + args.flags
     # Before anything imports the Hub's library, which looks once.
     if "--smoke" in args.flags:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -110,13 +116,23 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
     return last
 
 
+def _remove_results(folder: Path) -> None:
+    """Removes what an earlier run has written into `folder` and this one would only write at its end."""
+    for name in (RESULTS, "metrics.json", "curves.png", PREDICTIONS):
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("checkpoint-*"):
+        if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+
+
 def train(
     recipe: Recipe, command: str | None = None, *, bare: bool = False, callbacks: Sequence[Any] = ()
 ) -> dict[str, Any]:
     """Trains `recipe` and writes into its output_dir.
 
     `recipe.yaml` (as it was resolved), `environment.json`, `metrics.json` (per epoch, after each epoch),
-    `results.json` (best and last, time and throughput), `curves.png`, and the model with its processor.
+    `results.json` (best and last, time and throughput), `curves.png`, `predictions.png` where the task draws
+    them, and the model with its processor.
 
     Args:
         recipe: see :func:`adamnx_hf.recipe.resolve`.
@@ -128,7 +144,7 @@ def train(
         What results.json holds.
 
     Raises:
-        RecipeError: something does not fit; nothing has been written or overwritten by then.
+        RecipeError: something does not fit; nothing has been written, overwritten or removed by then.
     """
     folder = _check_output_dir(recipe)
     import transformers
@@ -170,12 +186,26 @@ def train(
             self.begun = True
             if main:
                 folder.mkdir(parents=True, exist_ok=True)
+                if checkpoint is None:
+                    _remove_results(folder)
                 head = f"# {recipe.name} as it was run. Again: adamnx-hf run {folder.name}/recipe.yaml\n"
                 text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
                 (folder / "recipe.yaml").write_text(head + text, encoding="utf-8")
                 report.write_json(folder / "environment.json", environment)
                 if not bare:
                     _say_what(recipe, trainer)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+            return self._logged_first(args, control)
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+            return self._logged_first(args, control)
+
+        def _logged_first(self, args: Any, control: Any) -> Any:
+            # What is not logged when the Trainer evaluates or stops would count for the next epoch, or never.
+            if args.logging_strategy != "no" and (control.should_evaluate or control.should_training_stop):
+                control.should_log = True
+            return control
 
         def on_evaluate(self, *_: Any, **__: Any) -> None:
             if main:
@@ -244,10 +274,13 @@ def train(
         "wall_seconds": round(seconds, 1),
         "train_seconds": round(sum(clock.seconds.values()), 1),
         f"train_{recipe.task.UNIT}_per_second": clock.rate(total_batch * trainer.units_per_example()),
+        "notes": trainer.notes,
         "throughput": throughput | {"unit": f"{recipe.task.UNIT} a second on one process"},
         "environment": environment,
         "per_epoch": table,
     }
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # one process has not all the weights
+    draws = hasattr(recipe.task, "draw_predictions") and not sharded and not bare
     if main:
         report.write_json(folder / "metrics.json", table)
         report.write_json(folder / RESULTS, results)
@@ -255,8 +288,10 @@ def train(
         if recipe.arguments.smoke:
             title += " · smoke run: says nothing about the optimizer"
         report.draw(folder / "curves.png", title, table, recipe.task.METRICS)
+        if draws:
+            recipe.task.draw_predictions(recipe, trainer, folder / PREDICTIONS)
         if not bare:
-            _say_results(results, folder, recipe.task.UNIT)
+            _say_results(results, folder, recipe.task.UNIT, [PREDICTIONS] if draws else [])
         if args.push_to_hub:
             trainer.push_to_hub()
     return results
@@ -300,25 +335,28 @@ def _say_what(recipe: Recipe, trainer: Any) -> None:
         f"  {count:,} parameters{some}, optim={getattr(args.optim, 'value', args.optim)}, learning rate "
         f"{args.learning_rate:g}, seed {args.seed}\n"
         f"  {data}: {len(trainer.train_dataset):,} to train on, {len(trainer.eval_dataset):,} to judge by\n"
-        f"  into {args.output_dir}",
+        + "".join(f"  {note}\n" for note in trainer.notes)
+        + f"  into {args.output_dir}",
         flush=True,
     )
 
 
-def _say_results(results: dict[str, Any], folder: Path, unit: str) -> None:
+def _say_results(results: dict[str, Any], folder: Path, unit: str, drawn: Sequence[str]) -> None:
     for name, values in results["metrics"].items():
         print(
             f"{name}: {values['last']:.2f} after the last epoch; best {values['best']:.2f}, epoch "
             f"{values['best_epoch']:g} (chosen on the evaluation split itself)"
         )
     speed, trained = results["throughput"], results[f"train_{unit}_per_second"] or 0
+    if speed["data"] is None:
+        pipeline = "the data pipeline was not timed: it takes two batches an epoch"
+    else:
+        pipeline = f"the data pipeline gives {speed['data']:,.0f} {unit}/s"
     print(
-        f"{results['wall_seconds']:.0f} s in all, {trained:,.0f} {unit}/s in training. Alone, the data "
-        f"pipeline gives {speed['data']:,.0f} {unit}/s"
-        + (f" and the model takes {speed['model']:,.0f}" if speed["model"] else "")
+        f"{results['wall_seconds']:.0f} s in all, {trained:,.0f} {unit}/s in training. Alone, {pipeline}"
+        + (f", and the model takes {speed['model']:,.0f}" if speed["model"] else "")
     )
-    if speed["model"] and speed["data"] < speed["model"]:
+    if speed["data"] and speed["model"] and speed["data"] < speed["model"]:
         print("The data pipeline is the bottleneck: try --fast, or more --dataloader_num_workers")
-    print(
-        f"Written to {folder}: {RESULTS}, metrics.json, curves.png, environment.json, recipe.yaml, the model"
-    )
+    files = [RESULTS, "metrics.json", "curves.png", *drawn, "environment.json", "recipe.yaml", "the model"]
+    print(f"Written to {folder}: {', '.join(files)}")

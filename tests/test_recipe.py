@@ -35,7 +35,8 @@ def test_every_recipe_resolves(name):
     assert resolved.name == name and resolved.changes == {}
     assert args.optim == "adamnx" and (args.adam_beta1, args.adam_beta2) == (0.9, 0.99)
     assert args.decay_rule == "paper" and args.weight_decay == 0.01 and args.seed == 42
-    assert args.per_device_train_batch_size == 64 and args.per_device_eval_batch_size == 200
+    if resolved.arguments.task == "image_classification":
+        assert args.per_device_train_batch_size == 64 and args.per_device_eval_batch_size == 200
     assert args.output_dir == f"runs/{name}/adamnx-seed42"
     assert not args.bf16 and not args.torch_compile
     if resolved.arguments.paper_tables:
@@ -262,10 +263,13 @@ def test_the_list_as_json(capsys):
         "cifar100_swinv2_s": [4, 8],
         "cifar100_efficientnetv2_l": [11],
         "cifar100_convnext_b": [12],
+        "sbd_unet": [6, 10],
     }
     for entry in found.values():
-        assert entry["task"] in TASKS and entry["data"]
-        assert entry["model"] and entry["hardware"] and entry["hours"]
+        assert entry["task"] in TASKS and (entry["data"] == "uoft-cs/cifar100") == (
+            "cifar100" in entry["name"]
+        )
+        assert entry["data"] and entry["model"] and entry["hardware"] and entry["hours"]
     own = [row for row in found["cifar100_efficientnetv2_l"]["published"] if row["row"] == "AdamNX"]
     assert (own[0]["top1_error"], own[0]["top5_error"]) == (35.66, 12.37)
 

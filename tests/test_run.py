@@ -14,7 +14,9 @@ from PIL import Image as Picture
 from transformers import pipeline
 
 from adamnx_hf import cli, recipe, run
+from adamnx_hf.tasks import load_task, throughput
 from adamnx_hf.tasks.image_classification import ImageDataset
+from adamnx_hf.tasks.trainer import RecipeTrainer
 
 WRITTEN = {
     "results.json",
@@ -43,7 +45,9 @@ def test_smoke(name, tmp_path, capsys):
     assert results["smoke"] and results["data"] == "made up" and results["steps"] == 4
     assert results["optimizer"] == "AdamNX" and results["betas"] == [0.9, 0.99]
     assert 0 < results["parameters"] < 200_000
-    assert set(results["metrics"]) == {"top1_error", "top5_error"}
+    task = load_task(results["task"])
+    assert set(results["metrics"]) == set(task.METRICS)
+    assert (out / "predictions.png").exists() == hasattr(task, "draw_predictions")
     assert "made-up data: 64 to train on" in capsys.readouterr().out
     values = yaml.safe_load((out / "recipe.yaml").read_text())
     assert values["architecture"] == recipe.read(recipe.find(name))["architecture"]
@@ -129,6 +133,117 @@ def test_nothing_is_overwritten_unless_asked(tiny, tmp_path, capsys):
     assert (out / "thesis.txt").read_text() == "important" and (out / "results.json").exists()
     assert cli.main(["run", tiny, "--output_dir", str(out / "thesis.txt")]) == 1
     assert "thesis.txt is a file" in capsys.readouterr().err
+
+
+@pytest.fixture
+def dies(monkeypatch):
+    """Training that dies in its first step."""
+
+    def training_step(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    return lambda: monkeypatch.setattr(RecipeTrainer, "training_step", training_step)
+
+
+@pytest.fixture
+def untimed(monkeypatch):
+    """Runs without the seconds that timing their parts takes."""
+    monkeypatch.setattr(throughput, "measure", lambda trainer, seconds: {"data": 2.0, "model": 1.0})
+
+
+OLD = {"results.json", "metrics.json", "curves.png", "predictions.png", "checkpoint-6"}
+
+
+@pytest.fixture
+def earlier(tiny, tmp_path, untimed):
+    """What an earlier run has left, and somebody's own files."""
+    out = tmp_path / "out"
+    words = ["--save_strategy", "epoch", "--num_train_epochs", "1", "--output_dir", str(out)]
+    assert cli.main(["run", tiny, *words]) == 0
+    (out / "predictions.png").write_bytes(b"old")
+    (out / "checkpoint-best").mkdir()
+    (out / "checkpoint-6.zip").write_text("mine")
+    (out / "curves.pdf").write_text("mine")
+    assert {path.name for path in out.iterdir()} >= OLD
+    return out
+
+
+def test_overwriting_removes_the_old_results_when_training_begins(earlier, tiny, dies):
+    before = {path.name for path in earlier.iterdir()}
+    dies()
+    words = ["run", tiny, "--output_dir", str(earlier), "--overwrite_output_dir", "--seed", "7"]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cli.main(words)
+    assert {path.name for path in earlier.iterdir()} == before - OLD
+    assert yaml.safe_load((earlier / "recipe.yaml").read_text())["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    "words", [["--learning_rate", "-1"], ["--train_split", "trian"], ["--optim_args", "betas=(2,0.9)"]]
+)
+def test_nothing_is_removed_for_a_run_that_cannot_begin(words, earlier, tiny, capsys):
+    before = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
+    assert cli.main(["run", tiny, "--output_dir", str(earlier), "--overwrite_output_dir", *words]) == 1
+    assert {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()} == before
+
+
+def test_nothing_is_removed_when_going_on(earlier, tiny, dies):
+    before = {path.name for path in earlier.iterdir()}
+    dies()
+    words = ["--num_train_epochs", "2", "--overwrite_output_dir", "--resume_from_checkpoint", "last"]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cli.main(["run", tiny, "--output_dir", str(earlier), *words])
+    assert {path.name for path in earlier.iterdir()} == before
+
+
+def test_one_batch_an_epoch_is_not_timed(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--per_device_train_batch_size", "48", "--num_train_epochs", "1", "--output_dir", str(out)]
+    assert cli.main(["run", tiny, *words]) == 0
+    said = capsys.readouterr().out
+    assert results_of(out)["throughput"]["data"] is None
+    assert "the data pipeline was not timed" in said and "bottleneck" not in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--logging_steps", "100"], ["--eval_strategy", "steps", "--eval_steps", "3"]],
+)
+def test_each_epochs_loss_is_its_own(words, tiny, tmp_path, untimed):
+    """Whatever the logging steps, the rows' losses are those of a run that logs every step."""
+    tables = []
+    for i, more in enumerate([["--logging_steps", "1"], words[:2]]):
+        out = tmp_path / str(i)
+        assert cli.main(["run", tiny, *words, *more, "--output_dir", str(out)]) == 0
+        tables.append([(row["step"], row["train_loss"]) for row in results_of(out)["per_epoch"]])
+    assert tables[1] == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in tables[0]]
+    assert tables[1][0][1] != pytest.approx(tables[1][1][1], rel=1e-3) and len(tables[1]) >= 2
+
+
+def test_the_last_steps_loss_is_there_without_evaluation(tiny, tmp_path, untimed):
+    out = tmp_path / "out"
+    words = ["--eval_strategy", "no", "--logging_steps", "100", "--num_train_epochs", "1"]
+    assert cli.main(["run", tiny, *words, "--output_dir", str(out)]) == 0
+    assert results_of(out)["per_epoch"][-1]["train_loss"] > 0
+
+
+@pytest.mark.parametrize("before", [["--smoke"], ["--fast", "--smoke"]])
+def test_smoke_may_stand_before_the_recipe(before, tiny, tmp_path):
+    out = tmp_path / "out"
+    words = ["--max_steps", "1", "--torch_compile", "false", "--output_dir", str(out)]
+    assert cli.main(["run", *before, tiny, *words]) == 0
+    results = results_of(out)
+    assert results["smoke"] and results["steps"] == 1 and results["fast"] == ("--fast" in before)
+    assert results["environment"]["command"].startswith(f"adamnx-hf run {tiny} --smoke")
+
+
+@pytest.mark.parametrize("words", [["--seed", "3"], ["--seed=3"], ["--bf16"]])
+def test_other_flags_come_after_the_recipe(words, tiny, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", *words, tiny])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.endswith("; the recipe comes first: adamnx-hf run RECIPE --FIELD VALUE")
 
 
 def test_resuming_is_as_if_never_stopped(tiny, tmp_path):

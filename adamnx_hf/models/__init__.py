@@ -1,7 +1,7 @@
 """Models that Transformers lacks, or that the paper changes, as PreTrainedModels.
 
-`save_pretrained`, `from_pretrained`, `push_to_hub` and `pipeline("image-classification")` work as for any
-other: `import adamnx_hf` makes the model types known to the Auto classes, as soon as those are imported.
+`save_pretrained`, `from_pretrained`, `push_to_hub` and the task's `pipeline` work as for any other:
+`import adamnx_hf` makes the model types known to the Auto classes, as soon as those are imported.
 """
 
 from __future__ import annotations
@@ -10,11 +10,19 @@ import importlib
 import importlib.util
 from typing import Any
 
-__all__ = ["TorchvisionNetConfig", "TorchvisionNetForImageClassification", "register"]
+__all__ = [
+    "TorchvisionNetConfig",
+    "TorchvisionNetForImageClassification",
+    "UNetConfig",
+    "UNetForSemanticSegmentation",
+    "register",
+]
 
 _HOMES = {
     "TorchvisionNetConfig": "configuration",
     "TorchvisionNetForImageClassification": "image_classifier",
+    "UNetConfig": "configuration",
+    "UNetForSemanticSegmentation": "unet",
 }
 
 
@@ -35,15 +43,18 @@ def register() -> None:
 
 
 def _register_config(auto: Any) -> None:
-    from adamnx_hf.models.configuration import TorchvisionNetConfig
+    from adamnx_hf.models.configuration import TorchvisionNetConfig, UNetConfig
 
-    auto.AutoConfig.register(TorchvisionNetConfig.model_type, TorchvisionNetConfig, exist_ok=True)
+    for config in (TorchvisionNetConfig, UNetConfig):
+        auto.AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_model(auto: Any) -> None:
-    from adamnx_hf.models.configuration import TorchvisionNetConfig
+    from adamnx_hf.models.configuration import TorchvisionNetConfig, UNetConfig
     from adamnx_hf.models.image_classifier import TorchvisionNetForImageClassification
+    from adamnx_hf.models.unet import UNetForSemanticSegmentation
 
     auto.AutoModelForImageClassification.register(
         TorchvisionNetConfig, TorchvisionNetForImageClassification, exist_ok=True
     )
+    auto.AutoModelForSemanticSegmentation.register(UNetConfig, UNetForSemanticSegmentation, exist_ok=True)

@@ -3,7 +3,16 @@
 from adamnx_hf.optim.convert import from_adamw
 from adamnx_hf.optim.functional import adamnx
 from adamnx_hf.optim.grouping import param_groups
+from adamnx_hf.optim.layerwise import LayerwiseAdamNX
 from adamnx_hf.optim.optimizer import AdamNX
 from adamnx_hf.optim.schedules import beta2_for_horizon, horizon
 
-__all__ = ["AdamNX", "adamnx", "beta2_for_horizon", "from_adamw", "horizon", "param_groups"]
+__all__ = [
+    "AdamNX",
+    "LayerwiseAdamNX",
+    "adamnx",
+    "beta2_for_horizon",
+    "from_adamw",
+    "horizon",
+    "param_groups",
+]

@@ -6,8 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
+
+from adamnx_hf.optim.formats import packed_width, packs
 
 __all__ = ["check_state_dict"]
 
@@ -100,6 +103,10 @@ def _check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
         moment = state[key]
         if not isinstance(moment, Tensor):
             raise ValueError(f"{key} of {name} is damaged: a {type(moment).__name__} instead of a tensor")
+        if moment.dtype == torch.uint8 and packs(param):
+            packed = (param.shape[0], packed_width(param.numel() // param.shape[0]))
+            if moment.shape == packed:
+                continue
         if moment.shape != param.shape:
             raise ValueError(
                 f"{key} of {name} has shape {tuple(moment.shape)}, the parameter has {tuple(param.shape)}: "

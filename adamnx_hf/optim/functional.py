@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _to_scalar
 
 from adamnx_hf.optim.engines import ENGINES, Engine, Weight, choose_engine
+from adamnx_hf.optim.formats import join, load, store, store_param
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
 __all__ = ["Memo", "adamnx", "count_on_device", "moment_dtype", "pack_steps"]
@@ -29,7 +30,10 @@ _WORKING_ELEMENTS = 2**24
 
 _MEMORY_FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
 
-_ROLES = ("param", "grad", "exp_avg", "exp_avg_sq")
+_ROLES = ("param", "grad", "exp_avg", "exp_avg_sq", "param_residual")
+# What is rounded by chance where it is stored.
+_NARROW = (torch.bfloat16, torch.uint8)
+
 _T = TypeVar("_T")
 Schedule = Callable[[Scalar, Scalar], Scalar]
 
@@ -54,6 +58,8 @@ def adamnx(
     eps: float,
     maximize: bool = False,
     beta2_schedule: str = "adamnx",
+    param_rounding: str = "nearest",
+    param_residuals: list[Tensor | None] | None = None,
     memo: Memo | None = None,
 ) -> None:
     """Functional API that performs one AdamNX step in place, beside :class:`adamnx_hf.AdamNX`.
@@ -72,7 +78,10 @@ def adamnx(
         grad_scale: a 0-d tensor; gradients count as divided by it. They are left as they are.
         found_inf: a 0-d tensor; where it is not 0 nothing is changed, `state_steps` neither. As
             :class:`torch.amp.GradScaler` has them.
-        beta1, beta2, lr, weight_decay, eps, maximize, beta2_schedule: see :class:`adamnx_hf.AdamNX`.
+        beta1, beta2, lr, weight_decay, eps, maximize, beta2_schedule, param_rounding: see
+            :class:`adamnx_hf.AdamNX`.
+        param_residuals: with param_rounding="kahan", for each bfloat16 parameter what it cannot hold, of its
+            shape and dtype (:func:`adamnx_hf.optim.formats.split`); None for the others.
         memo: an empty dict, to be passed again at each step of the same group: saves host time.
 
     Raises:
@@ -84,7 +93,10 @@ def adamnx(
     memo = {} if memo is None else memo
     compiling = torch.compiler.is_compiling()
     if not (compiling or differentiable):
-        params, grads, exp_avgs, exp_avg_sqs = _local_shards(params, grads, exp_avgs, exp_avg_sqs)
+        params, grads, exp_avgs, exp_avg_sqs, *rest = _local_shards(
+            params, grads, exp_avgs, exp_avg_sqs, *([param_residuals] if param_residuals else [])
+        )
+        param_residuals = rest[0] if rest else None
     # Comprehensions, not map(): Dynamo has to trace this.
     dtypes = {param.dtype for param in params}
     if any(dtype.is_complex for dtype in dtypes):
@@ -142,20 +154,26 @@ def adamnx(
             grouped[(param.device,) if mixes else (param.device, param.dtype, step)].append(i)
         buckets = list(grouped.values())
 
+    t: float | Tensor
     for number, members in enumerate(buckets):
         first = params[members[0]]
-        weights = [
-            _host_weights(scheme, _pick(steps, members), beta)
-            if host_schedule
-            else _device_weights(scheme, _pick(state_steps, members), packed, beta, first.device)
+        if host_schedule:
+            t = _next_step(_pick(steps, members))
+        else:
+            t = _next_step_on(first.device, _pick(state_steps, members), packed)
+        weight1, weight2 = (
+            _weights(scheme, t, beta, len(members))
             for scheme, beta in ((adam, beta1), (BETA2_SCHEDULES[beta2_schedule], beta2))
-        ]
+        )
         _step_bucket(
             engines[first.device, first.dtype],
             moment_dtype(first.dtype),
             *(_pick(tensors, members) for tensors in (params, grads, exp_avgs, exp_avg_sqs)),
-            weight1=weights[0],
-            weight2=weights[1],
+            residuals=param_residuals and _pick(param_residuals, members),
+            rounding=param_rounding,
+            step=t,
+            weight1=weight1,
+            weight2=weight2,
             grad_scale=grad_scale,
             found_inf=found_inf,
             memo=memo.setdefault(number, {}),
@@ -250,35 +268,34 @@ def _count(state_steps: list[Tensor], packed: Tensor | None, found_inf: Tensor |
         torch._foreach_add_(state_steps, 1)
 
 
-def _host_weights(scheme: Schedule, steps: list[float], beta: Scalar) -> Weight:
-    """`scheme` after `steps` steps, which the host knows: a number if they agree, else a float64 tensor."""
-    if isinstance(beta, Tensor):
-        return cast(Tensor, scheme(steps[0] + 1, beta.double())).expand(len(steps))
-    weights = {step: scheme(step + 1, beta) for step in set(steps)}
-    if len(weights) == 1:
-        return cast(float, weights[steps[0]])
-    return torch.tensor([weights[step] for step in steps], dtype=torch.float64, device="cpu")
+def _next_step(steps: list[float]) -> float | Tensor:
+    """The next t after `steps` steps: a number if they agree, else a float64 tensor on the CPU."""
+    if len(set(steps)) == 1:
+        return steps[0] + 1
+    return torch.tensor(steps, dtype=torch.float64, device="cpu") + 1
 
 
-def _device_weights(
-    scheme: Schedule, state_steps: list[Tensor], packed: Tensor | None, beta: Scalar, device: torch.device
-) -> Tensor:
-    """`scheme` after each of `state_steps` without asking the host for them: a tensor on `device`."""
+def _next_step_on(device: torch.device, state_steps: list[Tensor], packed: Tensor | None) -> Tensor:
+    """The next t after each of `state_steps`, which the host does not ask for: a tensor on `device`."""
     # MPS has no float64; the schedules' forms are right to float32's last digits too.
     precision = torch.float32 if device.type == "mps" else torch.float64
     if packed is not None and len(packed) == len(state_steps):
-        steps = packed.to(device, precision)
-    else:
-        steps = torch.stack([step.to(device) for step in state_steps]).to(precision)
+        return packed.to(device, precision) + 1
+    return torch.stack([step.to(device) for step in state_steps]).to(precision) + 1
+
+
+def _weights(scheme: Schedule, step: float | Tensor, beta: Scalar, count: int) -> Weight:
+    """`scheme` at `step`: a number, or a tensor with one element for each of `count` parameters."""
     if isinstance(beta, Tensor):
-        beta = beta.to(device, precision)
-    return cast(Tensor, scheme(steps + 1, beta))
+        beta = beta.to(step.device, step.dtype) if isinstance(step, Tensor) else beta.double()
+    weight = scheme(step, beta)
+    return weight.expand(count) if isinstance(weight, Tensor) else weight
 
 
-def _local_shards(*columns: list[Tensor]) -> Sequence[list[Tensor]]:
+def _local_shards(*columns: list[Any]) -> Sequence[list[Any]]:
     """This rank's part of DTensors, for kernels to work on; other tensors as they are.
 
-    `columns` are params, grads, exp_avgs and exp_avg_sqs.
+    `columns` are params, grads, exp_avgs, exp_avg_sqs and maybe param_residuals.
     """
     # Whoever has a DTensor has imported its module.
     distributed: Any = sys.modules.get("torch.distributed.tensor")
@@ -290,7 +307,9 @@ def _local_shards(*columns: list[Tensor]) -> Sequence[list[Tensor]]:
     for row in rows:
         if not isinstance(param := row[0], distributed.DTensor):
             continue
-        for i, (role, tensor) in enumerate(zip(_ROLES, row, strict=True)):
+        for i, (role, tensor) in enumerate(zip(_ROLES, row, strict=False)):
+            if tensor is None:
+                continue
             placements = getattr(tensor, "placements", None)
             if placements is not None and placements != param.placements and role == "grad":
                 tensor = tensor.redistribute(placements=param.placements)
@@ -308,6 +327,9 @@ def _step_bucket(
     engine: Engine,
     dtype: torch.dtype,
     *columns: list[Tensor],
+    residuals: list[Tensor | None] | None,
+    rounding: str,
+    step: float | Tensor,
     weight1: Weight,
     weight2: Weight,
     grad_scale: Tensor | None,
@@ -317,7 +339,8 @@ def _step_bucket(
 ) -> None:
     """Calls the engine: at once on the parameters it can take as they are, on copies of the others.
 
-    `columns` are params, grads, exp_avgs and exp_avg_sqs. The copies are made in batches.
+    `columns` are params, grads, exp_avgs and exp_avg_sqs. The copies are made in batches. What is stored in
+    bfloat16 is rounded here, unless the engine takes it as it is and does so itself.
     """
     everyone = range(len(columns[0]))
     dtypes = engine.MIXES or {dtype}
@@ -339,14 +362,23 @@ def _step_bucket(
         originals = working = [_pick(tensors, batch) for tensors in columns]
         if copied:  # both conversions are no-ops on a tensor that is right already
             working = [
-                [(t if t.dtype in dtypes else t.to(dtype)).contiguous() for t in tensors]
-                for tensors in originals
+                [_working_copy(t, p, role, dtypes, dtype) for t, p in zip(tensors, originals[0], strict=True)]
+                for role, tensors in zip(_ROLES, originals, strict=False)
             ]
+        rests = residuals and _pick(residuals, batch)
+        if copied and rests:
+            rests = [rest if rest is None else rest.contiguous() for rest in rests]
+            if not engine.MIXES:
+                pairs = zip(originals[0], working[0], rests, strict=True)
+                working[0] = [copy if rest is None else join(p, rest) for p, copy, rest in pairs]
         if engine.MIXES and not torch.compiler.is_compiling():
             working = [working[0], _resolved(working[1]), *working[2:]]
         if engine.SCALES:
             hyperparameters["memo"] = memo.setdefault(number, {})
             hyperparameters["dtypes"] = kinds if batch is everyone else None
+            hyperparameters["step"] = _pick_weights(step, batch)
+            hyperparameters["rounding"] = rounding
+            hyperparameters["residuals"] = rests
         elif grad_scale is not None:
             scale = grad_scale.to(working[1][0].device, non_blocking=True)
             working = [working[0], list(torch._foreach_div(working[1], scale)), *working[2:]]
@@ -356,11 +388,35 @@ def _step_bucket(
             weight2=_pick_weights(weight2, batch),
             **hyperparameters,
         )
-        if copied:
-            for role, old, new in zip(_ROLES, originals, working, strict=True):
-                for tensor, copy in zip(old, new, strict=True):
-                    if copy is not tensor and role != "grad":
-                        tensor.copy_(copy)
+        if not copied:
+            continue
+        for role, old, new in zip(_ROLES, originals, working, strict=False):
+            for place, tensor, copy in zip(batch, old, new, strict=True):
+                if copy is tensor or role == "grad":
+                    continue
+                by_chance = role != "param" or rounding != "nearest"
+                if not (by_chance and tensor.dtype in _NARROW and tensor.dtype != copy.dtype):
+                    tensor.copy_(copy)
+                    continue
+                t = int(step) if isinstance(step, float) else step[place].long()
+                if role == "param":
+                    store_param(tensor, copy, t, place, residuals[place] if residuals else None)
+                else:
+                    store(tensor, copy, t, place, role)
+        if engine.MIXES and residuals and rests:
+            for place, rest in zip(batch, rests, strict=True):
+                original = residuals[place]
+                if original is not None and rest is not None and rest is not original:
+                    original.copy_(rest)
+
+
+def _working_copy(
+    tensor: Tensor, param: Tensor, role: str, dtypes: Collection[torch.dtype], dtype: torch.dtype
+) -> Tensor:
+    """`tensor` as an engine can take it: itself where it is right already."""
+    if role.startswith("exp_avg") and tensor.dtype == torch.uint8:
+        tensor = load(tensor, param, signed=role == "exp_avg")
+    return (tensor if tensor.dtype in dtypes else tensor.to(dtype)).contiguous()
 
 
 def _pick_weights(weights: Weight, members: Sequence[int]) -> Weight:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch.optim.optimizer import (
 
 from adamnx_hf.optim.checkpoint import check_state_dict
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
+from adamnx_hf.optim.formats import PARAM_ROUNDINGS, STATE_DTYPES, convert, load, new_moment, packs
 from adamnx_hf.optim.functional import Memo, adamnx, count_on_device, moment_dtype, pack_steps
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule
 
@@ -34,7 +36,13 @@ _NOT_ALWAYS_SAVED = {
     "differentiable": False,
     "fused": None,
     "beta2_schedule": "adamnx",
+    "state_dtype": None,
+    "param_rounding": "nearest",
 }
+
+
+# How things are stored: what an optimizer was given holds for what it loads, too.
+_FORMATS = ("state_dtype", "param_rounding")
 
 
 class AdamNX(Optimizer):
@@ -71,6 +79,14 @@ class AdamNX(Optimizer):
         beta2_schedule: how β̂2 rises: `"adamnx"`, or for the paper's ablation `"adam"` (the result is
             AdamW), `"adafactor"` (β2 has no effect) or `"adax"` (b = (1−β2)²). See
             :mod:`adamnx_hf.optim.schedules`.
+        state_dtype: of the moments. None: float32, or float64 for such parameters. `"bfloat16"` (or
+            `torch.bfloat16`) halves them, `"int8"` quarters those of matrices and leaves small tensors in
+            float32. They are rounded stochastically, without which v would stand still after some 500 steps
+            (:mod:`adamnx_hf.optim.formats`). Complex parameters keep complex moments.
+        param_rounding: how parameters in bfloat16 are stored, where `"nearest"` loses what is below 2^-9 of
+            them. `"stochastic"`: up or down at random, right on average. `"kahan"`: what rounding cut off is
+            kept in `param_residual` and counts at the next step: 2 bytes a parameter, for the very results
+            of a float32 master copy. Parameters of other dtypes are stored as ever.
         max_grad_norm: clip the norm of all gradients together to this, as part of the step: the result of
             :func:`torch.nn.utils.clip_grad_norm_` and then a step, with 8 bytes a parameter less to move.
             `.grad` stays as it is; the norm is in `grad_norm` afterwards. It knows plain tensors and
@@ -82,7 +98,8 @@ class AdamNX(Optimizer):
         RuntimeError: flags that exclude each other; in `step`, sparse gradients, or an implementation
             that was asked for and cannot serve the parameters.
 
-    State, as torch.optim names it: `step` (float 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v). m and v
+    State, as torch.optim names it: `step` (float 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v); with "kahan"
+    also `param_residual`, which only :func:`adamnx_hf.optim.formats.join` can read. m and v
     *are* the bias-corrected moments, so a torch.optim.AdamW checkpoint is not one of AdamNX: convert it
     with :func:`adamnx_hf.from_adamw`.
 
@@ -114,6 +131,8 @@ class AdamNX(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         beta2_schedule: Beta2Schedule = "adamnx",
+        state_dtype: Literal["float32", "bfloat16", "int8"] | torch.dtype | None = None,
+        param_rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
         max_grad_norm: float | None = None,
     ) -> None:
         defaults = {
@@ -127,6 +146,8 @@ class AdamNX(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
             "beta2_schedule": beta2_schedule,
+            "state_dtype": state_dtype,
+            "param_rounding": param_rounding,
         }
         _check(defaults)
         if max_grad_norm is not None and not max_grad_norm > 0.0:
@@ -155,7 +176,10 @@ class AdamNX(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; its options are checked before anything is changed."""
         if isinstance(param_group, dict):  # torch says what is wrong with anything else
-            _check({**self.defaults, **param_group})
+            checked = {**self.defaults, **param_group}
+            _check(checked)
+            if "state_dtype" in param_group:
+                param_group["state_dtype"] = checked["state_dtype"]
             if "max_grad_norm" in param_group:
                 raise ValueError(
                     "max_grad_norm is for the gradients of all groups together: give it to AdamNX itself"
@@ -185,13 +209,18 @@ class AdamNX(Optimizer):
         """Loads a state as it was saved: moments keep the dtype they have in `state_dict`.
 
         torch.optim casts them to the parameter's (pytorch #43706), which would lose float32 moments of
-        bfloat16 parameters at every resume.
+        bfloat16 parameters at every resume. Where this optimizer was given a `state_dtype` or a
+        `param_rounding` of its own and the saved one is another, the state is converted, with a warning.
 
         Raises:
             ValueError: `state_dict` is another optimizer's, another model's, or damaged. Nothing has been
                 changed then.
         """
         uncast: StateDict = {}
+        formats = [
+            {option: group[option] for option in _FORMATS if group[option] != _NOT_ALWAYS_SAVED[option]}
+            for group in self.param_groups
+        ]
 
         def remember(_: Optimizer, state_dict: StateDict) -> None:
             check_state_dict(state_dict, self.param_groups)
@@ -210,6 +239,7 @@ class AdamNX(Optimizer):
                     loaded = self.state[param][key]
                     if key != "step" and isinstance(saved, Tensor) and loaded.dtype != saved.dtype:
                         self.state[param][key] = saved.to(param.device)
+            self._convert(formats)
 
         # The last of the pre-hooks and the first of the post-hooks: other hooks see the whole.
         remembering = self.register_load_state_dict_pre_hook(remember)
@@ -220,16 +250,60 @@ class AdamNX(Optimizer):
             remembering.remove()
             restoring.remove()
 
+    def _convert(self, formats: list[dict[str, Any]]) -> None:
+        """Brings what has been loaded into the formats that each group was given, where it was given any."""
+        converted: dict[str, None] = {}
+        for group, given in zip(self.param_groups, formats, strict=True):
+            group.update(given)
+            for place, param in enumerate(group["params"]):
+                state = self.state.get(param, {})
+                if "exp_avg" not in state:
+                    continue
+                if "param_rounding" in given and _keeps_residual(param, group) != ("param_residual" in state):
+                    converted[f"param_rounding={group['param_rounding']}"] = None
+                    if state.pop("param_residual", None) is None:
+                        state["param_residual"] = new_moment(param, torch.bfloat16)
+                dtype = _state_dtype(param, group)
+                for key in ("exp_avg", "exp_avg_sq"):
+                    if "state_dtype" in given and state[key].dtype != dtype:
+                        converted[f"state_dtype={group['state_dtype']}"] = None
+                        state[key] = convert(state[key], param, dtype, int(state["step"]), place, key)
+        if converted:
+            warnings.warn(
+                f"AdamNX: this state was saved in another format, and has been converted to the one that the "
+                f"optimizer was given ({', '.join(converted)})",
+                stacklevel=2,
+            )
+
+    def dequantize(self, param: Tensor) -> dict[str, Tensor]:
+        """`exp_avg` and `exp_avg_sq` of a parameter in at least float32, whatever they are kept in.
+
+        Of a DTensor this rank's part. Empty before the first step.
+        """
+        state = self.state.get(param, {})
+        moments = {key: state[key] for key in ("exp_avg", "exp_avg_sq") if key in state}
+        if hasattr(param, "to_local"):
+            param, moments = param.to_local(), {key: m.to_local() for key, m in moments.items()}
+        return {
+            key: load(moment, param, key == "exp_avg")
+            if moment.dtype == torch.uint8
+            else moment.to(moment_dtype(moment.dtype))
+            for key, moment in moments.items()
+        }
+
     def _init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         # Lazily, and like the parameter as it is now: FSDP2 puts DTensors in its place after __init__.
-        dtype = moment_dtype(param.dtype)
-        return {
+        dtype = _state_dtype(param, group)
+        state = {
             "step": torch.zeros(
                 (), dtype=_get_scalar_dtype(), device=param.device if group["capturable"] else "cpu"
             ),
-            "exp_avg": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
+            "exp_avg": new_moment(param, dtype),
+            "exp_avg_sq": new_moment(param, dtype),
         }
+        if _keeps_residual(param, group):
+            state["param_residual"] = new_moment(param, torch.bfloat16)
+        return state
 
     def _with_grads(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
         """The group's parameters that have a gradient, and the gradients."""
@@ -244,6 +318,53 @@ class AdamNX(Optimizer):
                 "torch.nn.Embedding(sparse=False)"
             )
         return params, grads
+
+    def _step_group(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        memo: Memo,
+    ) -> None:
+        """Steps some of a group's parameters."""
+        states = [self.state[param] for param in params]
+        if not all(states):
+            for param, state in zip(params, states, strict=True):
+                if not state:
+                    state.update(self._init_state(param, group))
+            pack_steps(states)
+        if found_inf is not None:
+            count_on_device(params, states)
+
+        residuals = None
+        if group["param_rounding"] == "kahan":
+            residuals = [state.get("param_residual") for state in states]
+        beta1, beta2 = group["betas"]
+        adamnx(
+            params,
+            grads,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["step"] for state in states],
+            foreach=group["foreach"],
+            capturable=group["capturable"],
+            differentiable=group["differentiable"],
+            fused=group["fused"],
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+            beta2_schedule=group["beta2_schedule"],
+            param_rounding=group["param_rounding"],
+            param_residuals=residuals,
+            memo=memo,
+        )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -288,38 +409,21 @@ class AdamNX(Optimizer):
             self.grad_norm = norm
 
         for index, (group, (params, grads)) in enumerate(zip(self.param_groups, with_grads, strict=True)):
-            states = [self.state[param] for param in params]
-            if not all(states):
-                for param, state in zip(params, states, strict=True):
-                    if not state:
-                        state.update(self._init_state(param, group))
-                pack_steps(states)
-            if found_inf is not None:
-                count_on_device(params, states)
-
-            beta1, beta2 = group["betas"]
-            adamnx(
-                params,
-                grads,
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [state["step"] for state in states],
-                foreach=group["foreach"],
-                capturable=group["capturable"],
-                differentiable=group["differentiable"],
-                fused=group["fused"],
-                grad_scale=grad_scale,
-                found_inf=found_inf,
-                beta1=beta1,
-                beta2=beta2,
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=group["maximize"],
-                beta2_schedule=group["beta2_schedule"],
-                memo=self._memos[index],
-            )
+            self._step_group(group, params, grads, grad_scale, found_inf, self._memos[index])
         return loss
+
+
+def _state_dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
+    """Of the moments of `param`."""
+    dtype = moment_dtype(param.dtype)
+    asked = group["state_dtype"]
+    if asked is None or dtype.is_complex:
+        return dtype
+    return torch.float32 if asked == "int8" and not packs(param) else STATE_DTYPES[asked]
+
+
+def _keeps_residual(param: Tensor, group: dict[str, Any]) -> bool:
+    return group["param_rounding"] == "kahan" and param.dtype == torch.bfloat16
 
 
 def _check(group: dict[str, Any]) -> None:
@@ -352,6 +456,16 @@ def _check(group: dict[str, Any]) -> None:
                 raise ValueError(f"Tensor betas[{i}] must be 1-element")
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+    state_dtype = group["state_dtype"]
+    group["state_dtype"] = name = state_dtype and str(state_dtype).removeprefix("torch.")
+    if name is not None and name not in STATE_DTYPES:
+        raise ValueError(
+            f"Invalid state_dtype: {state_dtype}; choose one of {', '.join(STATE_DTYPES)}, or None"
+        )
+    if group["param_rounding"] not in PARAM_ROUNDINGS:
+        raise ValueError(
+            f"Invalid param_rounding: {group['param_rounding']!r}; choose one of {', '.join(PARAM_ROUNDINGS)}"
+        )
     if group["beta2_schedule"] not in BETA2_SCHEDULES:
         raise ValueError(
             f"Invalid beta2_schedule: {group['beta2_schedule']!r}; choose one of {', '.join(BETA2_SCHEDULES)}"

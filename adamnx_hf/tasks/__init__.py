@@ -7,8 +7,13 @@ A task's module has:
 - `UNIT`: what is counted for throughput (`"images"`).
 - `fast()`: values of `--fast`, by field name.
 - `smoke(arguments)`: values of `--smoke`, by field name.
-- `TrainingArguments`: optional, a subclass of :class:`adamnx_hf.tasks.trainer.RecipeTrainingArguments`.
 - `make_trainer(recipe)`: a :class:`adamnx_hf.tasks.trainer.RecipeTrainer` with model, data and metrics.
+
+And it may have:
+
+- `TrainingArguments`: a subclass of :class:`adamnx_hf.tasks.trainer.RecipeTrainingArguments`.
+- `draw_predictions(recipe, trainer, path)`: after training, draws what the model makes of some of the
+  evaluation split, as a PNG.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ __all__ = ["TASKS", "load_task"]
 #: A recipe's `task`, and the module.
 TASKS = {
     "image_classification": "adamnx_hf.tasks.image_classification",
+    "semantic_segmentation": "adamnx_hf.tasks.semantic_segmentation",
     "language_modeling": "adamnx_hf.tasks.language_modeling",
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from adamnx_hf.errors import RecipeError, nearest
 
-__all__ = ["DataArguments", "check_columns", "load_splits"]
+__all__ = ["DataArguments", "check_columns", "check_images", "load_splits"]
 
 
 def _help(text: str) -> dict[str, str]:
@@ -57,8 +57,13 @@ def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
     if not name:
         raise RecipeError("dataset_name: the recipe names no data set; add --dataset_name NAME_OR_FOLDER")
     folder = Path(name).expanduser()
+    config = arguments.dataset_config_name
     try:
-        data = datasets.load_dataset(str(folder) if folder.is_dir() else name, arguments.dataset_config_name)
+        if folder.is_dir() and datasets.get_dataset_config_names(str(folder)) == ["default"]:
+            config = (
+                None  # the recipe's is the Hub's: a folder without configurations has none to choose from
+            )
+        data = datasets.load_dataset(str(folder) if folder.is_dir() else name, config)
     except Exception as error:  # of many libraries' kinds: the Hub's, HTTP's, the reader's
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         if folder.is_dir():
@@ -106,3 +111,18 @@ def check_columns(data: Any, columns: dict[str, str]) -> None:
             raise RecipeError(
                 f"{field}: the data set has no column {column!r}{nearest(column, data.column_names)}"
             )
+
+
+def check_images(data: Any, field: str, column: str) -> None:
+    """That the column, which the recipe's `field` names, holds images.
+
+    Raises:
+        RecipeError: it does not; the message lists those that do.
+    """
+    from datasets import Image
+
+    if not isinstance(data.features[column], Image):
+        images = [name for name, feature in data.features.items() if isinstance(feature, Image)]
+        raise RecipeError(
+            f"{field}: {column!r} does not hold images; those that do: {', '.join(images) or 'none'}"
+        )

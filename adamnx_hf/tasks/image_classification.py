@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from adamnx_hf import metrics
 from adamnx_hf.errors import RecipeError
-from adamnx_hf.tasks.data import DataArguments, check_columns, load_splits
+from adamnx_hf.tasks.data import DataArguments, check_columns, check_images, load_splits
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     check_columns(train, {"image_column": arguments.image_column, "label_column": arguments.label_column})
     check_columns(test, {"image_column": arguments.image_column, "label_column": arguments.label_column})
     for data in (train, test):
-        _check_images(data, arguments.image_column)
+        check_images(data, "image_column", arguments.image_column)
     classes = _class_names(train, arguments.label_column)
 
     on_train = transforms.train_transform(
@@ -279,16 +279,6 @@ def _processor(arguments: Arguments) -> Any:
         image_mean=arguments.image_mean,
         image_std=arguments.image_std,
     )
-
-
-def _check_images(data: Any, column: str) -> None:
-    from datasets import Image
-
-    if not isinstance(data.features[column], Image):
-        images = [name for name, feature in data.features.items() if isinstance(feature, Image)]
-        raise RecipeError(
-            f"image_column: {column!r} does not hold images; those that do: {', '.join(images) or 'none'}"
-        )
 
 
 def _class_names(data: Any, column: str) -> list[str]:

@@ -53,7 +53,8 @@ def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float | None]:
         seconds: for each of the two, or the time of two batches where that is longer.
 
     Returns:
-        `data` and `model`; `model` is None where FSDP or DeepSpeed spread it.
+        `data` and `model`; `data` is None where an epoch has a single batch, `model` where FSDP or DeepSpeed
+        spread it.
     """
     # Alone, also in a run of many processes: what shares the weights among them cannot be timed so.
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
@@ -64,7 +65,7 @@ def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float | None]:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    def timed(step: Any, most: float) -> float:
+    def timed(step: Any, most: float) -> float | None:
         count, started = 0, time.perf_counter()
         passed = 0.0
         for done, size in enumerate(step, 1):
@@ -76,7 +77,7 @@ def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float | None]:
                     break
         synchronize()
         passed = time.perf_counter() - started
-        return round(count / passed, 1)
+        return round(count / passed, 1) if count else None
 
     batches = iter(trainer.get_train_dataloader())
     first = trainer._prepare_inputs(next(batches))  # starting the workers is not timed

@@ -98,6 +98,8 @@ class RecipeTrainer(Trainer):
         if self.args.channels_last:
             net: Any = self.model
             net.to(memory_format=torch.channels_last)
+        self.notes: list[str] = []
+        """What the user should know of the data, in a line each."""
         self.add_callback(CurvatureCallback(self))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -161,9 +163,13 @@ class RecipeTrainer(Trainer):
         features = {key: value for key, value in inputs.items() if key != "labels"}
         model: Any = self.model_wrapped
         with self.compute_loss_context_manager():
-            logits = model(**features).logits.float()
+            logits = self.counted(model(**features).logits.float(), inputs["labels"])
         labels = torch.distributions.Categorical(logits=logits.detach()).sample()
-        return nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten()), labels.numel()
+        return nn.functional.cross_entropy(logits, labels), len(labels)
+
+    def counted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The logits that a loss against `labels` is made of, (count, classes)."""
+        return logits.flatten(0, -2)
 
 
 class CurvatureCallback(TrainerCallback):

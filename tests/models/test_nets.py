@@ -13,7 +13,11 @@ from adamnx_hf.models import TorchvisionNetConfig, TorchvisionNetForImageClassif
 from adamnx_hf.models.image_classifier import feature_size
 from adamnx_hf.recipe import named, read
 
-PAPER = [name for name in named() if read(named()[name])["paper_tables"]]
+PAPER = [
+    name
+    for name, path in named().items()
+    if path.parent.name == "image_classification" and read(path)["paper_tables"]
+]
 
 # With 100 classes: torchvision's counts for 1,000 less 900 outputs of the last layer. SwinV2's patches of one
 # pixel make its first layer smaller; ConvNeXt's 3 x 3 kernels make the stem and the blocks smaller, and the

@@ -238,6 +238,8 @@ def test_defaults_are_the_papers():
         "differentiable": False,
         "fused": None,
         "beta2_schedule": "adamnx",
+        "state_dtype": None,
+        "param_rounding": "nearest",
     }
 
 

@@ -1,5 +1,6 @@
 """DTensors, as FSDP2 makes parameters: two ranks on the CPU against a single process."""
 
+import copy
 import os
 
 import pytest
@@ -7,6 +8,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -16,6 +22,7 @@ from torch.testing import assert_close
 from adamnx_hf import AdamNX
 from adamnx_hf.optim.clipping import total_norm
 from adamnx_hf.optim.engines import triton
+from adamnx_hf.optim.formats import join
 
 FLAGS = {
     "aten": {"fused": True},
@@ -34,6 +41,12 @@ def model():
 
 def full(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def bits(tensor):
+    """To compare what may be a nan."""
+    tensor = full(tensor)
+    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
 
 
 def go_together(flags, max_grad_norm):
@@ -65,6 +78,82 @@ def go_together(flags, max_grad_norm):
             assert ours["step"] == theirs["step"]
     empty = [p for p in sharded.parameters() if p.to_local().numel() == 0]
     assert len(empty) == (2 if dist.get_rank() == 1 else 0)
+
+
+def bfloat16_goes_together(rounding):
+    single, sharded = model().bfloat16(), model().bfloat16()
+    for layer in (sharded[0], sharded[2], sharded):
+        fully_shard(layer)
+    options = {"lr": 0.05, "state_dtype": "bfloat16", "param_rounding": rounding}
+    # Kahan's sums do not go by chance, and moments are float32's there: no two ways are possible.
+    options |= {"state_dtype": "float32"} if rounding == "kahan" else {}
+    optimizers = [AdamNX(m.parameters(), **options) for m in (single, sharded)]
+    for step in range(4):
+        torch.manual_seed(step)
+        sharded.zero_grad()
+        sharded(torch.randn(6, 7).bfloat16()).square().mean().backward()
+        for a, b in zip(sharded.parameters(), single.parameters(), strict=True):
+            b.grad = a.grad.full_tensor()
+        for optimizer in optimizers:
+            optimizer.step()
+        saved = get_optimizer_state_dict(sharded, optimizers[1])
+        fresh = AdamNX(sharded.parameters(), **options)
+        set_optimizer_state_dict(sharded, fresh, saved)
+        for a, b in zip(sharded.parameters(), single.parameters(), strict=True):
+            assert a.dtype == torch.bfloat16
+            for key, ours in optimizers[1].state[a].items():
+                theirs = optimizers[0].state[b][key]
+                assert ours.dtype == theirs.dtype == fresh.state[a][key].dtype
+                assert key == "step" or isinstance(ours, DTensor)
+                assert torch.equal(bits(ours), bits(fresh.state[a][key]))
+                if key.startswith("exp"):  # each rank counts its elements from the start: other random bits
+                    wide = {"rtol": 0.05, "atol": 1e-3} if rounding == "stochastic" else {}
+                    assert_close(full(ours), theirs, **wide)
+            if rounding == "kahan":
+                rests = [full(o.state[p]["param_residual"]) for o, p in zip(optimizers, (b, a), strict=True)]
+                assert_close(join(full(a.detach()), rests[1]), join(b.detach(), rests[0]))
+            else:
+                assert_close(full(a), b, rtol=0.05, atol=0.01)
+
+
+def packed_goes_together():
+    """8 bits: rows are what ranks share out, so what a rank has packed is packed by itself."""
+    torch.manual_seed(0)
+    single = nn.Linear(128, 65)
+    sharded = copy.deepcopy(single)
+    fully_shard(sharded)
+    optimizers = [AdamNX(m.parameters(), lr=0.01, state_dtype="int8") for m in (single, sharded)]
+    for step in range(4):
+        torch.manual_seed(step)
+        sharded.zero_grad()
+        sharded(torch.randn(6, 128)).square().mean().backward()
+        for a, b in zip(sharded.parameters(), single.parameters(), strict=True):
+            b.grad = a.grad.full_tensor()
+        for optimizer in optimizers:
+            optimizer.step()
+    saved = get_optimizer_state_dict(sharded, optimizers[1], options=StateDictOptions(full_state_dict=True))
+    if dist.get_rank() == 0:
+        whole = saved["state"]["weight"]["exp_avg_sq"]
+        assert whole.dtype == torch.uint8 and whole.shape == (65, 129)
+        twin = AdamNX(copy.deepcopy(single).parameters())
+        twin.load_state_dict(
+            {
+                "state": {i: saved["state"][name] for i, name in enumerate(("weight", "bias"))},
+                "param_groups": optimizers[0].state_dict()["param_groups"],
+            }
+        )
+        ours = next(iter(twin.param_groups[0]["params"]))
+        theirs = optimizers[0].dequantize(single.weight)
+        for key, value in twin.dequantize(ours).items():  # other random bits, and m may cancel
+            assert_close(value, theirs[key], rtol=0.3, atol=0.03 * float(theirs[key].abs().max()))
+    assert isinstance(optimizers[1].state[sharded.weight]["exp_avg"], DTensor)
+    assert optimizers[1].state[sharded.bias]["exp_avg"].dtype == torch.float32
+    fresh = AdamNX(sharded.parameters(), state_dtype="int8")
+    sharded.zero_grad()  # torch makes the state to load into only where there are none
+    set_optimizer_state_dict(sharded, fresh, saved, options=StateDictOptions(full_state_dict=True))
+    for param in sharded.parameters():
+        for key, value in optimizers[1].state[param].items():
+            assert torch.equal(full(value), full(fresh.state[param][key]))
 
 
 def gradients_placed_otherwise(mesh):
@@ -101,7 +190,11 @@ def worker(rank, file):
         triton.INTERPRETED = name.startswith("triton")
         for max_grad_norm in (None, 0.1):
             go_together(flags, max_grad_norm)
+        if "capturable" not in name:
+            for rounding in ("stochastic", "kahan"):
+                bfloat16_goes_together(rounding)
     triton.INTERPRETED = False
+    packed_goes_together()
     gradients_placed_otherwise(mesh)
     dist.barrier()
     dist.destroy_process_group()

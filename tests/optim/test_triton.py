@@ -180,20 +180,20 @@ def test_only_what_has_changed_is_sent_to_the_device(device, monkeypatch):
         del keep
         return list(sent)
 
-    assert step(0) == [(3, 6), (3,), (6,)]  # parameters, gradients, chunks
+    assert step(0) == [(3, 7), (3,), (6,)]  # parameters, gradients, chunks
     assert step(1) == [(3,)]
     sent.clear()
     kernel.step()
     reference.step()
     assert not sent  # zero_grad(set_to_none=False) keeps the gradients where they are
-    assert step(2, only=(0, 2)) == [(2, 6), (2,), (4,)]
+    assert step(2, only=(0, 2)) == [(2, 7), (2,), (4,)]
     # The steps differ from now on, so two weights for each parameter are sent too, at each step.
-    assert step(3) == [(3,), (3,), (3, 6), (3,), (6,)]
+    assert step(3) == [(3,), (3,), (3, 7), (3,), (6,)]
     with torch.no_grad():
         for a, b in zip(params, reference.param_groups[0]["params"], strict=True):
             a.data = a.data.clone()  # as moving a model does
             b.data = b.data.clone()
-    assert step(4) == [(3,), (3,), (3, 6), (3,), (6,)]
+    assert step(4) == [(3,), (3,), (3, 7), (3,), (6,)]
     check_equal(kernel, reference)
 
 
@@ -339,12 +339,13 @@ def test_more_than_2_to_the_31_elements(interpreted):
     real = [torch.rand(elements - start) for _ in range(4)]
     expected = [tensor.clone() for tensor in real]
     addresses = [tensor.data_ptr() - start * 4 for tensor in real]
-    table = torch.tensor([[addresses[0], *addresses[2:], elements, 1 - chunks, 0]])
+    table = torch.tensor([[addresses[0], *addresses[2:], 0, elements, 1 - chunks, 0]])
     interpreted.step_kernel[(1,)](
-        table, torch.tensor([addresses[1]]), torch.zeros(1, dtype=torch.int32),
+        table, torch.tensor([addresses[1]]), torch.zeros(1, dtype=torch.int32), 1,
         0.5, 0.25, 0.1, 0.01, 1e-8, None, None, COLUMNS=interpreted.COLUMNS,
         **dict.fromkeys(("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ"), triton.language.float32),
-        WEIGHTS_IN_MEMORY=False, LR_IN_MEMORY=False, MAXIMIZE=False, ALIGNED=False, BLOCK=block,
+        STEPS_IN_MEMORY=False, WEIGHTS_IN_MEMORY=False, LR_IN_MEMORY=False, MAXIMIZE=False, ALIGNED=False,
+        ROUNDING="nearest", BLOCK=block,
     )  # fmt: skip
     param, grad, exp_avg, exp_avg_sq = expected
     exp_avg = exp_avg + 0.5 * (grad - exp_avg)
@@ -573,18 +574,26 @@ print(len(calls), param.tolist())
 # ---------------------------------------------------------------- compiled for cards that are not there
 
 FLOAT32, BFLOAT16, FLOAT16 = (torch.float32, torch.bfloat16, torch.float16)
-#: Of param, grad and moments.
+#: Of param, grad and moments, and how parameters are rounded.
 KINDS = {
-    "float32": (FLOAT32, FLOAT32, FLOAT32),
-    "bfloat16": (BFLOAT16, BFLOAT16, FLOAT32),
-    "bfloat16 throughout": (BFLOAT16, BFLOAT16, BFLOAT16),
-    "float16": (FLOAT16, FLOAT16, FLOAT32),
-    "float32, bfloat16 gradients": (FLOAT32, BFLOAT16, FLOAT32),
+    "float32": (FLOAT32, FLOAT32, FLOAT32, "nearest"),
+    "bfloat16": (BFLOAT16, BFLOAT16, FLOAT32, "nearest"),
+    "bfloat16 throughout": (BFLOAT16, BFLOAT16, BFLOAT16, "nearest"),
+    "bfloat16 throughout, stochastic": (BFLOAT16, BFLOAT16, BFLOAT16, "stochastic"),
+    "bfloat16 throughout, kahan": (BFLOAT16, BFLOAT16, BFLOAT16, "kahan"),
+    "float16": (FLOAT16, FLOAT16, FLOAT32, "nearest"),
+    "float32, bfloat16 gradients": (FLOAT32, BFLOAT16, FLOAT32, "nearest"),
 }
 CAPABILITIES = [80, 90, 100]
+#: A card to each kind; what differs only in how parameters are rounded is built for one of them.
+PAIRS = [
+    (kind, capability)
+    for kind, (*_, rounding) in KINDS.items()
+    for capability in (CAPABILITIES if rounding == "nearest" else [90])
+]
 
 
-def build(capability, param, grad, moment, aligned, in_memory):
+def build(capability, param, grad, moment, rounding, aligned, in_memory):
     """The kernel for a card that need not be there: its PTX and its machine code."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -592,19 +601,20 @@ def build(capability, param, grad, moment, aligned, in_memory):
     from adamnx_hf.optim.engines import triton_kernel
 
     types = {
-        "table": "*i64", "grads": "*i64", "chunks": "*i32", "weight1": "fp32", "weight2": "fp32",
-        "lr": "fp32", "weight_decay": "fp32", "eps": "fp32",
+        "table": "*i64", "grads": "*i64", "chunks": "*i32", "step": "i32", "weight1": "fp32",
+        "weight2": "fp32", "lr": "fp32", "weight_decay": "fp32", "eps": "fp32",
     }  # fmt: skip
     constants = {"grad_scale": None, "found_inf": None}
     if in_memory:
-        types |= {"weight1": "*fp64", "weight2": "*fp64"}
+        types |= dict.fromkeys(("step", "weight1", "weight2"), "*fp64")
         types |= dict.fromkeys(("lr", "grad_scale", "found_inf"), "*fp32")
         constants = {}
     dtypes = zip(("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ"), (param, grad, moment, moment), strict=True)
     constants |= {name: getattr(triton.language, str(dtype)[6:]) for name, dtype in dtypes}
     constants |= {
-        "COLUMNS": triton_kernel.COLUMNS, "WEIGHTS_IN_MEMORY": in_memory, "LR_IN_MEMORY": in_memory,
-        "MAXIMIZE": False, "ALIGNED": aligned, "BLOCK": engine.BLOCK,
+        "COLUMNS": triton_kernel.COLUMNS, "STEPS_IN_MEMORY": in_memory, "WEIGHTS_IN_MEMORY": in_memory,
+        "LR_IN_MEMORY": in_memory, "MAXIMIZE": False, "ALIGNED": aligned, "BLOCK": engine.BLOCK,
+        "ROUNDING": rounding,
     }  # fmt: skip
     signature = types | dict.fromkeys(constants, "constexpr")
     signature = {name: signature[name] for name in triton_kernel.step_kernel.arg_names}
@@ -618,9 +628,9 @@ def variants():
     """All that the tests below look at: a card, a kind, alignment, and whether scalars are in memory."""
     for kind in KINDS:
         yield 90, kind, False, False
-        for capability in CAPABILITIES:
-            for in_memory in (False, True):
-                yield capability, kind, True, in_memory
+    for kind, capability in PAIRS:
+        for in_memory in (False, True):
+            yield capability, kind, True, in_memory
 
 
 @pytest.fixture(scope="module")
@@ -647,13 +657,13 @@ def accesses(ptx):
     return counts
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "capability"), PAIRS)
 def test_whole_chunks_are_moved_16_bytes_at_a_time(kind, capability, compiled):
-    param, grad, moment = KINDS[kind]
+    *dtypes, moment, rounding = KINDS[kind]
     ptx, _ = compiled(capability, kind, True, False)
     threads = 32 * engine.WARPS
-    read = [engine.BLOCK * dtype.itemsize // 16 // threads for dtype in (param, grad, moment, moment)]
+    dtypes += [moment, moment, *([torch.int16] if rounding == "kahan" else [])]
+    read = [engine.BLOCK * dtype.itemsize // 16 // threads for dtype in dtypes]
     counts = accesses(ptx)
     assert all(read)
     assert counts["ld", 16] == sum(read)
@@ -663,7 +673,7 @@ def test_whole_chunks_are_moved_16_bytes_at_a_time(kind, capability, compiled):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_misaligned_chunks_are_moved_an_element_at_a_time(kind, compiled):
-    param, _, moment = KINDS[kind]
+    param, _, moment, _ = KINDS[kind]
     counts = accesses(compiled(90, kind, False, False)[0])
     # 8 bytes are an address or another entry of the tables, whose own alignment is known.
     assert {size for direction, size in counts if direction == "st"} <= {
@@ -672,9 +682,8 @@ def test_misaligned_chunks_are_moved_an_element_at_a_time(kind, compiled):
     assert max(size for _, size in counts) == 8
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("in_memory", [False, True], ids=["numbers", "all in memory"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "capability"), PAIRS)
 def test_no_spills_and_enough_programs_at_once(kind, in_memory, capability, compiled):
     ptx, cubin = compiled(capability, kind, True, in_memory)
     assert ".local" not in ptx

@@ -7,7 +7,7 @@ An engine is a module with
   moments (float32 or float64);
 - `SCALES`: whether it divides gradients by `grad_scale` and obeys `found_inf` itself;
 - `why_not(device, dtype, *, host_schedule, differentiable, wrapped) -> str | None`: the reason it cannot
-  serve tensors of that device type and moments of that dtype, or None if it can. `wrapped`: they may be
+  serve tensors of that device type in arithmetic of that dtype, or None if it can. `wrapped`: they may be
   subclasses that wrap other tensors and have no memory of their own;
 - `step_(params, grads, exp_avgs, exp_avg_sqs, *, weight1, weight2, lr, weight_decay, eps, maximize, ...)`:
   the step of :func:`adamnx_hf.optim.update.adamnx_update` in place on four lists of tensors.
@@ -63,8 +63,8 @@ class Engine(Protocol):
         """One step, in place.
 
         An engine that :attr:`SCALES` is also given `grad_scale` and `found_inf` (0-d tensors on the device,
-        or None), `memo` (a dict that is the same at each step, for what it wants to keep) and `dtypes` (those
-        found in each of the four lists, or None).
+        or None), `step` (t, as `weight1` is given), `memo` (a dict that is the same at each step, for what it
+        wants to keep) and `dtypes` (those found in each of the four lists, or None).
         """
 
 

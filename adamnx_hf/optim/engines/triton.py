@@ -97,6 +97,9 @@ def step_(
     weight_decay: float,
     eps: float,
     maximize: bool,
+    step: float | Tensor = 1.0,
+    rounding: str = "nearest",
+    residuals: list[Tensor | None] | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     memo: dict[Any, Any] | None = None,
@@ -106,9 +109,11 @@ def step_(
     if torch.compiler.is_compiling():
         assert isinstance(weight1, Tensor) and isinstance(weight2, Tensor)  # the schedule is on the device
         number, tensor = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
+        assert isinstance(step, Tensor)
         _opaque_step(
-            params, grads, exp_avgs, exp_avg_sqs, weight1, weight2, number, tensor,
-            weight_decay, eps, maximize, grad_scale, found_inf,
+            params, grads, exp_avgs, exp_avg_sqs, step, weight1, weight2, number, tensor,
+            weight_decay, eps, maximize, rounding, [rest for rest in residuals or [] if rest is not None],
+            grad_scale, found_inf,
         )  # fmt: skip
         return
 
@@ -116,9 +121,16 @@ def step_(
     device = params[0].device
     columns = (params, grads, exp_avgs, exp_avg_sqs)
     addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in columns]
+    kept = [0 if rest is None else rest.data_ptr() for rest in residuals] if residuals else [0] * len(params)
+    addresses.append(kept)
     dtypes = dtypes or [{tensor.dtype for tensor in tensors} for tensors in columns]
 
+    t: int | float | Tensor = 0
+    by_chance = dtypes[2] | dtypes[3] if rounding != "stochastic" else set().union(*dtypes)
+    if torch.bfloat16 in by_chance:  # it seeds the rounding, and is not needed otherwise
+        t = int(step) if isinstance(step, float) else _number_or_address(step, device, torch.float64)
     arguments: dict[str, Any] = {
+        "step": t,
         "weight1": _number_or_address(weight1, device, torch.float64),
         "weight2": _number_or_address(weight2, device, torch.float64),
         "lr": _number_or_address(lr, device),
@@ -127,6 +139,7 @@ def step_(
         "grad_scale": None if grad_scale is None else grad_scale.to(device, non_blocking=True),
         "found_inf": None if found_inf is None else found_inf.to(device, non_blocking=True),
         "MAXIMIZE": maximize,
+        "ROUNDING": rounding,
     }
     numels = [param.numel() for param in params]
     check = functools.partial(_check, columns)
@@ -192,9 +205,13 @@ def _launch(
 
     from adamnx_hf.optim.engines import triton_kernel as kernel
 
-    params, grads, exp_avgs, exp_avg_sqs = addresses
+    params, grads, exp_avgs, exp_avg_sqs, residuals = addresses
+    if kind[0] != torch.bfloat16:  # stored as ever
+        arguments = arguments | {"ROUNDING": "nearest"}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        tables = _tables([params, exp_avgs, exp_avg_sqs, numels], grads, places, device, kind, memo, check)
+        tables = _tables(
+            [params, exp_avgs, exp_avg_sqs, residuals, numels], grads, places, device, kind, memo, check
+        )
         if not len(tables.chunks):
             return
         names = ("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ")
@@ -205,6 +222,7 @@ def _launch(
             **arguments,
             COLUMNS=kernel.COLUMNS,
             **{name: getattr(tl, str(dtype)[6:]) for name, dtype in zip(names, kind, strict=False)},
+            STEPS_IN_MEMORY=isinstance(arguments["step"], Tensor),
             WEIGHTS_IN_MEMORY=isinstance(arguments["weight1"], Tensor),
             LR_IN_MEMORY=isinstance(arguments["lr"], Tensor),
             ALIGNED=kind[-1],
@@ -267,7 +285,7 @@ def _new_tables(
     columns: list[list[int]], grads: list[int], places: range | list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The tables of parameters, gradients and chunks, on the host."""
-    counts = (_int64(columns[3]) + BLOCK - 1) // BLOCK
+    counts = (_int64(columns[-1]) + BLOCK - 1) // BLOCK
     firsts = counts.cumsum(0) - counts
     rows = torch.tensor([*columns, firsts.tolist(), list(places)], dtype=torch.int64, device="cpu").t()
     indices = torch.arange(len(counts), dtype=torch.int32, device="cpu")
@@ -339,7 +357,7 @@ def _send(table: Tensor, device: torch.device) -> Tensor:
 # Not in CUDA graphs that torch.compile makes: it would have to know what to keep for the replays.
 @torch.library.custom_op(
     "adamnx_hf::triton_step",
-    mutates_args=("params", "exp_avgs", "exp_avg_sqs"),
+    mutates_args=("params", "exp_avgs", "exp_avg_sqs", "residuals"),
     tags=(torch.Tag.cudagraph_unsafe,),
 )
 def _opaque_step(
@@ -347,6 +365,7 @@ def _opaque_step(
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
+    step: Tensor,
     weight1: Tensor,
     weight2: Tensor,
     lr_number: float,
@@ -354,21 +373,30 @@ def _opaque_step(
     weight_decay: float,
     eps: float,
     maximize: bool,
+    rounding: str,
+    residuals: list[Tensor],
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """:func:`step_` as torch.compile sees it: an operator that it calls and does not look into."""
+    """:func:`step_` as torch.compile sees it: an operator that it calls and does not look into.
+
+    `residuals` are those of the parameters in bfloat16, or none: its schema knows no lists with gaps.
+    """
+    rests = iter(residuals)
     step_(
         params,
         grads,
         exp_avgs,
         exp_avg_sqs,
+        step=step,
         weight1=weight1,
         weight2=weight2,
         lr=lr_number if lr is None else lr,
         weight_decay=weight_decay,
         eps=eps,
         maximize=maximize,
+        rounding=rounding,
+        residuals=[next(rests) if p.dtype == torch.bfloat16 else None for p in params] if residuals else None,
         grad_scale=grad_scale,
         found_inf=found_inf,
     )

@@ -1,0 +1,156 @@
+"""U-Net (arXiv:1505.04597) as a Transformers model for semantic segmentation, and its loss."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from adamnx_hf.models.configuration import UNetConfig
+
+__all__ = ["UNetForSemanticSegmentation", "cross_entropy_loss", "dice_loss"]
+
+
+def cross_entropy_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+    """The mean cross-entropy over the pixels that count; 0, not NaN, where none does.
+
+    Args:
+        logits: (batch, classes, height, width), floating point.
+        labels: (batch, height, width), int64 class ids.
+        ignore_index: the id of pixels that do not count.
+    """
+    total = nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+    """1 less the soft Dice coefficient 2 Σpg / (Σp² + Σg²), the mean over the classes that occur.
+
+    V-Net's (arXiv:1606.04797, Sec. 3), with sums over the whole batch. A class that no pixel has is left out:
+    its coefficient is 0 whatever is predicted. A pixel that does not count is left out of every sum.
+
+    Args:
+        logits: (batch, classes, height, width), floating point.
+        labels: (batch, height, width), int64 class ids.
+        ignore_index: the id of pixels that do not count.
+
+    Returns:
+        A number in [0, 1]; 0 where no pixel counts.
+    """
+    counts = labels != ignore_index
+    predicted = logits.softmax(1) * counts.unsqueeze(1)
+    true = nn.functional.one_hot(labels.where(counts, 0), logits.shape[1]).movedim(-1, 1)
+    true = true * counts.unsqueeze(1)
+    dims = (0, 2, 3)
+    sizes = true.sum(dims)
+    present = sizes > 0
+    # Σg² is Σg, for ones and zeros.
+    coefficients = 2 * (predicted * true).sum(dims) / (predicted.square().sum(dims) + sizes).clamp(min=1e-6)
+    return ((1 - coefficients) * present).sum() / present.sum().clamp(min=1)
+
+
+class ConvBlock(nn.Sequential):
+    """Twice a 3 × 3 convolution, batch norm and ReLU; keeps the size."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        layers: list[nn.Module] = []
+        for channels in (in_channels, out_channels):
+            layers += [
+                nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(inplace=True),
+            ]
+        super().__init__(*layers)
+
+
+class UNetForSemanticSegmentation(PreTrainedModel):
+    """A U-Net with padded convolutions and batch norm; the loss is cross-entropy and Dice.
+
+    Takes images of any size: what is lacking to a multiple of 2^depth is added by repeating the border, and
+    cut off again from the logits. Weights start as RegNet's do (arXiv:2003.13678, pycls and torchvision).
+
+    Args:
+        config: its size, its classes and the weight of the Dice loss.
+
+    Example:
+        >>> model = UNetForSemanticSegmentation(UNetConfig(base_width=16, depth=3, num_labels=21))
+        >>> model(pixel_values=torch.zeros(1, 3, 75, 100)).logits.shape
+        torch.Size([1, 21, 75, 100])
+    """
+
+    config_class = UNetConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = ""
+    _supports_sdpa = False
+    accepts_loss_kwargs = False  # the loss is the mean over the batch it is given: the Trainer has to average
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        widths = [config.base_width * 2**level for level in range(config.depth + 1)]
+        self.encoder = nn.ModuleList(
+            ConvBlock(*pair) for pair in zip([config.num_channels, *widths], widths, strict=False)
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in reversed(widths[:-1])
+        )
+        self.decoder = nn.ModuleList(ConvBlock(2 * width, width) for width in reversed(widths[:-1]))
+        self.classifier = nn.Conv2d(config.base_width, int(config.num_labels or 0), 1)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As RegNet's: He's normal by fan-out for convolutions, and a classifier that starts near 0."""
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            fan_out = math.prod(module.kernel_size) * module.out_channels
+            std = 0.01 if module is self.classifier else math.sqrt(2 / fan_out)
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> SemanticSegmenterOutput | tuple[Tensor, ...]:
+        """Classifies pixels.
+
+        Args:
+            pixel_values: (batch, channels, height, width), floating point.
+            labels: (batch, height, width), int64 class ids; with them the output has a loss, the average of
+                cross-entropy and Dice by `config.dice_weight`.
+            return_dict: False for a tuple `(loss,) logits`. Default: the config's.
+
+        Returns:
+            `logits` (batch, classes, height, width) and, where there are labels, `loss`.
+        """
+        height, width = pixel_values.shape[-2:]
+        step = 2**self.config.depth
+        x = nn.functional.pad(pixel_values, (0, -width % step, 0, -height % step), mode="replicate")
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.encoder):
+            x = block(self.pool(x) if level else x)
+            skips.append(x)
+        skips.pop()
+        for upsample, block in zip(self.upsample, self.decoder, strict=True):
+            x = block(torch.cat([skips.pop(), upsample(x)], 1))
+        logits = self.classifier(x)[..., :height, :width]
+
+        loss = None
+        if labels is not None:
+            dice, ignore = self.config.dice_weight, self.config.semantic_loss_ignore_index
+            full = logits.float()
+            loss = (1 - dice) * cross_entropy_loss(full, labels, ignore)
+            loss = loss + dice * dice_loss(full, labels, ignore)
+        if return_dict is None:
+            # `use_return_dict` in Transformers 4, `return_dict` in 5.
+            return_dict = getattr(self.config, "return_dict", True)
+        if not return_dict:
+            return (logits,) if loss is None else (loss, logits)
+        return SemanticSegmenterOutput(loss=loss, logits=logits)

@@ -1,0 +1,300 @@
+"""How moments and parameters are stored, where not in float32. The update knows nothing of it.
+
+bfloat16 has 8 significant bits. AdamNX's weight of a new g² is below that after some 500 steps, so rounded to
+the nearest v would stand still. Rounded up or down at random, with the probabilities that make it right on
+average, it goes on. The random bits are a hash of the step, the parameter's place in its group and the
+element's in the parameter: there is no generator whose state would have to be saved, and resuming is exact.
+
+In 8 bits (:func:`encode`) it is a moment's logarithm that is kept, in steps of an eighth of an octave below a
+power of two that each block has for itself, and rounded stochastically as well. bitsandbytes' and torchao's
+formats round to the nearest entry of a table, where v would freeze as it does in bfloat16, only earlier; and
+their tables hold a 0 that a small v falls into, whose step then knows no bounds. Here only 0 is stored as 0.
+
+The same goes for parameters in bfloat16, where an update below 2^-9 of the parameter is lost. They can be
+rounded stochastically, or keep what rounding cut off in 16 bits beside: nothing is lost then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "PARAM_ROUNDINGS",
+    "STATE_DTYPES",
+    "convert",
+    "decode",
+    "encode",
+    "join",
+    "load",
+    "new_moment",
+    "packed_width",
+    "packs",
+    "random_bits",
+    "round_stochastically",
+    "split",
+    "store",
+    "store_param",
+]
+
+#: What `AdamNX(state_dtype=...)` takes, by name, and what the tensors hold. Of 8 bits: :func:`encode`.
+STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}
+
+#: Elements of a row that share an exponent, in 8 bits.
+BLOCK = 128
+
+#: Codes to an octave, in 8 bits.
+PER_OCTAVE = 8
+
+#: Tensors of fewer elements, or of shorter rows, are not worth packing.
+LEAST_ELEMENTS, LEAST_COLUMNS = 4096, 64
+
+#: What `AdamNX(param_rounding=...)` takes, for bfloat16 parameters.
+PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
+
+#: Added to a parameter's place, so that its bits are not those of its moments, nor exp_avg's exp_avg_sq's.
+PARAM_SALT, EXP_AVG_SALT = 1 << 30, 1 << 29
+
+_32_BITS = 0xFFFFFFFF
+
+# Elements that are rounded at a time: each costs some 50 bytes.
+_PIECE = 2**22
+
+
+def random_bits(numel: int, step: int | Tensor, place: int, device: torch.device, start: int = 0) -> Tensor:
+    """32 bits for each of `numel` elements of a parameter: int64 [numel], from 0 to 2^32 − 1.
+
+    Args:
+        numel: elements, in the order in which they lie in memory.
+        step: t, a number or an int64 0-d tensor on `device`.
+        place: the parameter's, in its group.
+        device: of the result.
+        start: which element is the first.
+    """
+    # The finalizer of MurmurHash3, on 32 bits. Products wrap at 2^64, which leaves the lower 32 right.
+    index = torch.arange(start, start + numel, dtype=torch.int64, device=device)
+    bits = (index ^ (index >> 32)) * 0x9E3779B1 ^ step * 0x85EBCA77 ^ place * 0xC2B2AE3D
+    bits = bits & _32_BITS
+    bits = ((bits ^ (bits >> 16)) * 0x85EBCA6B) & _32_BITS
+    bits = ((bits ^ (bits >> 13)) * 0xC2B2AE35) & _32_BITS
+    return bits ^ (bits >> 16)
+
+
+def round_stochastically(values: Tensor, bits: Tensor) -> Tensor:
+    """`values` in bfloat16, each rounded to one of its two neighbours so that it is right on average.
+
+    Args:
+        values: float32, any shape. Infinities and nan stay what they are.
+        bits: int64 of the same shape, from 0 to 2^16 − 1, uniformly distributed.
+    """
+    # bfloat16 is the upper half of float32. Adding random lower halves carries over as often as it should.
+    wide = values.contiguous().view(torch.int32) + bits.to(torch.int32)
+    rounded = (wide & -0x10000).view(torch.float32)
+    # A nan of all ones would carry over into the sign.
+    return torch.where(values.isnan(), values, rounded).to(torch.bfloat16)
+
+
+def packs(param: Tensor) -> bool:
+    """Whether the moments of `param` are packed in 8 bits: real ones with enough rows to share exponents.
+
+    Of DTensors those that are whole or sharded by rows, as FSDP2 does it.
+    """
+    if param.is_complex() or param.ndim < 2 or param.numel() < LEAST_ELEMENTS:
+        return False
+    by_rows = all(
+        placement.is_replicate() or (type(placement).__name__ == "Shard" and placement.dim == 0)
+        for placement in getattr(param, "placements", ())
+    )
+    return by_rows and param.numel() // param.shape[0] >= LEAST_COLUMNS
+
+
+def packed_width(columns: int) -> int:
+    """Bytes of a packed row of `columns` elements."""
+    return columns + -(-columns // BLOCK)
+
+
+def new_moment(param: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros for a moment of `param`; packed if `dtype` is uint8. A DTensor for a DTensor."""
+    if dtype != torch.uint8:
+        return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+    rows, width = param.shape[0], packed_width(param.numel() // param.shape[0])
+    if not hasattr(param, "to_local"):
+        return torch.zeros(rows, width, dtype=dtype, device=param.device)
+    whole: Any = param
+    local = whole.to_local()
+    zeros = torch.zeros(local.shape[0], width, dtype=dtype, device=local.device)
+    shape = {"shape": torch.Size((rows, width)), "stride": (width, 1)}
+    result: Tensor = type(whole).from_local(
+        zeros, whole.device_mesh, whole.placements, run_check=False, **shape
+    )
+    return result
+
+
+def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
+    """Packs values in 8 bits, each rounded to one of its two neighbours so that it is right on average.
+
+    A row is a byte for each value and then a byte for each block of 128: 127 + k, where 2^k is the power of
+    two above the block's largest. A value's byte is its code c, of which 0 is 0 and any other
+    2^(k − (C − c) / 8). With a sign: C = 127 and the upper bit, 16 octaves, and what is below them becomes 0
+    or their smallest. Without: C = 255, 32 octaves, and what is below them becomes their smallest: that is
+    not right on average, but it is not 0 either. A block with an inf or a nan is nan.
+
+    Args:
+        values: float32 [rows, columns].
+        bits: int64 of that shape, from 0 to 2^32 − 1, uniformly distributed.
+        signed: for exp_avg. Without, for exp_avg_sq, values are 0 or above.
+
+    Returns:
+        uint8 [rows, columns + blocks].
+    """
+    rows, columns = values.shape
+    top = 127 if signed else 255
+    magnitudes = values.abs()
+    blocks = -(-columns // BLOCK)
+    padded = torch.nn.functional.pad(magnitudes, (0, blocks * BLOCK - columns))
+    largest = padded.view(rows, blocks, BLOCK).amax(2)
+    exponents = torch.frexp(largest)[1].clamp(-127, 127) + 127
+    exponents = torch.where(largest.isfinite(), exponents, 255).to(torch.uint8)
+
+    power = _spread(exponents, columns)
+    # Codes as they would be without rounding. What is 0, or not a number, is sorted out below.
+    exact = top + PER_OCTAVE * (magnitudes.log2() - power)
+    lower = exact.floor().nan_to_num(0.0, 0.0, 0.0).clamp(0, top)
+    low, high = (_magnitude(code, power, top) for code in (lower, lower + 1))
+    chance = (bits.float() + 0.5) * 2.0**-32
+    codes = lower + (chance < (magnitudes - low) / (high - low))
+    codes = codes.clamp(max=top)
+    if signed:
+        codes = torch.where(values < 0, codes + 128, codes)
+    else:
+        codes = torch.where(magnitudes > 0, codes.clamp(min=1), codes)
+    return torch.cat([codes.to(torch.uint8), exponents], dim=1)
+
+
+def decode(packed: Tensor, columns: int, *, signed: bool) -> Tensor:
+    """What :func:`encode` has packed.
+
+    Args:
+        packed: uint8 [rows, columns + blocks].
+        columns: of the values.
+        signed: as it was packed.
+
+    Returns:
+        float32 [rows, columns].
+    """
+    codes, exponents = packed[:, :columns].float(), packed[:, columns:]
+    power = _spread(exponents, columns)
+    if not signed:
+        return _magnitude(codes, power, 255)
+    magnitudes = _magnitude(codes % 128, power, 127)
+    return torch.where(codes >= 128, -magnitudes, magnitudes)
+
+
+def _spread(exponents: Tensor, columns: int) -> Tensor:
+    """The exponent of each element; nan for blocks that are nan."""
+    powers = torch.where(exponents == 255, torch.nan, exponents.float() - 127)
+    return powers.repeat_interleave(BLOCK, dim=1)[:, :columns]
+
+
+def _magnitude(codes: Tensor, power: Tensor, top: int) -> Tensor:
+    values = torch.exp2(power - (top - codes) / PER_OCTAVE)
+    return torch.where((codes == 0) & ~power.isnan(), 0.0, values)
+
+
+def load(moment: Tensor, param: Tensor, signed: bool) -> Tensor:
+    """float32 of a moment packed for `param`, in its shape."""
+    columns = param.numel() // max(param.shape[0], 1)
+    return decode(moment, columns, signed=signed).view(param.shape)
+
+
+def store(moment: Tensor, values: Tensor, step: int | Tensor, place: int, role: str) -> None:
+    """Writes `values` into a moment in bfloat16 or 8 bits, rounded stochastically.
+
+    Args:
+        moment: bfloat16 of any strides, or packed.
+        values: of the parameter's shape, laid out as it lies in memory.
+        step, place: see :func:`random_bits`.
+        role: `"exp_avg"` or `"exp_avg_sq"`.
+    """
+    signed = role == "exp_avg"
+    if moment.dtype == torch.bfloat16:  # half of the bits for each
+        for part, new, bits in _in_pieces(moment, values, step, place):
+            part.copy_(round_stochastically(new.float(), bits & 0xFFFF if signed else bits >> 16))
+        return
+    for part, new, bits in _in_pieces(moment, values, step, place + EXP_AVG_SALT * signed):
+        part.copy_(encode(new.float().flatten(1), bits.flatten(1), signed=signed))
+
+
+def _in_pieces(
+    target: Tensor, values: Tensor, step: int | Tensor, place: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Rows of both, with random bits, so few at a time that what is computed from them stays small."""
+    rows = values.shape[0] if values.ndim else 1
+    most = max(1, _PIECE * rows // max(values.numel(), 1))
+    for start in range(0, rows, most):
+        part, new = (t[start : start + most] if most < rows else t for t in (target, values))
+        first = start * (values.numel() // max(rows, 1))
+        yield part, new, random_bits(new.numel(), step, place, new.device, first).view(new.shape)
+
+
+def convert(moment: Tensor, param: Tensor, dtype: torch.dtype, step: int, place: int, role: str) -> Tensor:
+    """A moment in another format, rounded stochastically where that is narrower.
+
+    Args:
+        moment: of `param`, in any format, a DTensor too.
+        param: whose it is.
+        dtype: one of :data:`STATE_DTYPES`' values.
+        step, place, role: see :func:`store`.
+    """
+    result = new_moment(param, dtype)
+    new, old, like = (t.to_local() if hasattr(t, "to_local") else t for t in (result, moment, param))
+    values = load(old, like, role == "exp_avg") if old.dtype == torch.uint8 else old
+    if dtype in (torch.bfloat16, torch.uint8):
+        store(new, values.contiguous(), step, place, role)
+    else:
+        new.copy_(values)
+    return result
+
+
+def store_param(
+    param: Tensor, values: Tensor, step: int | Tensor, place: int, residual: Tensor | None
+) -> None:
+    """Writes float32 `values` into a bfloat16 `param`: whole, with a `residual`; else rounded stochastically.
+
+    Args:
+        param: bfloat16, any shape and strides.
+        values: float32, of its shape.
+        step, place: see :func:`random_bits`.
+        residual: of its shape; what `param` cannot hold is left there, see :func:`split`.
+    """
+    if residual is not None:
+        upper, lower = split(values)
+        param.copy_(upper)
+        residual.copy_(lower)
+        return
+    for part, new, bits in _in_pieces(param, values, step, place + PARAM_SALT):
+        part.copy_(round_stochastically(new, bits & 0xFFFF))
+
+
+def split(values: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 as its nearest bfloat16, and the difference of their bits. :func:`join` undoes it.
+
+    What Kahan summation keeps in a bfloat16, with eight bits more to it: parameter and residual together are
+    a float32 master weight, to the last bit. The difference is an int16 in the clothes of a bfloat16, as
+    neither NCCL nor gloo sends int16 from process to process. nan has no residual.
+    """
+    bits = values.contiguous().view(torch.int32)
+    # Halfway up, always: the difference of half a step down would not fit into int16.
+    upper = (bits + 0x8000) & -0x10000
+    nan = values.isnan()
+    nearest = torch.where(nan, values, upper.view(torch.float32)).to(torch.bfloat16)
+    return nearest, torch.where(nan, 0, bits - upper).to(torch.int16).view(torch.bfloat16)
+
+
+def join(param: Tensor, residual: Tensor) -> Tensor:
+    """The float32 of a bfloat16 `param` and what rounding cut off; see :func:`split`."""
+    bits = param.float().contiguous().view(torch.int32) + residual.view(torch.int16).int()
+    return torch.where(param.isnan(), param.float(), bits.view(torch.float32))

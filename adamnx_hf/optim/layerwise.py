@@ -1,0 +1,150 @@
+"""Gradient release: each parameter is stepped within the backward pass, as soon as its gradient is there."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from adamnx_hf.optim.clipping import clip_divisor, total_norm
+from adamnx_hf.optim.optimizer import AdamNX
+
+__all__ = ["LayerwiseAdamNX"]
+
+# The hook of each parameter: a new optimizer takes over those of an old one.
+_HOOKS = WeakTensorKeyDictionary()
+
+
+class LayerwiseAdamNX(AdamNX):
+    """:class:`AdamNX` that steps within `backward()` and frees each gradient at once.
+
+    No more gradients are in memory together than those of the layer at work, where otherwise there are all of
+    them: 4 bytes a float32 parameter less. The updates are AdamNX's own, and so are states and checkpoints.
+
+    `backward()` changes the parameters. `step()` afterwards ends the step, and steps what still has a
+    gradient because it came some other way. Call it, and learning-rate schedulers after it, as ever: a
+    second backward pass without it is an error, as gradients that are gone cannot be accumulated.
+
+    Args:
+        params, lr, betas, eps, weight_decay, kwargs: as of :class:`AdamNX`.
+        max_grad_norm: clips the gradient of each parameter by that gradient's own norm. The norm of all of
+            them, by which AdamNX clips, is known only with the last one, when the first are gone. It is in
+            `grad_norm` after `step()`.
+
+    Not for a :class:`torch.amp.GradScaler` (gradients are still scaled in the backward pass), nor for more
+    than one process (they are not yet averaged).
+
+    Raises:
+        ValueError: see :class:`AdamNX`; also `differentiable` and `capturable`.
+        RuntimeError: in `backward()`, at a second pass before `step()`, or with several processes.
+
+    Example:
+        >>> optimizer = LayerwiseAdamNX(model.parameters(), lr=1e-5)
+        >>> loss_fn(model(inputs), targets).backward()  # steps, and leaves no gradients
+        >>> optimizer.step()
+    """
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return False
+
+    _group_of: dict[int, int]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as torch.optim does."""
+        if isinstance(param_group, dict):
+            for option in ("differentiable", "capturable"):
+                if {**self.defaults, **param_group}[option]:
+                    raise ValueError(f"LayerwiseAdamNX does not support {option}=True; AdamNX does")
+        super().add_param_group(param_group)
+        if "_stepped" not in vars(self):  # within __init__
+            self._begin()
+        self._hook(len(self.param_groups) - 1)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Hooks the parameters of a copy, too."""
+        super().__setstate__(state)
+        if "_stepped" not in vars(self):
+            self._begin()
+            for index in range(len(self.param_groups)):
+                self._hook(index)
+
+    def _begin(self) -> None:
+        self._stepped: set[int] = set()
+        self._squares: list[Tensor] = []
+
+    def _hook(self, index: int) -> None:
+        for param in self.param_groups[index]["params"]:
+            vars(self).setdefault("_group_of", {})[id(param)] = index
+            if param in _HOOKS:
+                _HOOKS.pop(param).remove()
+            if param.requires_grad:
+                _HOOKS[param] = param.register_post_accumulate_grad_hook(_Release(self))
+
+    @torch.no_grad()
+    def _release(self, param: Tensor) -> None:
+        """Steps one parameter and frees its gradient."""
+        if id(param) in self._stepped:
+            raise RuntimeError(
+                "LayerwiseAdamNX: a parameter has a second gradient before step(). Gradients are released as "
+                "they come and cannot be accumulated: call step() after each backward(), with "
+                "gradient_accumulation_steps=1; or use AdamNX"
+            )
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise RuntimeError(
+                "LayerwiseAdamNX: with several processes it would step before their gradients are averaged; "
+                "use AdamNX, with FSDP2 to share the memory out"
+            )
+        group = self.param_groups[self._group_of[id(param)]]
+        params, grads = self._with_grads({"params": [param]})
+        divisor = None
+        if self.max_grad_norm is not None:
+            norm = total_norm([grad.detach() for grad in grads])
+            self._squares.append(norm.square())
+            if not math.isinf(self.max_grad_norm):
+                divisor = clip_divisor(norm, self.max_grad_norm)
+        self._step_group(group, params, grads, divisor, None, self._memos[id(param)])
+        param.grad = None
+        self._stepped.add(id(param))
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Ends the step that `backward()` has done.
+
+        Args:
+            closure: reevaluates the model, runs `backward()` and returns the loss.
+
+        Returns:
+            The closure's loss, if there is one.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._release(param)
+        if self.max_grad_norm is not None:
+            self.grad_norm = None
+            if self._squares:
+                device = self._squares[0].device
+                self.grad_norm = torch.stack([square.to(device) for square in self._squares]).sum().sqrt()
+        self._begin()
+        return loss
+
+
+class _Release:
+    """The hook. It does not keep an optimizer alive that nobody else holds."""
+
+    def __init__(self, optimizer: LayerwiseAdamNX) -> None:
+        self.optimizer = weakref.ref(optimizer)
+
+    def __call__(self, param: Tensor) -> None:
+        if (optimizer := self.optimizer()) is not None:
+            optimizer._release(param)

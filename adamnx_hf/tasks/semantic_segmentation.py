@@ -1,0 +1,403 @@
+"""Semantic segmentation: images and masks of class ids to a trained model, judged by its mean IoU."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from adamnx_hf.errors import nearest
+from adamnx_hf.tasks import masks
+from adamnx_hf.tasks.data import DataArguments, check_columns, check_images, load_splits
+from adamnx_hf.tasks.trainer import RecipeTrainer
+
+if TYPE_CHECKING:
+    from adamnx_hf.recipe import Recipe
+
+__all__ = [
+    "METRICS",
+    "UNIT",
+    "Arguments",
+    "SegmentationTrainer",
+    "draw_predictions",
+    "fast",
+    "make_trainer",
+    "scores",
+    "segment",
+    "smoke",
+]
+
+#: Reported best and last, in percent.
+METRICS = {"mean_iou": "max", "pixel_accuracy": "max"}
+
+UNIT = "images"
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclasses.dataclass
+class Arguments(DataArguments):
+    """The fields of a recipe for semantic segmentation."""
+
+    image_column: str = dataclasses.field(default="image", metadata=_help("Column of the images."))
+    mask_column: str = dataclasses.field(
+        default="mask", metadata=_help("Column of the masks: images of one channel that holds class ids.")
+    )
+    class_names: list[str] | None = dataclasses.field(
+        default=None,
+        metadata=_help(
+            "Names of the ids 0, 1, ... Default: numbers, up to the highest id in the training split."
+        ),
+    )
+    ignore_index: int = dataclasses.field(
+        default=255, metadata=_help("Id of pixels that count neither in training nor in evaluation.")
+    )
+    architecture: str | None = dataclasses.field(
+        default=None,
+        metadata=_help("A network, from scratch: `unet`, or the model_type of one that Transformers has."),
+    )
+    architecture_options: dict | str | None = dataclasses.field(
+        default=None, metadata=_help("What to change of its configuration, as JSON on the command line.")
+    )
+    model_name_or_path: str | None = dataclasses.field(
+        default=None,
+        metadata=_help("Instead of architecture: a model of the Hub, or a saved one, to fine-tune."),
+    )
+    image_size: int = dataclasses.field(
+        default=384,
+        metadata=_help(
+            "The shorter side of images, to which they are resized, in pixels. Judged is at their own size."
+        ),
+    )
+    scale_range: list[float] = dataclasses.field(
+        default_factory=lambda: [0.5, 2.0],
+        metadata=_help("For training image_size is multiplied by a number drawn from this range."),
+    )
+    crop_size: int = dataclasses.field(
+        default=320, metadata=_help("Training takes a random square of so many pixels a side.")
+    )
+    flip_probability: float = dataclasses.field(
+        default=0.5, metadata=_help("Probability of mirroring a training image.")
+    )
+    image_mean: list[float] = dataclasses.field(
+        default_factory=lambda: [0.5, 0.5, 0.5],
+        metadata=_help("Subtracted from the channels of images in [0, 1]."),
+    )
+    image_std: list[float] = dataclasses.field(
+        default_factory=lambda: [0.5, 0.5, 0.5], metadata=_help("What the channels are then divided by.")
+    )
+    keep_decoded: bool = dataclasses.field(
+        default=False, metadata=_help("Decode every image once and keep them all in memory.")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.architecture_options, str):
+            self.architecture_options = json.loads(self.architecture_options)
+        if bool(self.architecture) == bool(self.model_name_or_path):
+            raise ValueError("give either architecture or model_name_or_path")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"flip_probability: {self.flip_probability} is not a probability from 0 to 1")
+        for name in ("image_mean", "image_std"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name}: needs 3 numbers, one a channel, got {getattr(self, name)}")
+        for name in ("image_size", "crop_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not a size in pixels")
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(
+                f"scale_range: needs two numbers above 0, the lower first, got {self.scale_range}"
+            )
+        names = self.class_names or []
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"class_names: {twice[0]!r} is given twice")
+        if names and 0 <= self.ignore_index < len(names):
+            raise ValueError(
+                f"ignore_index: {self.ignore_index} is the id of {names[self.ignore_index]!r} in class_names"
+            )
+        if self.architecture:
+            _config(self.architecture, self.architecture_options)  # type: ignore[arg-type]
+
+
+def fast() -> dict[str, Any]:
+    """What `--fast` sets. Decoding and augmentation stay in the data loader's workers: sizes differ."""
+    return {
+        "bf16": True,
+        "use_cpu": not torch.accelerator.is_available(),  # bf16 without a GPU has to be asked for
+        "channels_last": True,
+        "torch_compile": True,
+    }
+
+
+def smoke(arguments: Arguments) -> dict[str, Any]:
+    """What `--smoke` sets: a tiny network and a few small images."""
+    tiny: dict[str, Any] = {
+        "max_train_samples": 64,
+        "max_eval_samples": 32,
+        "image_size": 48,
+        "crop_size": 48,
+    }
+    if arguments.architecture:
+        changes: Any = arguments.architecture_options or {}
+        kind = type(_config(arguments.architecture, changes))
+        tiny["architecture_options"] = {**changes, **getattr(kind, "tiny", {})}
+    return tiny
+
+
+def _config(architecture: str, options: Mapping[str, Any] | None, **more: Any) -> Any:
+    """The configuration of a network by its model_type.
+
+    Raises:
+        ValueError: a name, an option or a value that does not fit.
+    """
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    mapping = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+    known = {config.model_type: config for config in mapping}
+    if architecture not in known:
+        raise ValueError(
+            f"architecture: {architecture!r} is not known{nearest(architecture, known, most=20)}"
+        )
+    valid = set(inspect.signature(known[architecture].__init__).parameters) - {"self", "kwargs"}
+    for key in options or {}:
+        if key not in valid:
+            raise ValueError(f"architecture_options: {architecture} has no {key!r}{nearest(key, valid)}")
+    try:
+        return configuration_auto.AutoConfig.for_model(architecture, **(options or {}), **more)
+    except Exception as error:
+        raise ValueError(f"architecture_options: {' '.join(str(error).split())}") from error
+
+
+def scores(confusion: Tensor) -> dict[str, float]:
+    """What a confusion matrix over all pixels of all images comes to, in percent.
+
+    Args:
+        confusion: (classes, classes), counts by true class (rows) and predicted one.
+
+    Returns:
+        `mean_iou`: the mean over the classes of true positives / (true positives + false positives + false
+        negatives), without those that are neither there nor predicted. And `pixel_accuracy`. Both are 0
+        where there is no pixel.
+    """
+    confusion = confusion.double()
+    right = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - right
+    counted = union > 0
+    return {
+        "mean_iou": 100 * (right[counted] / union[counted]).sum().item() / max(int(counted.sum()), 1),
+        "pixel_accuracy": 100 * right.sum().item() / max(confusion.sum().item(), 1),
+    }
+
+
+class _Scores:
+    """The Trainer's `compute_metrics`, batch by batch: keeps one confusion matrix, never an image."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    def __call__(self, prediction: Any, compute_result: bool) -> dict[str, float]:
+        batch = prediction.predictions.sum(0)
+        self.total = batch if self.total is None else self.total + batch
+        if not compute_result:
+            return {}
+        total, self.total = self.total, None
+        return scores(total)
+
+
+class SegmentationTrainer(RecipeTrainer):
+    """A RecipeTrainer that judges whole images, each at its own size.
+
+    Args:
+        num_labels: classes.
+        ignore_index: the id of pixels that do not count.
+        kwargs: RecipeTrainer's. Evaluation needs batches of :func:`adamnx_hf.tasks.masks.collate` with masks.
+    """
+
+    def __init__(self, *, num_labels: int, ignore_index: int, args: Any, **kwargs: Any) -> None:
+        self.num_labels, self.ignore_index = num_labels, ignore_index
+        args.batch_eval_metrics = True
+        super().__init__(args=args, compute_metrics=_Scores(), **kwargs)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The loss, a confusion matrix for each image (n, classes, classes), and each one's pixels (n,)."""
+        inputs = dict(inputs)
+        truth, sizes = self._prepare_input(inputs.pop("masks")), inputs.pop("sizes")
+        loss, logits, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if logits is None:
+            return loss, None, None
+        predicted = segment(logits, inputs["pixel_values"].shape[-2:], sizes, [mask.shape for mask in truth])
+        confusion = torch.stack(
+            [
+                multiclass_confusion_matrix(
+                    classes, mask, self.num_labels, ignore_index=self.ignore_index, validate_args=False
+                )
+                for classes, mask in zip(predicted, truth, strict=True)
+            ]
+        )
+        return loss, confusion, confusion.sum((1, 2))
+
+    def counted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The logits of the pixels that count, (count, classes)."""
+        return _resized(logits, labels.shape[-2:]).movedim(1, -1)[labels != self.ignore_index]
+
+
+def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
+    if logits.shape[-2:] == tuple(size):
+        return logits
+    return nn.functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def segment(
+    logits: Tensor, size: Sequence[int], sizes: Tensor, originals: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """The likeliest class of each pixel, as `post_process_semantic_segmentation` has it, for padded batches.
+
+    Args:
+        logits: (n, classes, ., .), at the batch's resolution or a lower one.
+        size: the height and width of the batch.
+        sizes: (n, 2), the images' heights and widths in the batch, without what was added.
+        originals: the heights and widths to answer in.
+    """
+    logits = _resized(logits.float(), size)
+    return [  # max, as argmax is several times slower on the CPU
+        _resized(one[None, :, :height, :width], original)[0].max(0).indices
+        for one, (height, width), original in zip(logits, sizes.tolist(), originals, strict=True)
+    ]
+
+
+def make_trainer(recipe: Recipe) -> RecipeTrainer:
+    """The model, the data and the metrics of `recipe` in a Trainer."""
+    arguments: Arguments = recipe.task_arguments
+    columns: Any = {"image_column": arguments.image_column, "mask_column": arguments.mask_column}
+    void: Any = {"ignore_index": arguments.ignore_index}
+    with recipe.training_arguments.main_process_first(desc="loading the data"):
+        train, test = _synthetic(arguments) if recipe.synthetic_data else load_splits(arguments)
+    for data in (train, test):
+        check_columns(data, columns)
+        for field, column in columns.items():
+            check_images(data, field, column)
+    quiet = recipe.training_arguments.disable_tqdm or recipe.training_arguments.local_process_index > 0
+    check: Any = partial(masks.check_pairs, **columns, **void, quiet=quiet)
+    found = check(train, split=arguments.train_split, classes=len(arguments.class_names or ()) or None)
+    names = arguments.class_names or [str(i) for i in range(len(found))]
+    counts = check(test, split=arguments.eval_split, classes=len(names))
+
+    normal: Any = {"mean": arguments.image_mean, "std": arguments.image_std}
+    on_train = masks.train_transform(
+        image_size=arguments.image_size,
+        scale_range=arguments.scale_range,
+        crop_size=arguments.crop_size,
+        flip=arguments.flip_probability,
+        **normal,
+        **void,
+    )
+    on_eval = masks.eval_transform(image_size=arguments.image_size, **normal)
+    dataset: Any = partial(masks.SegmentationDataset, **columns, keep_decoded=arguments.keep_decoded)
+    trainer = SegmentationTrainer(
+        num_labels=len(names),
+        **void,
+        model=_model(arguments, names, recipe),
+        args=recipe.training_arguments,
+        train_dataset=dataset(train, transform=on_train),
+        eval_dataset=dataset(test, transform=on_eval, keep_mask=True),
+        data_collator=partial(masks.collate, **void),
+        processing_class=_processor(arguments),
+    )
+    commonest = int(counts.argmax())
+    constant = torch.zeros(len(names), len(names))
+    constant[:, commonest] = torch.from_numpy(counts)
+    trainer.notes.append(
+        f"{names[commonest]!r} everywhere would have a mean IoU of {scores(constant)['mean_iou']:.2f} % on "
+        f"{arguments.eval_split}"
+    )
+    return trainer
+
+
+def _synthetic(arguments: Arguments) -> tuple[Any, Any]:
+    """Made-up images of the recipe's columns, for smoke runs."""
+    make = partial(
+        masks.synthetic,
+        image_column=arguments.image_column,
+        mask_column=arguments.mask_column,
+        classes=len(arguments.class_names or ()) or 3,
+        ignore_index=arguments.ignore_index,
+    )
+    return make(arguments.max_train_samples or 64), make(arguments.max_eval_samples or 32, seed=1)
+
+
+def _model(arguments: Arguments, names: list[str], recipe: Recipe) -> Any:
+    from transformers import AutoModelForSemanticSegmentation, set_seed
+
+    options = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "semantic_loss_ignore_index": arguments.ignore_index,
+    }
+    set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
+    if arguments.model_name_or_path:
+        return AutoModelForSemanticSegmentation.from_pretrained(
+            arguments.model_name_or_path, ignore_mismatched_sizes=True, dtype=torch.float32, **options
+        )
+    changes: Any = arguments.architecture_options
+    return AutoModelForSemanticSegmentation.from_config(
+        _config(str(arguments.architecture), changes, **options)
+    )
+
+
+def _processor(arguments: Arguments) -> Any:
+    """What prepares images for the saved model, in `pipeline` and elsewhere, as evaluation does here."""
+    from transformers import MobileNetV2ImageProcessor  # resizes by the shorter side, and has the masks' part
+
+    return MobileNetV2ImageProcessor(
+        size={"shortest_edge": arguments.image_size},
+        do_center_crop=False,
+        image_mean=arguments.image_mean,
+        image_std=arguments.image_std,
+    )
+
+
+@torch.no_grad()
+def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path, count: int = 6) -> None:
+    """Draws images of the evaluation split, their masks and what the model makes of them.
+
+    Args:
+        recipe: for the title.
+        trainer: after training.
+        path: of the PNG.
+        count: images, taken evenly from the split.
+    """
+    data: Any = trainer.eval_dataset
+    model: Any = trainer.model
+    void = recipe.task_arguments.ignore_index
+    model.eval()
+    columns = {}
+    for row in dict.fromkeys(
+        np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int).tolist()
+    ):
+        batch = masks.collate([data[row]], ignore_index=void)
+        (mask,) = batch["masks"]
+        pixels = trainer._prepare_input(batch["pixel_values"])
+        logits = model(pixel_values=pixels).logits
+        (predicted,) = segment(logits, pixels.shape[-2:], batch["sizes"], [mask.shape])
+        image = data.data[row][data.image_column].convert("RGB")
+        columns[f"row {row}"] = (np.asarray(image), mask.numpy(), predicted.cpu().numpy())
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    optim = getattr(recipe.training_arguments.optim, "value", recipe.training_arguments.optim)
+    masks.draw(path, f"{recipe.name} · {optim} · {recipe.task_arguments.eval_split}", names, columns, void)
