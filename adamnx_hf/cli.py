@@ -30,7 +30,15 @@ COMMANDS = {
 # The top-level modules of the extras. A command says by `EXTRA` which one it needs.
 _EXTRAS = {
     "demo": {"matplotlib", "rich", "scipy", "sklearn"},
-    "recipes": {"matplotlib", "pytorch_optimizer", "scipy", "torchmetrics", "torchvision", "trl"},
+    "recipes": {
+        "matplotlib",
+        "pycocotools",
+        "pytorch_optimizer",
+        "scipy",
+        "torchmetrics",
+        "torchvision",
+        "trl",
+    },
 }
 
 

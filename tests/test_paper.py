@@ -104,9 +104,9 @@ def test_every_table_without_a_run(tmp_path, capsys):
     tables = json.loads(capsys.readouterr().out)
     assert [table["number"] for table in tables] == list(range(3, 13))
     assert not any(row["runs"] for table in tables for row in table["rows"])
-    assert [table["number"] for table in tables if table["recipe"] is None] == [5, 9]
+    assert all(table["recipe"] for table in tables)
     assert cli.main(["paper", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("There is no recipe for this table yet.") == 2
+    assert "There is no recipe for this table yet." not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

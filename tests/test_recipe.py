@@ -41,6 +41,7 @@ def test_every_recipe_resolves(name):
     assert not args.bf16 and not args.torch_compile
     if resolved.arguments.paper_tables:
         assert args.num_train_epochs == 80
+        assert args.per_device_train_batch_size == 64 and args.per_device_eval_batch_size == 200
 
 
 def test_every_recipe_has_its_task_and_every_task_what_run_needs():
@@ -264,6 +265,7 @@ def test_the_list_as_json(capsys):
         "cifar100_efficientnetv2_l": [11],
         "cifar100_convnext_b": [12],
         "sbd_unet": [6, 10],
+        "voc_yolov7_tiny": [5, 9],
     }
     for entry in found.values():
         assert entry["task"] in TASKS and (entry["data"] == "uoft-cs/cifar100") == (

@@ -30,6 +30,7 @@ TASKS = {
     "image_classification": "adamnx_hf.tasks.image_classification",
     "semantic_segmentation": "adamnx_hf.tasks.semantic_segmentation",
     "language_modeling": "adamnx_hf.tasks.language_modeling",
+    "object_detection": "adamnx_hf.tasks.object_detection",
 }
 
 

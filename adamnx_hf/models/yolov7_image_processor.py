@@ -1,0 +1,155 @@
+"""Images for YOLOv7-tiny, and its predictions as boxes on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_convert
+from torchvision.transforms.v2 import functional
+from transformers import BaseImageProcessor, BatchFeature
+from transformers.image_utils import make_list_of_images
+
+__all__ = ["Yolov7TinyImageProcessor", "letterbox", "letterbox_boxes", "unletterbox_boxes"]
+
+#: The border of letterboxed images, as YOLO has it: of 255.
+GREY = 114
+
+
+def letterbox(image: Tensor, size: int) -> Tensor:
+    """The whole image in the middle of a grey square.
+
+    Args:
+        image: uint8 RGB, (3, height, width).
+        size: pixels along a side of the square.
+
+    Returns:
+        uint8, (3, size, size).
+    """
+    height, width = image.shape[-2:]
+    scale = size / max(height, width)
+    new = [max(1, round(side * scale)) for side in (height, width)]
+    if new != [height, width]:
+        image = functional.resize(image, new, antialias=True)
+    top, left = (size - new[0]) // 2, (size - new[1]) // 2
+    return functional.pad(image, [left, top, size - new[1] - left, size - new[0] - top], fill=GREY)
+
+
+def letterbox_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Boxes (n, 4) xyxy in pixels of an image of `height` and `width`, as shares of its letterbox's side."""
+    side = max(height, width)
+    offset = boxes.new_tensor([side - width, side - height] * 2) / 2
+    return (boxes + offset) / side
+
+
+def unletterbox_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of :func:`letterbox_boxes`, with what lies outside the image cut off."""
+    side = max(height, width)
+    offset = boxes.new_tensor([side - width, side - height] * 2) / 2
+    most = boxes.new_tensor([width, height] * 2)
+    return (boxes * side - offset).clamp(min=0).minimum(most)
+
+
+class Yolov7TinyImageProcessor(BaseImageProcessor):
+    """Letterboxes, scales and normalises images; turns predictions into boxes.
+
+    Args:
+        size: `{"height": n, "width": n}`, or n: pixels along a side of the square, a multiple of 32.
+        image_mean, image_std: of the normalisation, for values in [0, 1].
+        nms_threshold: of two boxes of one class that overlap by more (IoU), the less likely one is dropped.
+        max_detections: boxes kept of an image, the likeliest.
+        kwargs: BaseImageProcessor's.
+
+    Raises:
+        ValueError: the size is not a square of a multiple of 32 pixels.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012, as Transformers has it
+
+    def __init__(
+        self,
+        size: dict[str, int] | int = 640,
+        image_mean: Sequence[float] = (0.0, 0.0, 0.0),
+        image_std: Sequence[float] = (1.0, 1.0, 1.0),
+        nms_threshold: float = 0.65,
+        max_detections: int = 300,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.size = {"height": size, "width": size} if isinstance(size, int) else dict(size)
+        side = self.size.get("height", 0)
+        if side != self.size.get("width") or side < 32 or side % 32:
+            raise ValueError(f"size: {size} is not a square of a multiple of 32 pixels")
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.nms_threshold, self.max_detections = nms_threshold, max_detections
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """Letterboxes, scales to [0, 1] and normalises.
+
+        Args:
+            images: one or a list: PIL images, or uint8 arrays or tensors with the channels first or last.
+            return_tensors: `"pt"` or `"np"`; None for a list.
+            kwargs: nothing else is known; it is ignored, as pipelines pass what other processors take.
+
+        Returns:
+            `pixel_values`, float32, (images, 3, size, size).
+        """
+        pixels = [self._pixels(image) for image in make_list_of_images(images)]
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+
+    def _pixels(self, image: Any) -> np.ndarray:
+        if hasattr(image, "convert"):
+            image = functional.pil_to_tensor(image.convert("RGB"))
+        else:
+            image = torch.as_tensor(np.asarray(image))
+            if image.ndim == 3 and image.shape[0] not in (1, 3):
+                image = image.movedim(-1, 0)
+            image = image.expand(3, *image.shape[-2:])
+        if image.dtype != torch.uint8:
+            raise ValueError(f"images: must be of 8 bits a channel (uint8), got {image.dtype}")
+        scaled = letterbox(image, self.size["height"]).float() / 255
+        return functional.normalize(scaled, self.image_mean, self.image_std).numpy()
+
+    def post_process_object_detection(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """Predictions as boxes, as Transformers' other detectors give them.
+
+        Args:
+            outputs: the model's, for images of this processor.
+            threshold: boxes that are less likely are left out; the likelihood is that of an object times its
+                class's.
+            target_sizes: (images, 2): height and width of each image as it was. None: boxes stay in shares of
+                the letterbox's side.
+
+        Returns:
+            For each image `scores` (n,), falling, `labels` (n,) and `boxes` (n, 4), xyxy in pixels.
+
+        Raises:
+            ValueError: there are not as many target sizes as images.
+        """
+        if target_sizes is not None and len(target_sizes) != len(outputs.logits):
+            raise ValueError(f"target_sizes: {len(target_sizes)} of them for {len(outputs.logits)} images")
+        scores = outputs.objectness_logits.float().sigmoid()[..., None] * outputs.logits.float().sigmoid()
+        boxes = box_convert(outputs.pred_boxes.float(), "cxcywh", "xyxy")
+        results = []
+        for i, own in enumerate(scores):
+            anchor, label = (own > threshold).nonzero(as_tuple=True)
+            score = own[anchor, label]
+            if len(score) > 30 * self.max_detections:  # NMS takes time by the square of them
+                score, best = score.topk(30 * self.max_detections)
+                anchor, label = anchor[best], label[best]
+            box = boxes[i, anchor]
+            kept = batched_nms(box, score, label, self.nms_threshold)[: self.max_detections]
+            box = box[kept]
+            if target_sizes is not None:
+                height, width = (int(side) for side in target_sizes[i])
+                box = unletterbox_boxes(box, height, width)
+            results.append({"scores": score[kept], "labels": label[kept], "boxes": box})
+        return results

@@ -1,0 +1,216 @@
+"""YOLOv7's boxes, which anchors learn which object, and the loss.
+
+Shapes: every image has `anchors` predictions, three for each cell of the strides 8, 16 and 32. Boxes are
+centre x, centre y, width and height in pixels of the input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
+from torch.nn.functional import logsigmoid
+from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
+
+__all__ = ["Priors", "candidates", "decode", "match", "yolov7_loss"]
+
+STRIDES = (8, 16, 32)
+
+#: How much the objectness of each scale counts: fine scales have most cells and fewest objects.
+BALANCE = (4.0, 1.0, 0.4)
+
+#: A prediction's cost is that of its classes and so many times that of its box.
+BOX_COST = 3.0
+
+#: An object takes as many predictions as the best ten overlaps with it add up to.
+MOST_MATCHES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Priors:
+    """Where each prediction starts from."""
+
+    cells: Tensor
+    """(anchors, 2): column and row of its cell."""
+    sizes: Tensor
+    """(anchors, 2): width and height of its anchor, in pixels."""
+    strides: Tensor
+    """(anchors, 1): pixels along a side of its cell."""
+    shapes: tuple[tuple[int, int], ...]
+    """Rows and columns of each scale."""
+    anchors: Tensor
+    """(scales, 3, 2): the anchors themselves."""
+
+    @classmethod
+    def of(
+        cls,
+        shapes: Sequence[tuple[int, int]],
+        anchors: Sequence[Sequence[Sequence[float]]],
+        device: torch.device | None = None,
+    ) -> Priors:
+        """Those of scales of `shapes` (rows, columns): by scale, anchor, row and column."""
+        cells, sizes, strides = [], [], []
+        table = torch.tensor(anchors, dtype=torch.float32, device=device)
+        for (rows, columns), level, stride in zip(shapes, table, STRIDES, strict=True):
+            row, column = torch.meshgrid(
+                torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
+            )
+            grid = torch.stack([column, row], -1).float().flatten(0, 1)
+            cells.append(grid.repeat(3, 1))
+            sizes.append(level.repeat_interleave(rows * columns, 0))
+            strides.append(torch.full((3 * rows * columns, 1), float(stride), device=device))
+        return cls(torch.cat(cells), torch.cat(sizes), torch.cat(strides), tuple(shapes), table)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many predictions each scale has."""
+        return [3 * rows * columns for rows, columns in self.shapes]
+
+
+def decode(raw: Tensor, priors: Priors) -> Tensor:
+    """The network's (batch, anchors, 4) as boxes.
+
+    A centre is at most half a cell outside its cell, a side at most four times its anchor's.
+    """
+    share = raw.sigmoid()
+    centre = (2 * share[..., :2] - 0.5 + priors.cells) * priors.strides
+    return torch.cat([centre, (2 * share[..., 2:]) ** 2 * priors.sizes], -1)
+
+
+def candidates(boxes: Tensor, priors: Priors, ratio: float = 4.0) -> Tensor:
+    """Which predictions of an image may learn one of its objects: (n,) indices, sorted, each once.
+
+    Those of the cell that holds the object's centre, of the nearest cell beside it and of the nearest above
+    or below it, with an anchor whose sides are less than `ratio` times larger or smaller than the object's.
+
+    Args:
+        boxes: (objects, 4).
+        priors: of the predictions.
+        ratio: see above.
+    """
+    found, start = [], 0
+    moves = torch.tensor([[0, 0], [-1, 0], [0, -1], [1, 0], [0, 1]], device=boxes.device)
+    for (rows, columns), anchors, stride in zip(priors.shapes, priors.anchors, STRIDES, strict=True):
+        relative = boxes[:, None, 2:] / anchors  # (objects, 3, 2)
+        fits = torch.maximum(relative, 1 / relative).amax(-1) < ratio
+        centre = boxes[:, :2] / stride
+        last = torch.tensor([columns - 1, rows - 1], device=boxes.device)
+        cell = centre.long().clamp(min=0).minimum(last)
+        nearer = centre - cell < 0.5  # to the left, to the top
+        reached = torch.cat([torch.ones_like(nearer[:, :1]), nearer, ~nearer], 1)  # as in `moves`
+        cells = cell[:, None] + moves  # (objects, 5, 2)
+        inside = ((cells >= 0) & (cells <= last)).all(-1) & reached
+        ok = fits[:, :, None] & inside[:, None]  # (objects, 3, 5)
+        anchor = torch.arange(3, device=boxes.device)[:, None]
+        index = start + (anchor * rows + cells[:, None, :, 1]) * columns + cells[:, None, :, 0]
+        found.append(index[ok])
+        start += 3 * rows * columns
+    return torch.cat(found).unique()
+
+
+@torch.no_grad()
+def match(
+    boxes: Tensor,
+    objectness: Tensor,
+    logits: Tensor,
+    true_boxes: Tensor,
+    true_classes: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """SimOTA (arXiv:2107.08430, Sec. 2.1): which of an image's candidates learn which object.
+
+    An object takes the predictions that cost it least, as many as its ten best overlaps add up to, and at
+    least one. A prediction that several objects take goes to the one it costs least.
+
+    Args:
+        boxes: (candidates, 4).
+        objectness: (candidates,), logits.
+        logits: (candidates, classes).
+        true_boxes: (objects, 4).
+        true_classes: (objects,).
+
+    Returns:
+        Indices of candidates, and of objects: (matches,) each.
+    """
+    overlap = box_iou(*(box_convert(b, "cxcywh", "xyxy") for b in (true_boxes, boxes)))
+    best = overlap.topk(min(MOST_MATCHES, overlap.shape[1]), 1).values
+    count = best.sum(1).int().clamp(min=1)
+    # The probability of a class is the geometric mean of its own and of there being an object.
+    log_p = (logsigmoid(logits) + logsigmoid(objectness)[:, None]) / 2
+    log_not = torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
+    wrong = -log_not.sum(1) - (log_p - log_not)[:, true_classes].T  # cross-entropy, (objects, candidates)
+    cost = wrong - BOX_COST * torch.log(overlap + 1e-8)
+    rank = cost.argsort(dim=1, stable=True).argsort(dim=1)
+    taken = rank < count[:, None]
+    cheapest = torch.zeros_like(taken).scatter_(0, cost.argmin(0, keepdim=True), True)
+    taken = torch.where(taken.sum(0) > 1, cheapest, taken)
+    objects, chosen = taken.nonzero(as_tuple=True)
+    return chosen, objects
+
+
+@torch.compiler.disable
+def yolov7_loss(
+    boxes: Tensor,
+    objectness: Tensor,
+    logits: Tensor,
+    true_boxes: Sequence[Tensor],
+    true_classes: Sequence[Tensor],
+    priors: Priors,
+    anchor_ratio: float = 4.0,
+) -> dict[str, Tensor]:
+    """The three parts of YOLOv7's loss, each a sum over the scales of the mean over a scale's predictions.
+
+    Args:
+        boxes: (batch, anchors, 4), with gradients.
+        objectness: (batch, anchors), logits.
+        logits: (batch, anchors, classes).
+        true_boxes: of each image, (objects, 4).
+        true_classes: of each image, (objects,).
+        priors: of the predictions.
+        anchor_ratio: see :func:`candidates`.
+
+    Returns:
+        `loss_box`: 1 - CIoU of the matches. `loss_objectness`: cross-entropy against the CIoU where there is
+        a match and 0 where not. `loss_class`: cross-entropy of the matches' classes.
+    """
+    images, chosen, targets, classes = [], [], [], []
+    for i, (own_boxes, own_classes) in enumerate(zip(true_boxes, true_classes, strict=True)):
+        if not len(own_boxes):
+            continue
+        near = candidates(own_boxes, priors, anchor_ratio)
+        if not len(near):
+            continue
+        which, objects = match(boxes[i, near], objectness[i, near], logits[i, near], own_boxes, own_classes)
+        images.append(torch.full_like(which, i))
+        chosen.append(near[which])
+        targets.append(own_boxes[objects])
+        classes.append(own_classes[objects])
+
+    target = torch.zeros_like(objectness)
+    zero = boxes.sum() * 0 + logits.sum() * 0  # so that every parameter has a gradient
+    losses = {"loss_box": zero, "loss_objectness": zero, "loss_class": zero}
+    level = torch.repeat_interleave(
+        torch.arange(len(STRIDES), device=boxes.device), torch.tensor(priors.counts, device=boxes.device)
+    )
+    if images:
+        image, anchor = torch.cat(images), torch.cat(chosen)
+        xyxy = [box_convert(b, "cxcywh", "xyxy") for b in (boxes[image, anchor], torch.cat(targets))]
+        off = complete_box_iou_loss(*xyxy)
+        target[image, anchor] = (1 - off.detach()).clamp(min=0)
+        known = logits[image, anchor]
+        right = torch.nn.functional.one_hot(torch.cat(classes), known.shape[1]).to(known.dtype)
+        wrong = cross_entropy(known, right, reduction="none").mean(1)
+        share = torch.zeros(len(STRIDES), device=boxes.device).index_add_(
+            0, level[anchor], torch.ones_like(off)
+        )
+        weight = 1 / share[level[anchor]]  # the mean over each scale's matches, then the sum over scales
+        losses["loss_box"] = zero + (weight * off).sum()
+        losses["loss_class"] = zero + (weight * wrong).sum()
+    surprise = cross_entropy(objectness, target, reduction="none").mean(0)
+    per_level = [part.mean() for part in surprise.split(priors.counts)]
+    losses["loss_objectness"] = torch.stack(
+        [balance * part for balance, part in zip(BALANCE, per_level, strict=True)]
+    ).sum()
+    return losses

@@ -1,0 +1,663 @@
+"""Object detection: images with boxes to a trained YOLOv7-tiny, judged by VOC's mean average precision."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from adamnx_hf import metrics
+from adamnx_hf.errors import RecipeError, nearest
+from adamnx_hf.tasks.data import DataArguments, check_columns, check_images, load_splits
+from adamnx_hf.tasks.trainer import RecipeTrainer
+
+if TYPE_CHECKING:
+    from adamnx_hf.recipe import Recipe
+
+__all__ = [
+    "METRICS",
+    "UNIT",
+    "Arguments",
+    "Augmentation",
+    "DetectionDataset",
+    "DetectionTrainer",
+    "draw_predictions",
+    "fast",
+    "make_trainer",
+    "smoke",
+]
+
+#: Reported best and last, in percent.
+METRICS = {"map_50": "max", "map_75": "max"}
+
+UNIT = "images"
+
+#: Boxes less likely than this are not judged: so few are right that they cost time alone.
+LEAST_SCORE = 0.001
+
+#: A box may reach so many pixels out of its image, as rounding has it; it is cut off there.
+ROUNDING = 1.0
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclasses.dataclass
+class Arguments(DataArguments):
+    """The fields of a recipe for object detection."""
+
+    image_column: str = dataclasses.field(default="image", metadata=_help("Column of the images."))
+    objects_column: str = dataclasses.field(
+        default="objects", metadata=_help("Column of each image's objects: their boxes, classes and so on.")
+    )
+    box_field: str = dataclasses.field(default="bbox", metadata=_help("Where among them the boxes are."))
+    box_format: Literal["xywh", "xyxy"] = dataclasses.field(
+        default="xywh",
+        metadata=_help("What four numbers in pixels mean: left, top, width, height; or two corners."),
+    )
+    category_field: str = dataclasses.field(
+        default="category", metadata=_help("Where among them the class ids are.")
+    )
+    difficult_field: str = dataclasses.field(
+        default="difficult",
+        metadata=_help("Where among them it is marked that one need not be found; may be missing."),
+    )
+    train_on_difficult: bool = dataclasses.field(
+        default=False, metadata=_help("Train on objects that need not be found, too.")
+    )
+    architecture: str | None = dataclasses.field(
+        default=None, metadata=_help("A network, from scratch: yolov7_tiny.")
+    )
+    architecture_options: dict | str | None = dataclasses.field(
+        default=None,
+        metadata=_help("What to change of it: fields of Yolov7TinyConfig, as JSON on the command line."),
+    )
+    model_name_or_path: str | None = dataclasses.field(
+        default=None,
+        metadata=_help("Instead of architecture: a YOLOv7-tiny of the Hub, or a saved one, to fine-tune."),
+    )
+    image_size: int = dataclasses.field(
+        default=640,
+        metadata=_help("Pixels along a side of the square that images are put into, a multiple of 32."),
+    )
+    image_mean: list[float] = dataclasses.field(
+        default_factory=lambda: [0.5, 0.5, 0.5],
+        metadata=_help("Subtracted from the channels of images in [0, 1]."),
+    )
+    image_std: list[float] = dataclasses.field(
+        default_factory=lambda: [0.5, 0.5, 0.5], metadata=_help("What the channels are then divided by.")
+    )
+    scale_range: list[float] = dataclasses.field(
+        default_factory=lambda: [0.5, 1.5],
+        metadata=_help("A training image is scaled by a factor between these, then padded or cut at random."),
+    )
+    jitter_probability: float = dataclasses.field(
+        default=0.5, metadata=_help("Probability of the HSV jitter of a training image.")
+    )
+    flip_probability: float = dataclasses.field(
+        default=0.5, metadata=_help("Probability of mirroring a training image.")
+    )
+    keep_decoded: bool = dataclasses.field(
+        default=False,
+        metadata=_help("Decode and letterbox every image once and keep them all in memory."),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.architecture_options, str):
+            self.architecture_options = json.loads(self.architecture_options)
+        if bool(self.architecture) == bool(self.model_name_or_path):
+            raise ValueError("give either architecture or model_name_or_path")
+        for name in ("jitter_probability", "flip_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not a probability from 0 to 1")
+        for name in ("image_mean", "image_std"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name}: needs 3 numbers, one a channel, got {getattr(self, name)}")
+        if self.image_size < 32 or self.image_size % 32:
+            raise ValueError(f"image_size: {self.image_size} is not a multiple of 32 pixels")
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"scale_range: needs two factors above 0, the smaller first: {self.scale_range}")
+        if self.architecture:
+            _config(self, ["a class"])
+
+
+def fast() -> dict[str, Any]:
+    """What `--fast` sets."""
+    return {
+        "bf16": True,
+        "use_cpu": not torch.accelerator.is_available(),  # bf16 without a GPU has to be asked for
+        "channels_last": True,
+        "torch_compile": True,  # of the network; the loss, whose shapes vary, stays as it is
+    }
+
+
+def smoke(arguments: Arguments) -> dict[str, Any]:
+    """What `--smoke` sets: a tiny network and a few small images."""
+    tiny: dict[str, Any] = {"max_train_samples": 64, "max_eval_samples": 32, "image_size": 64}
+    if arguments.architecture:
+        options: Any = arguments.architecture_options or {}
+        tiny["architecture_options"] = {**options, "width": 0.125}
+    return tiny
+
+
+def _third(parts: Sequence[Any]) -> Any:
+    return parts[2]
+
+
+class Augmentation:
+    """Scales, pads or cuts, jitters and mirrors a letterboxed image, its boxes with it.
+
+    Args:
+        size: pixels along a side of the image.
+        scale_range: of the scale; the image is then put at a random place of the square, or cut at one.
+        jitter: probability of HSV jitter.
+        flip: probability of mirroring.
+    """
+
+    def __init__(self, size: int, scale_range: Sequence[float], jitter: float, flip: float) -> None:
+        from torchvision.transforms import v2
+
+        from adamnx_hf.models.yolov7_image_processor import GREY
+        from adamnx_hf.tasks.transforms import HSVJitter
+
+        self.jitter = HSVJitter(jitter)
+        self.geometry = v2.Compose(
+            [
+                v2.ScaleJitter((size, size), tuple(scale_range), antialias=True),
+                v2.RandomCrop(size, pad_if_needed=True, fill=GREY),
+                v2.RandomHorizontalFlip(flip),
+                v2.ClampBoundingBoxes(),
+                # What is left of an object at a cut edge is often too little to tell what it is.
+                v2.SanitizeBoundingBoxes(min_size=max(2.0, size / 100), labels_getter=_third),
+            ]
+        )
+
+    def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(3, size, size) uint8, (n, 4) xyxy in pixels and (n,); the image comes back as floats in [0, 1]."""
+        from torchvision import tv_tensors
+
+        size = (image.shape[-2], image.shape[-1])
+        parts = (
+            tv_tensors.Image(image),
+            tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+            labels,
+        )
+        image, boxes, labels = self.geometry(*parts)
+        return self.jitter(image.as_subclass(Tensor).float() / 255), boxes.as_subclass(Tensor), labels
+
+
+class DetectionDataset(torch.utils.data.Dataset):
+    """A split of a `datasets` data set as letterboxed images with their objects.
+
+    Args:
+        data: the split.
+        arguments: name its columns and fields.
+        split: its name, for messages.
+        classes: how many there are.
+        augment: changes image and boxes. None: they stay as they are.
+        with_difficult: whether objects that need not be found are among those to learn.
+
+    Raises:
+        RecipeError: a row whose objects do not fit their image or the classes.
+
+    Examples are `{"pixel_values": (3, size, size) float, "labels": {...}}`. Labels have, as DETR's,
+    `class_labels` (n,), `boxes` (n, 4) centre x, centre y, width and height as shares of the square's side,
+    and `orig_size` (2,), the image's own height and width; and of all objects, in pixels of the image itself,
+    `objects` (m, 6): class id, difficult or not, and two corners.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        arguments: Arguments,
+        split: str,
+        classes: int,
+        augment: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
+        with_difficult: bool = False,
+    ) -> None:
+        self.images = data.select_columns([arguments.image_column])
+        self.image_column, self.size = arguments.image_column, arguments.image_size
+        self.mean, self.std = arguments.image_mean, arguments.image_std
+        self.augment, self.with_difficult = augment, with_difficult
+        self.objects, self.sizes = _objects(data, arguments, split, classes)
+        self.decoded: Tensor | None = None
+        if arguments.keep_decoded:
+            self.decoded = torch.empty(len(data), 3, self.size, self.size, dtype=torch.uint8)
+            for i in tqdm(range(len(data)), desc="decoding", unit=" images", leave=False):
+                self.decoded[i] = self._decode(i)
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        from torchvision.ops import box_convert
+        from torchvision.transforms.v2 import functional
+
+        from adamnx_hf.models.yolov7_image_processor import letterbox_boxes
+
+        objects, (height, width) = self.objects[index], self.sizes[index]
+        learned = objects if self.with_difficult else objects[objects[:, 1] == 0]
+        labels, boxes = learned[:, 0].long(), letterbox_boxes(learned[:, 2:], height, width)
+        image = self._decode(index) if self.decoded is None else self.decoded[index]
+        if self.augment is not None:
+            image, boxes, labels = self.augment(image, boxes * self.size, labels)
+            boxes = boxes / self.size
+        else:
+            image = image.float() / 255
+        return {
+            "pixel_values": functional.normalize(image, self.mean, self.std),
+            "labels": {
+                "class_labels": labels,
+                "boxes": box_convert(boxes, "xyxy", "cxcywh"),
+                "orig_size": torch.tensor([height, width]),
+                "objects": objects,
+            },
+        }
+
+    def picture(self, index: int) -> Any:
+        """The image itself, PIL's."""
+        return self.images[index][self.image_column].convert("RGB")
+
+    def _decode(self, index: int) -> Tensor:
+        from torchvision.transforms.v2 import functional
+
+        from adamnx_hf.models.yolov7_image_processor import letterbox
+
+        return letterbox(functional.pil_to_tensor(self.picture(index)), self.size)
+
+
+def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Images as one tensor, labels as a list."""
+    return {
+        "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
+        "labels": [example["labels"] for example in examples],
+    }
+
+
+class DetectionTrainer(RecipeTrainer):
+    """A RecipeTrainer whose evaluation hands on boxes, not what the network gives for every anchor.
+
+    Predictions are (images, most, 6): class id, likelihood, two corners in pixels of the image itself. Labels
+    are :class:`DetectionDataset`'s `objects`. Both are filled up with rows of -100.
+    """
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The optimizer; see :meth:`RecipeTrainer.sampled_loss` for what is refused here."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if hasattr(optimizer, "update_curvature"):
+            raise RecipeError(
+                f"optim: {type(optimizer).__name__} needs labels drawn from the model's own prediction, "
+                "which is not defined for boxes; choose another optimizer for object detection"
+            )
+        return optimizer
+
+    @torch.no_grad()
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The loss, the boxes found, and the objects."""
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        loss = outputs.loss.mean().detach()
+        if prediction_loss_only:
+            return loss, None, None
+        processor: Any = self.processing_class
+        labels = inputs["labels"]
+        found = processor.post_process_object_detection(
+            outputs, threshold=LEAST_SCORE, target_sizes=[label["orig_size"].tolist() for label in labels]
+        )
+        rows = [torch.cat([f["labels"][:, None], f["scores"][:, None], f["boxes"]], 1) for f in found]
+        return loss, _filled(rows), _filled([label["objects"] for label in labels])
+
+
+def _filled(rows: Sequence[Tensor]) -> Tensor:
+    """(n, 6) of each image as (images, at least 1, 6)."""
+    none = rows[0].new_full((1, rows[0].shape[1]), -100)
+    padded = torch.nn.utils.rnn.pad_sequence([none, *rows], batch_first=True, padding_value=-100)
+    return padded[1:].contiguous()
+
+
+@functools.cache
+def _metric() -> Any:
+    return metrics.load("voc_map")
+
+
+def compute_metrics(prediction: Any) -> dict[str, float]:
+    """VOC's mean average precision of what :class:`DetectionTrainer` hands on."""
+    found, true = (
+        [rows[rows[:, 0] >= 0] for rows in images]
+        for images in (prediction.predictions, prediction.label_ids)
+    )
+    scores: dict[str, float] = _metric().compute(
+        predictions=[
+            {"boxes": rows[:, 2:], "scores": rows[:, 1], "labels": rows[:, 0].astype(np.int64)}
+            for rows in found
+        ],
+        references=[
+            {"boxes": rows[:, 2:], "labels": rows[:, 0].astype(np.int64), "difficult": rows[:, 1] > 0}
+            for rows in true
+        ],
+        iou_thresholds=[int(name.removeprefix("map_")) / 100 for name in METRICS],
+    )
+    return scores
+
+
+def make_trainer(recipe: Recipe) -> DetectionTrainer:
+    """The model, the data and the metrics of `recipe` in a Trainer."""
+    arguments: Arguments = recipe.task_arguments
+    with recipe.training_arguments.main_process_first(desc="loading the data"):
+        train, test = _synthetic(arguments) if recipe.synthetic_data else load_splits(arguments)
+    for data in (train, test):
+        check_columns(
+            data, {"image_column": arguments.image_column, "objects_column": arguments.objects_column}
+        )
+        _check_features(data, arguments)
+    classes = _class_names(train, arguments)
+    for i, (name, other) in enumerate(zip(classes, _class_names(test, arguments), strict=False)):
+        if name != other:
+            raise RecipeError(f"eval_split: class {i} is {other!r} there, and {name!r} in train_split")
+    augment = Augmentation(
+        arguments.image_size, arguments.scale_range, arguments.jitter_probability, arguments.flip_probability
+    )
+    learned = DetectionDataset(
+        train, arguments, arguments.train_split, len(classes), augment, arguments.train_on_difficult
+    )
+    judged = DetectionDataset(test, arguments, arguments.eval_split, len(classes))
+    if all((objects[:, 1] > 0).all() for objects in judged.objects):
+        raise RecipeError("eval_split: there is no object in it that has to be found")
+    return DetectionTrainer(
+        model=_model(arguments, classes, recipe),
+        args=recipe.training_arguments,
+        train_dataset=learned,
+        eval_dataset=judged,
+        data_collator=collate,
+        compute_metrics=compute_metrics,
+        processing_class=_processor(arguments),
+    )
+
+
+def _config(arguments: Arguments, classes: Sequence[str]) -> Any:
+    """The configuration of the network, its options checked."""
+    import inspect
+
+    from adamnx_hf.models import Yolov7TinyConfig
+
+    if arguments.architecture != Yolov7TinyConfig.model_type:
+        near = nearest(str(arguments.architecture), [Yolov7TinyConfig.model_type])
+        raise ValueError(f"architecture: {arguments.architecture!r} is not known{near}")
+    options: Any = arguments.architecture_options or {}
+    known = set(inspect.signature(Yolov7TinyConfig.__init__).parameters)
+    valid = sorted(known - {"self", "kwargs", "image_size", "num_channels"})
+    for key in options:
+        if key not in valid:
+            raise ValueError(f"architecture_options: yolov7_tiny has no {key!r}{nearest(key, valid)}")
+    try:
+        return Yolov7TinyConfig(image_size=arguments.image_size, **options, **_labels(classes))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"architecture_options: {error}") from error
+
+
+def _labels(classes: Sequence[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
+
+
+def _model(arguments: Arguments, classes: Sequence[str], recipe: Recipe) -> Any:
+    from transformers import AutoConfig, set_seed
+
+    from adamnx_hf.models import Yolov7TinyConfig, Yolov7TinyForObjectDetection
+
+    set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
+    name = arguments.model_name_or_path
+    if name is None:
+        return Yolov7TinyForObjectDetection(_config(arguments, classes))
+    config = AutoConfig.from_pretrained(name)
+    if not isinstance(config, Yolov7TinyConfig):
+        raise RecipeError(f"model_name_or_path: {name} is a {config.model_type}, not a yolov7_tiny")
+    if config.image_size != arguments.image_size:
+        raise RecipeError(
+            f"model_name_or_path: {name} has anchors for {config.image_size} pixels; set --image_size to that"
+        )
+    return Yolov7TinyForObjectDetection.from_pretrained(
+        name, ignore_mismatched_sizes=True, dtype=torch.float32, **_labels(classes)
+    )
+
+
+def _processor(arguments: Arguments) -> Any:
+    """What prepares images for the saved model, in `pipeline` and elsewhere, as evaluation does here."""
+    from adamnx_hf.models import Yolov7TinyImageProcessor
+
+    return Yolov7TinyImageProcessor(
+        arguments.image_size, image_mean=arguments.image_mean, image_std=arguments.image_std
+    )
+
+
+def _fields(data: Any, column: str) -> dict[str, Any]:
+    """The features of one object, whether the column is a list of objects or a dictionary of lists."""
+    feature = data.features[column]
+    if hasattr(feature, "feature"):  # List of dictionaries
+        return feature.feature if isinstance(feature.feature, dict) else {}
+    if isinstance(feature, dict):
+        return {name: getattr(inner, "feature", inner) for name, inner in feature.items()}
+    return {}
+
+
+def _check_features(data: Any, arguments: Arguments) -> None:
+    check_images(data, "image_column", arguments.image_column)
+    fields = _fields(data, arguments.objects_column)
+    if not fields:
+        raise RecipeError(
+            f"objects_column: {arguments.objects_column!r} does not hold objects with boxes and classes, "
+            f"but {data.features[arguments.objects_column]}"
+        )
+    for name in ("box_field", "category_field"):
+        if getattr(arguments, name) not in fields:
+            raise RecipeError(
+                f"{name}: the objects of {arguments.objects_column!r} have no {getattr(arguments, name)!r}"
+                f"{nearest(getattr(arguments, name), fields)}"
+            )
+    kind = fields[arguments.category_field]
+    if not hasattr(kind, "names") and not str(getattr(kind, "dtype", "")).startswith(("int", "uint")):
+        raise RecipeError(f"category_field: {arguments.category_field!r} does not hold class ids but {kind}")
+
+
+def _class_names(data: Any, arguments: Arguments) -> list[str]:
+    kind = _fields(data, arguments.objects_column)[arguments.category_field]
+    if hasattr(kind, "names"):
+        return list(kind.names)
+    most = -1
+    for objects in data.select_columns([arguments.objects_column])[arguments.objects_column]:
+        most = max([most, *_columns(objects, arguments)[arguments.category_field]])
+    return [str(i) for i in range(int(most) + 1)]
+
+
+def _columns(objects: Any, arguments: Arguments) -> dict[str, list[Any]]:
+    """One image's objects as lists by field."""
+    if isinstance(objects, dict):
+        return objects
+    names = objects[0] if objects else (arguments.box_field, arguments.category_field)
+    return {name: [one[name] for one in objects] for name in names}
+
+
+def _objects(
+    data: Any, arguments: Arguments, split: str, classes: int
+) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Each row's objects, (n, 6), and each image's height and width; see :class:`DetectionDataset`.
+
+    Reads the images' headers alone.
+
+    Raises:
+        RecipeError: a box without area or reaching out of its image, or an unknown class id; names the row.
+    """
+    from datasets import Image
+
+    column = arguments.image_column
+    headers = data.select_columns([column, arguments.objects_column]).cast_column(column, Image(decode=False))
+    objects, sizes = [], []
+    for i, row in enumerate(tqdm(headers, desc=f"checking {split}", unit=" images", leave=False)):
+        where = f"{split}, row {i}"
+        height, width = _size(row[column], where)
+        fields = _columns(row[arguments.objects_column], arguments)
+        boxes = np.asarray(fields[arguments.box_field], dtype=np.float64)
+        labels = np.asarray(fields[arguments.category_field], dtype=np.int64)
+        difficult = np.asarray(fields.get(arguments.difficult_field, [False] * len(labels)), dtype=bool)
+        if boxes.size == 0:
+            boxes = boxes.reshape(0, 4)
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) == len(labels) == len(difficult):
+            raise RecipeError(
+                f"{where}: boxes of four numbers, class ids and marks of difficult ones do not match: "
+                f"{boxes.shape}, {labels.shape}, {difficult.shape}"
+            )
+        corners = boxes.copy()
+        if arguments.box_format == "xywh":
+            corners[:, 2:] += corners[:, :2]
+        inside = corners.clip(0, np.array([width, height, width, height]))
+        for box, corner, cut, label in zip(boxes.tolist(), corners, inside, labels, strict=True):
+            if not 0 <= label < classes:
+                raise RecipeError(
+                    f"{where}: {label} is not a class id; there are {classes}, from 0 to {classes - 1}"
+                )
+            shown = f"{arguments.box_format} box {[round(value, 2) for value in box]}"
+            if not (corner[2:] > corner[:2]).all():
+                raise RecipeError(
+                    f"{where}: the {shown} has no area; leave it out, or is --box_format another?"
+                )
+            if np.abs(corner - cut).max() > ROUNDING or not (cut[2:] > cut[:2]).all():
+                raise RecipeError(
+                    f"{where}: the {shown} reaches out of its image of {width} x {height} pixels; correct "
+                    "it, or is --box_format another?"
+                )
+        rows = np.concatenate([labels[:, None], difficult[:, None], inside], 1)
+        objects.append(torch.as_tensor(rows, dtype=torch.float32))
+        sizes.append((height, width))
+    return objects, sizes
+
+
+def _size(image: Any, where: str) -> tuple[int, int]:
+    """Height and width of an undecoded image, turned as its EXIF data say."""
+    import PIL.Image
+
+    source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
+    try:
+        with PIL.Image.open(source) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(0x0112, 1) >= 5
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{where}: the image cannot be read ({error})") from error
+    return (width, height) if turned else (height, width)
+
+
+def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path) -> None:
+    """The first evaluation images with the objects they have, and with those the model finds.
+
+    Args:
+        recipe: as it was run.
+        trainer: after training.
+        path: of the PNG.
+    """
+    from matplotlib import pyplot as plt
+    from matplotlib.patches import Rectangle
+
+    data: Any = trainer.eval_dataset
+    model: Any = trainer.model
+    processor: Any = trainer.processing_class
+    count = min(4, len(data))
+    names = model.config.id2label
+    batch = collate([data[i] for i in range(count)])
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        outputs = model(pixel_values=batch["pixel_values"].to(model.device))
+    model.train(was_training)
+    found = processor.post_process_object_detection(outputs, threshold=0.3, target_sizes=data.sizes[:count])
+    colours = plt.get_cmap("tab10" if len(names) <= 10 else "tab20")
+    plt.switch_backend("agg")
+    figure, axes = plt.subplots(
+        2, count, figsize=(4 * count, 6.6), dpi=110, layout="constrained", squeeze=False
+    )
+    for i in range(count):
+        picture = data.picture(i)
+        rows = [
+            [(int(o[0]), "?" if o[1] else "", o[2:].tolist()) for o in data.objects[i]],
+            [
+                (int(label), f" {score:.2f}", box.tolist())
+                for label, score, box in zip(
+                    *(found[i][k].cpu() for k in ("labels", "scores", "boxes")), strict=True
+                )
+            ],
+        ]
+        for axis, boxes in zip(axes[:, i], rows, strict=True):
+            axis.imshow(picture)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for label, note, (x0, y0, x1, y1) in boxes:
+                colour = colours(label % colours.N)
+                axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.6))
+                axis.text(
+                    max(x0, 0), y0, f"{names[label]}{note}", fontsize=6, color="white", clip_on=True,
+                    va="bottom" if y0 > picture.height / 20 else "top",  # else above the picture
+                    bbox={"facecolor": colour, "pad": 0.8, "lw": 0},
+                )  # fmt: skip
+    axes[0, 0].set_ylabel("in the data")
+    axes[1, 0].set_ylabel("found (likelihood above 0.3)")
+    title = f"{recipe.name}: the first images of the split {recipe.task_arguments.eval_split!r}"
+    if any(objects[:, 1].any() for objects in data.objects[:count]):
+        title += "; ? marks what need not be found"
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _synthetic(arguments: Arguments, classes: int = 20) -> tuple[Any, Any]:
+    """Coloured rectangles on noise in the recipe's columns, for smoke runs."""
+    from datasets import ClassLabel, Dataset, Features, Image, List, Value
+
+    names = [f"class {i}" for i in range(classes)]
+    features = Features(
+        {
+            arguments.image_column: Image(),
+            arguments.objects_column: {
+                arguments.box_field: List(List(Value("float32"), length=4)),
+                arguments.category_field: List(ClassLabel(names=names)),
+                arguments.difficult_field: List(Value("bool")),
+            },
+        }
+    )
+
+    def split(count: int, seed: int) -> Dataset:
+        random = np.random.default_rng(seed)
+        side = arguments.image_size
+        images, objects = [], []
+        for _ in range(count):
+            height, width = random.integers(side // 2, side + 1, 2)
+            image = random.integers(0, 100, (height, width, 3), dtype=np.uint8)
+            boxes, labels = [], []
+            for label in random.integers(0, classes, random.integers(1, 4)):
+                w, h = (int(random.integers(s // 4, s // 2)) for s in (width, height))
+                x, y = int(random.integers(0, width - w)), int(random.integers(0, height - h))
+                image[y : y + h, x : x + w] = [
+                    100 + 50 * (label % 3),
+                    100 + 40 * (label // 3 % 3),
+                    100 + label,
+                ]
+                corners = [x, y, x + w, y + h]
+                boxes.append([x, y, w, h] if arguments.box_format == "xywh" else corners)
+                labels.append(int(label))
+            images.append(image)
+            fields = (arguments.box_field, arguments.category_field, arguments.difficult_field)
+            objects.append(dict(zip(fields, (boxes, labels, [False] * len(boxes)), strict=True)))
+        columns = {arguments.image_column: images, arguments.objects_column: objects}
+        return Dataset.from_dict(columns, features=features)
+
+    return split(arguments.max_train_samples or 64, 0), split(arguments.max_eval_samples or 32, 1)
