@@ -20,6 +20,7 @@ from transformers import (
 pytest.importorskip("trl")
 from adamnx_hf import cli, memory, recipe
 from adamnx_hf.optim import AdamNX
+from adamnx_hf.optim.schedules import beta2_for_horizon
 from adamnx_hf.tasks import language_modeling as task
 from adamnx_hf.tasks.sft_trainer import ExactMatch, RecipeSFTConfig, RecipeSFTTrainer, normal_answer
 
@@ -111,6 +112,10 @@ def test_every_recipe_resolves_and_has_the_published_size(name):
     resolved = recipe.resolve(name, ["--use_cpu", "true"])
     args = resolved.training_arguments
     assert args.optim == "adamnx" and args.seed == 42 and args.max_length
+    assert args.optim_args == "horizon=auto"
+    assert (
+        recipe.resolve(name, ["--use_cpu", "true", "--optim", "adamw"]).training_arguments.optim_args is None
+    )
     model, _ = task.meta_model(resolved.task_arguments)
     own = sum(p.numel() for n, p in model.named_parameters() if "lora_" not in n)
     assert own == PUBLISHED[name]
@@ -132,7 +137,7 @@ def test_smoke(name, tmp_path, capsys):
     assert cli.main(["run", name, "--smoke", "--output_dir", str(out)]) == 0
     results = results_of(out)
     assert results["smoke"] and results["data"] == "made up" and results["steps"] == 4
-    assert results["optimizer"] == "AdamNX"
+    assert results["optimizer"] == "AdamNX" and results["betas"] == [0.9, beta2_for_horizon(4)]
     values = recipe.read(recipe.find(name))
     metrics = {"perplexity", "exact_match"} if "answer_pattern" in values else {"perplexity"}
     assert set(results["metrics"]) == metrics
