@@ -44,6 +44,26 @@ _SWEEP_SEEDS_FROM = 1000
 _FLAGS = ("--save_strategy=no", "--load_best_model_at_end=false", "--report_to=none", "--push_to_hub=false")
 
 
+# What belongs to the comparison, not to an optimizer.
+_RESERVED = {
+    "seed": "is the comparison's: give the first one as a flag, and how many with --seeds",
+    "optim": "is what is compared; name optimizers with --optim",
+    "optim_args": "is made of the settings themselves: NAME KEY=VALUE",
+    "output_dir": "is the comparison's: --output-dir",
+    **dict.fromkeys(
+        (
+            "train_split",
+            "eval_split",
+            "hold_out",
+            "eval_on_held_out",
+            "max_train_samples",
+            "max_eval_samples",
+        ),
+        "has to be the same for all: give it as a flag",
+    ),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Contender:
     """An optimizer and what is set with it: `adamnx beta2_schedule=adam`, `adamw adam_beta2=0.95`."""
@@ -59,12 +79,22 @@ class Contender:
                 raise RecipeError(f"--optim {self.label!r}: write NAME KEY=VALUE ..., in quotes")
         return {key: value for key, _, value in pairs}
 
-    def flags(self, fields: Sequence[str]) -> list[str]:
-        """As flags of `adamnx-hf run`: what is no field of the recipe belongs to optim_args."""
+    def flags(self, fields: Sequence[str], optim_args: str | None = None) -> list[str]:
+        """As flags of `adamnx-hf run`: what is no field of the recipe belongs to optim_args.
+
+        Args:
+            fields: of the recipe.
+            optim_args: which the optimizer has from the recipe; its own settings are added, and win.
+        """
+        from trainer_patches.optim_args import split
+
         own = {key: value for key, value in self.settings.items() if key in fields}
-        others = [f"{key}={value}" for key, value in self.settings.items() if key not in fields]
+        others = {key: value for key, value in self.settings.items() if key not in fields}
         words = [f"--optim={self.label.split()[0]}", *(f"--{key}={value}" for key, value in own.items())]
-        return words + ([f"--optim_args={','.join(others)}"] if others else [])
+        if others:
+            together = {**(split(optim_args) if optim_args else {}), **others}
+            words.append("--optim_args=" + ",".join(f"{key}={value}" for key, value in together.items()))
+        return words
 
     @property
     def folder(self) -> str:
@@ -196,9 +226,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     from adamnx_hf import recipe as recipes
     from adamnx_hf import report
 
-    if len(set(args.optim)) < max(2, len(args.optim)):
-        raise RecipeError(f"--optim: needs two optimizers or more, each once; got {', '.join(args.optim)}")
-    contenders = [Contender(" ".join(label.split())) for label in args.optim]
+    contenders = _contenders(args.optim)
     if args.hold_out > 50:
         raise RecipeError(f"--hold-out: {args.hold_out} percent leaves too little to train on; 50 at most")
     base = recipes.resolve(args.recipe, [*args.flags, *_FLAGS])
@@ -211,14 +239,18 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     sweeps = _sweeps(args.sweep)
     parts, validation = _splits(args, base.task_arguments) if sweeps else ([], [])
     fields = recipes.fields(args.recipe)
+    own_optim_args = {one: _own_optim_args(args, one) for one in contenders}
 
     def make(contender: Contender, values: dict[str, str], seed: int, where: Path, splits: list[str]) -> _Run:
         swept = [f"--{key}={value}" for key, value in values.items()]
-        words = [*args.flags, *_FLAGS, *contender.flags(fields), *swept, *splits]
+        words = [*args.flags, *_FLAGS, *contender.flags(fields, own_optim_args[contender])]
+        words += [*swept, *splits]
         words += [f"--seed={seed}", "--overwrite_output_dir=true", "--disable_tqdm=true"]
         return _Run(contender, seed, values, where, [*words, f"--output_dir={where}"])
 
     grids = {one: _grid(sweeps, one) for one in contenders}
+    if sweeps and all(len(grid) == 1 for grid in grids.values()):
+        raise RecipeError("--sweep: the settings of every optimizer fix what it would choose; leave it out")
     sweep_runs = [
         make(
             one,
@@ -234,16 +266,17 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     ]
     # Nothing is trained before everything has been found to fit: also the values that may be chosen.
     judging = {
-        (one, _slug(values), i): make(one, values, seed + i, folder / one.folder / f"seed{i}", parts)
+        (one, _slug(values), i): make(
+            one, values, seed + i, folder / one.folder / _slug(values) / f"seed{i}", parts
+        )
         for one in contenders
         for values in grids[one]
         for i in range(args.seeds)
     }
     for item in sweep_runs:
         _look(item, args)
-    for (_, _, i), item in judging.items():
-        if i == 0:
-            _resolve(item, args)
+    for item in judging.values():
+        _look(item, args)
 
     bar = _Progress(len(sweep_runs) + len(contenders) * args.seeds)
     with bar:
@@ -255,8 +288,6 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         runs = []
         # Seed by seed, so that what an interrupted comparison has is in pairs.
         todo = [judging[one, _slug(chosen[one]), i] for i in range(args.seeds) for one in contenders]
-        for item in todo:
-            _look(item, args)
         for item in todo:
             _carry_out(item, args, bar)
             runs.append(item)
@@ -276,10 +307,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "sweep": {key: list(values) for key, values in sweeps.items()},
         "sweep_seeds": args.sweep_seeds if sweeps else 0,
         "chosen_by": chosen_by if sweeps else None,
-        "splits": {"train": _spec(parts, "train", base), "sweep": _spec(validation, "eval", base), "judged":
-                   base.task_arguments.eval_split},
+        "splits": _told(args, base.task_arguments, bool(sweeps)),
         "smoke": base.arguments.smoke,
         "metrics": metrics,
+        "commits": sorted({str(run.results["environment"].get("commit")) for run in runs}),
         "contenders": [
             _summary(one, chosen[one], grids[one], sweep_runs, runs, metrics, chosen_by) for one in contenders
         ],
@@ -303,8 +334,10 @@ def _sweeps(texts: Sequence[str]) -> dict[str, list[str]]:
     for text in texts:
         key, equals, values = text.partition("=")
         words = [word.strip() for word in values.split(",") if word.strip()]
-        if not equals or len(set(words)) < max(2, len(words)):
+        if not equals or len({_as_number(word) for word in words}) < max(2, len(words)):
             raise RecipeError(f"--sweep {text!r}: write FIELD=VALUE,VALUE,... with two values or more")
+        if key in _RESERVED:
+            raise RecipeError(f"--sweep: {key} {_RESERVED[key]}")
         if key in result:
             raise RecipeError(f"--sweep: {key} is given twice")
         result[key] = words
@@ -320,26 +353,91 @@ def _slug(values: dict[str, str]) -> str:
     return "-".join(f"{key}={value}" for key, value in values.items()) or "as-given"
 
 
+def _as_number(word: str) -> float | str:
+    try:
+        return float(word)
+    except ValueError:
+        return word
+
+
+def _contenders(labels: Sequence[str]) -> list[Contender]:
+    """The optimizers, each once.
+
+    Raises:
+        RecipeError: there are fewer than two, one is given twice, or sets what a comparison sets itself.
+    """
+    contenders = [Contender(" ".join(label.split())) for label in labels]
+    seen: dict[Any, str] = {}
+    for one in contenders:
+        if not one.label:
+            raise RecipeError("--optim: an empty name")
+        if reserved := [key for key in one.settings if key in _RESERVED]:
+            raise RecipeError(f"--optim {one.label!r}: {reserved[0]} {_RESERVED[reserved[0]]}")
+        for key in ((one.label.split()[0], frozenset(one.settings.items())), one.folder):
+            if key in seen:
+                raise RecipeError(f"--optim: {one.label!r} is {seen[key]!r} again; each is compared once")
+            seen[key] = one.label
+    if len(contenders) < 2:
+        raise RecipeError(f"--optim: needs two optimizers or more; got {labels[0]!r}")
+    return contenders
+
+
+def _own_optim_args(args: argparse.Namespace, one: Contender) -> str | None:
+    """The optim_args that the recipe, or a flag, gives to this optimizer."""
+    from adamnx_hf import recipe as recipes
+
+    with _as_it_was():
+        try:
+            flags = [*args.flags, *_FLAGS, f"--optim={one.label.split()[0]}"]
+            given: str | None = recipes.resolve(args.recipe, flags).training_arguments.optim_args
+        except RecipeError as error:
+            raise RecipeError(f"{one.label}: {error}") from error
+    return given
+
+
 def _splits(args: argparse.Namespace, arguments: Any) -> tuple[list[str], list[str]]:
     """The flags of the judged runs and of the sweep's that say which rows are whose."""
-    if args.validation_split:
-        return [], [f"--eval_split={args.validation_split}"]
-    spec = arguments.train_split
-    part = re.fullmatch(r"(?P<name>[^\[]+)(\[(?P<low>\d+%|0)?:(?P<high>\d+%)?\])?", spec)
-    if part is None:
-        raise RecipeError(
-            f"train_split: cannot hold rows out of {spec!r}; name a split for the sweep: --validation-split"
-        )
-    low, high = (int((part[key] or default).rstrip("%")) for key, default in (("low", "0"), ("high", "100")))
-    cut = high - max(1, round((high - low) * args.hold_out / 100))
-    name = part["name"]
-    train = f"--train_split={name}[{low}%:{cut}%]"
-    return [train], [train, f"--eval_split={name}[{cut}%:{high}%]"]
+    if not args.validation_split:
+        held_out = f"--hold_out={args.hold_out}"
+        return [held_out], [held_out, "--eval_on_held_out=true"]
+    for field in ("eval_split", "train_split"):
+        if _overlap(args.validation_split, getattr(arguments, field)):
+            raise RecipeError(
+                f"--validation-split: {args.validation_split} has rows of {field} "
+                f"({getattr(arguments, field)}); name others, or leave it out for a part of the training rows"
+            )
+    return [], [f"--eval_split={args.validation_split}"]
 
 
-def _spec(flags: Sequence[str], which: str, base: Any) -> str | None:
-    given = [flag.partition("=")[2] for flag in flags if flag.startswith(f"--{which}_split=")]
-    return given[0] if given else base.task_arguments.train_split if which == "train" else None
+def _overlap(first: str, second: str) -> bool:
+    """Whether two parts of splits have rows in common, as far as their texts tell."""
+    import datasets
+
+    names = [spec.partition("[")[0] for spec in (first, second)]
+    if names[0] != names[1]:
+        return False
+    try:
+        rows = [
+            datasets.ReadInstruction.from_spec(spec).to_absolute({names[0]: 10**9})[0]
+            for spec in (first, second)
+        ]
+    except (ValueError, AssertionError):
+        return False  # loading will say what is wrong with it
+    return max(row.from_ for row in rows) < min(row.to for row in rows)
+
+
+def _told(args: argparse.Namespace, arguments: Any, swept: bool) -> dict[str, str | None]:
+    """Which rows were trained on, chosen by and judged by, in words."""
+    train = arguments.train_split
+    rows = {"train": train, "sweep": None, "judged": arguments.eval_split}
+    if swept and args.validation_split:
+        rows["sweep"] = args.validation_split
+    elif swept:
+        rows |= {
+            "train": f"{100 - args.hold_out} % of {train}",
+            "sweep": f"the other {args.hold_out} %, spread evenly",
+        }
+    return rows
 
 
 def _resolve(item: _Run, args: argparse.Namespace) -> Any:
@@ -368,7 +466,8 @@ def _look(item: _Run, args: argparse.Namespace) -> None:
     expected = yaml.safe_load(yaml.safe_dump(resolved.resolved()))
     there = read(item.folder / "recipe.yaml") if (item.folder / "recipe.yaml").is_file() else {}
     if there == expected:
-        item.results = json.loads(path.read_text(encoding="utf-8"))
+        with contextlib.suppress(ValueError):  # damaged: run again
+            item.results = json.loads(path.read_text(encoding="utf-8"))
     elif not args.overwrite_output_dir:
         other = next(key for key in {**expected, **there} if expected.get(key) != there.get(key))
         raise RecipeError(
@@ -571,7 +670,7 @@ def verdict(
     """
     if difference is None:
         told = " and ".join(f"{name} in {count} of {seeds}" for name, count in diverged.items() if count)
-        return f"diverged: {told}; not compared"
+        return f"no number (diverged?): {told}; not compared"
     if difference.low is None or difference.high is None:
         if seeds == 1:
             return "one seed: cannot be judged"
@@ -631,6 +730,8 @@ def markdown(content: dict[str, Any]) -> str:
     count = len(content["comparisons"])
     if count > 1:
         text += ["", f"{count} intervals at 95 % each: of 20 such, one misses the truth by chance."]
+    if len(content["commits"]) > 1:
+        text += ["", f"The runs are of different commits: {', '.join(content['commits'])}."]
     if content["sweep"]:
         grid = "; ".join(f"{key} of {', '.join(values)}" for key, values in content["sweep"].items())
         text += [

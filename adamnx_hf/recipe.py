@@ -315,6 +315,8 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     if from_flags.get("task", from_file["task"]) != from_file["task"]:
         raise RecipeError("--task: a recipe's task cannot be changed by a flag")
 
+    if "optim" in from_flags and from_flags["optim"] != from_file.get("optim"):
+        from_file.pop("optim_args", None)  # meant for the file's optimizer, and unknown to another
     layers = [from_file, _for_optimizer(parser, from_file, from_flags, source)]
     chosen = {**from_file, **layers[1], **from_flags}
     fast, smoke = bool(chosen.get("fast")), bool(chosen.get("smoke"))

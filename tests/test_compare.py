@@ -27,7 +27,10 @@ def trained(monkeypatch):
 
     def train(resolved, command=None, *, bare, callbacks):
         args, data = resolved.training_arguments, resolved.task_arguments
-        asked.append((args.optim, args.learning_rate, args.seed, data.train_split, data.eval_split))
+        held_out = (data.hold_out, data.eval_on_held_out)
+        asked.append(
+            (args.optim, args.learning_rate, args.seed, data.train_split, data.eval_split, *held_out)
+        )
         loss = 1 + abs(math.log10(args.learning_rate / best[args.optim])) + args.seed / 1e4
         if args.optim == "adamw":
             loss += 0.5
@@ -44,6 +47,7 @@ def trained(monkeypatch):
     return asked
 
 
+TWO = ["--optim", "adamnx", "adamw"]
 SWEEP = ["--sweep", "learning_rate=0.1,0.01,0.001", "--seeds", "3"]
 
 
@@ -55,10 +59,10 @@ def test_each_is_judged_at_its_own_best(tiny, tmp_path, trained, capsys):
     assert {(optim, rate) for optim, rate, *_ in sweep} == {
         (optim, rate) for optim in ("adamnx", "adamw") for rate in (0.1, 0.01, 0.001)
     }
-    assert {row[2:] for row in sweep} == {(1042, "train[0%:90%]", "train[90%:100%]")}
+    assert {row[2:] for row in sweep} == {(1042, "train", "test", 10, True)}
     # The judges: seed by seed, at the best rate, on the recipe's own split, trained on the same rows.
     assert judged == [
-        (optim, rate, seed, "train[0%:90%]", "test")
+        (optim, rate, seed, "train", "test", 10, False)
         for seed in (42, 43, 44)
         for optim, rate in (("adamnx", 0.01), ("adamw", 0.001))
     ]
@@ -78,10 +82,10 @@ def test_each_is_judged_at_its_own_best(tiny, tmp_path, trained, capsys):
 def test_without_a_sweep_all_rows_are_trained_on(tiny, tmp_path, trained):
     words = ["--optim", "adamnx", "adamw", "--seeds", "1", "--learning_rate", "0.02", "--seed", "7"]
     assert cli.main(["compare", tiny, *words, "--output_dir", str(tmp_path / "out")]) == 0
-    assert trained == [(optim, 0.02, 7, "train", "test") for optim in ("adamnx", "adamw")]
+    assert trained == [(optim, 0.02, 7, "train", "test", 0, False) for optim in ("adamnx", "adamw")]
     assert {item["verdict"] for item in content_of(tmp_path / "out")["comparisons"]} == {
         "one seed: cannot be judged",
-        "diverged: adamnx in 1 of 1 and adamw in 1 of 1; not compared",  # top5_error is nan
+        "no number (diverged?): adamnx in 1 of 1 and adamw in 1 of 1; not compared",  # top5_error is nan
     }
 
 
@@ -89,8 +93,9 @@ def test_a_validation_split_leaves_the_training_split_whole(tiny, tmp_path, trai
     words = ["--optim", "adamnx", "adamw", *SWEEP, "--validation-split", "test[:50%]"]
     words += ["--eval_split", "test[50%:]", "--sweep-seeds", "2", "--output-dir", str(tmp_path / "out")]
     assert cli.main(["compare", tiny, *words]) == 0
-    assert {row[2:] for row in trained[:12]} == {(seed, "train", "test[:50%]") for seed in (1042, 1043)}
-    assert {row[3:] for row in trained[12:]} == {("train", "test[50%:]")}
+    whole = ("train", "test[:50%]", 0, False)
+    assert {row[2:] for row in trained[:12]} == {(seed, *whole) for seed in (1042, 1043)}
+    assert {row[3:] for row in trained[12:]} == {("train", "test[50%:]", 0, False)}
 
 
 def test_what_an_optimizers_settings_fix_is_not_swept(tiny, tmp_path, trained):
@@ -99,7 +104,7 @@ def test_what_an_optimizers_settings_fix_is_not_swept(tiny, tmp_path, trained):
     assert [row[:2] for row in trained[:3]] == [("adamw", rate) for rate in (0.1, 0.01, 0.001)]
     assert {row[1] for row in trained[3:] if row[0] == "adamnx"} == {0.05}
     label = "adamnx learning_rate=0.05 beta2_schedule=adax"
-    folder = tmp_path / "out" / compare.Contender(label).folder / "seed0"
+    folder = tmp_path / "out" / compare.Contender(label).folder / "as-given" / "seed0"
     assert recipe.read(folder / "recipe.yaml")["optim_args"] == "beta2_schedule=adax"
 
 
@@ -141,17 +146,36 @@ def test_other_settings_do_not_pass_for_the_same_runs(tiny, tmp_path, trained, c
     ("words", "told"),
     [
         (["--optim", "adamnx"], "two optimizers or more"),
-        (["--optim", "adamnx", "adamnx"], "two optimizers or more"),
+        (["--optim", "adamnx", "adamnx"], "'adamnx' is 'adamnx' again"),
+        (["--optim", "adamnx a=1 b=2", "adamnx  b=2 a=1"], "is 'adamnx a=1 b=2' again"),
+        (["--optim", "adamnx", ""], "an empty name"),
+        (["--optim", "adamnx run_name=a;b", "adamnx run_name=a:b"], "again"),  # one folder
+        (["--optim", "adamnx seed=7", "adamw"], "seed is the comparison's"),
+        (["--optim", "adamnx eval_split=train", "adamw"], "has to be the same for all"),
+        ([*TWO, "--sweep", "seed=1,2"], "seed is the comparison's"),
+        ([*TWO, "--sweep", "optim=lion,radam"], "optim is what is compared"),
+        ([*TWO, "--sweep", "learning_rate=0.01,1e-2"], "two values or more"),
+        (
+            ["--optim", "adamnx learning_rate=1", "adamw learning_rate=2", *SWEEP],
+            "the settings of every optimizer fix",
+        ),
+        (
+            ["--optim", "adamnx", "adamw", *SWEEP, "--validation-split", "test"],
+            "has rows of eval_split (test)",
+        ),
+        (
+            ["--optim", "adamnx", "adamw", *SWEEP, "--validation-split", "train[90%:]"],
+            "has rows of train_split",
+        ),
         (["--optim", "adamnx", "adamx"], "adamx: optim: 'adamx' is not valid; did you mean 'adamnx'?"),
         (["--optim", "adamnx", "adamw beta"], "NAME KEY=VALUE"),
-        (["--optim", "adamnx", "adamw", "--sweep", "learning_rate"], "FIELD=VALUE,VALUE"),
-        (["--optim", "adamnx", "adamw", "--sweep", "learning_rate=1,1"], "two values or more"),
-        (["--optim", "adamnx", "adamw", "--sweep", "learning_rat=1,2"], "did you mean '--learning_rate'?"),
-        (["--optim", "adamnx", "adamw", "--sweep", "learning_rate=1,x"], "invalid float value: 'x'"),
-        (["--optim", "adamnx", "adamw", "--metric", "accuracy"], "eval_loss, top1_error, top5_error"),
-        (["--optim", "adamnx", "adamw", *SWEEP, "--hold-out", "60"], "50 at most"),
-        (["--optim", "adamnx", "adamw", *SWEEP, "--train_split", "train[:40]"], "--validation-split"),
-        (["--optim", "adamnx", "adamw", "--max_stepps", "3"], "did you mean '--max_steps'?"),
+        ([*TWO, "--sweep", "learning_rate"], "FIELD=VALUE,VALUE"),
+        ([*TWO, "--sweep", "learning_rate=1,1"], "two values or more"),
+        ([*TWO, "--sweep", "learning_rat=1,2"], "did you mean '--learning_rate'?"),
+        ([*TWO, "--sweep", "learning_rate=1,x"], "invalid float value: 'x'"),
+        ([*TWO, "--metric", "accuracy"], "eval_loss, top1_error, top5_error"),
+        ([*TWO, *SWEEP, "--hold-out", "60"], "50 at most"),
+        ([*TWO, "--max_stepps", "3"], "did you mean '--max_steps'?"),
         (["--optim", "adamnx", "adamw beta2_schedule=adam", "--adam_epsilon", "x"], "invalid float value"),
     ],
 )
@@ -209,7 +233,7 @@ def test_never_better_where_the_interval_holds_0(pairs, kind):
 
 def test_a_run_that_diverged_is_named_and_not_averaged_away():
     words = compare.verdict("A", "B", "min", None, {"A": 2, "B": 0}, 5)
-    assert words == "diverged: A in 2 of 5; not compared"
+    assert words == "no number (diverged?): A in 2 of 5; not compared"
 
 
 def test_a_sweep_passes_over_what_diverged(tiny):
@@ -243,3 +267,45 @@ def test_tokens_and_folders_stay_out_of_the_command(tmp_path):
         "adamnx-hf compare some --optim adamnx 'adamw beta1=0.8' --seeds=5 --dataset_name cifar "
         "--hub_token '***' '--push_to_hub_token=***'"
     )
+
+
+def test_a_wider_sweep_keeps_what_has_been_run(tiny, tmp_path, trained):
+    words = ["compare", tiny, "--optim", "adamnx", "adamw", *SWEEP, "--output_dir", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    assert len(trained) == 12
+    words[words.index("--sweep") + 1] += ",0.0003"  # as the edge of the first one advised
+    assert cli.main(words) == 0
+    assert [row[:2] for row in trained[12:]] == [("adamnx", 0.0003), ("adamw", 0.0003)]
+
+
+def test_a_damaged_result_is_run_again(tiny, tmp_path, trained):
+    words = [
+        "compare",
+        tiny,
+        "--optim",
+        "adamnx",
+        "adamw",
+        "--seeds",
+        "1",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    assert cli.main(words) == 0
+    (tmp_path / "out" / "adamw" / "as-given" / "seed0" / "results.json").write_text('{"per_')
+    assert cli.main(words) == 0
+    assert [row[0] for row in trained] == ["adamnx", "adamw", "adamw"]
+
+
+def test_an_optimizers_settings_come_to_those_of_the_recipe(tiny, tmp_path, trained):
+    written = yaml.safe_load(recipe.Path(tiny).read_text())
+    recipe.Path(tiny).write_text(yaml.safe_dump({**written, "optim_args": "beta1=0.8,horizon=auto"}))
+    out = tmp_path / "out"
+    labels = ["adamnx", "adamnx horizon=500", "adamw"]
+    assert cli.main(["compare", tiny, "--optim", *labels, "--seeds", "1", "--output_dir", str(out)]) == 0
+    given = [
+        recipe.read(out / compare.Contender(label).folder / "as-given" / "seed0" / "recipe.yaml").get(
+            "optim_args"
+        )
+        for label in labels
+    ]
+    assert given == ["beta1=0.8,horizon=auto", "beta1=0.8,horizon=500", None]

@@ -37,12 +37,22 @@ class DataArguments:
     max_eval_samples: int | None = dataclasses.field(
         default=None, metadata=_help("Evaluate on the first so many examples only.")
     )
+    hold_out: int = dataclasses.field(
+        default=0, metadata=_help("Percent of the training rows, spread evenly, that are not trained on.")
+    )
+    eval_on_held_out: bool = dataclasses.field(
+        default=False, metadata=_help("Evaluate on the rows that hold_out takes out, not on eval_split.")
+    )
 
     def __post_init__(self) -> None:
         for name in ("max_train_samples", "max_eval_samples"):
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"{name}: {count} is not a number of examples; at least 1")
+        if not 0 <= self.hold_out <= 50:
+            raise ValueError(f"hold_out: {self.hold_out} is not a percentage from 0 to 50")
+        if self.eval_on_held_out and not self.hold_out:
+            raise ValueError("eval_on_held_out: nothing is held out; set hold_out, too")
 
 
 def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
@@ -78,7 +88,21 @@ def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
         split, count = getattr(arguments, field), getattr(arguments, most)
         chosen = _part(data, split, f"{field}: {name}")
         splits.append(chosen if count is None else chosen.select(range(min(count, len(chosen)))))
-    return splits[0], splits[1]
+    train, evaluation = splits
+    if arguments.hold_out:
+        held_out = _spread(len(train), arguments.hold_out)
+        if arguments.eval_on_held_out:
+            evaluation = train.select(held_out)
+        train = train.select(sorted(set(range(len(train))).difference(held_out)))
+    return train, evaluation
+
+
+def _spread(rows: int, percent: int) -> list[int]:
+    """So many percent of `rows`, evenly spread: data sets may be sorted by class."""
+    if rows < 2:
+        raise RecipeError(f"hold_out: of {rows} training row none can be held out")
+    count = max(1, round(rows * percent / 100))
+    return [int((i + 0.5) * rows / count) for i in range(count)]
 
 
 def _part(data: Any, spec: str, where: str) -> Any:

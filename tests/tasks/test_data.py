@@ -40,3 +40,27 @@ def test_no_such_part(folder, spec, told):
     with pytest.raises(RecipeError) as caught:
         rows(folder, train_split=spec)
     assert str(caught.value).startswith("train_split: ") and told in str(caught.value)
+
+
+def test_rows_held_out_are_spread_evenly_and_not_trained_on(folder):
+    train, judged = rows(folder, hold_out=20)
+    assert train == [row for row in range(20) if row not in (2, 7, 12, 17)] and judged == list(range(20))
+    train, judged = rows(folder, hold_out=20, eval_on_held_out=True)
+    assert judged == [2, 7, 12, 17] and not set(train) & set(judged)
+    train, judged = rows(
+        folder, train_split="train[:50%]", max_train_samples=4, hold_out=1, eval_on_held_out=True
+    )
+    assert judged == [2] and train == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"hold_out": 60}, "hold_out: 60 is not a percentage from 0 to 50"),
+        ({"eval_on_held_out": True}, "nothing is held out"),
+        ({"hold_out": 10, "train_split": "train[:1]"}, "of 1 training row none can be held out"),
+    ],
+)
+def test_what_cannot_be_held_out(folder, fields, told):
+    with pytest.raises(ValueError, match=told):
+        rows(folder, **fields)
