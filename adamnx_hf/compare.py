@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import itertools
 import json
@@ -19,6 +20,7 @@ import re
 import shlex
 import statistics
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -461,6 +463,7 @@ def _look(item: _Run, args: argparse.Namespace) -> None:
     from adamnx_hf.recipe import read
 
     resolved, path = _resolve(item, args), item.folder / "results.json"
+    _try_optimizer(resolved, item)
     if not path.is_file():
         return
     expected = yaml.safe_load(yaml.safe_dump(resolved.resolved()))
@@ -474,6 +477,24 @@ def _look(item: _Run, args: argparse.Namespace) -> None:
             f"output_dir: {item.folder} holds a run with {other}={there.get(other)}, not "
             f"{expected.get(other)}; choose another --output-dir or pass --overwrite-output-dir"
         )
+
+
+def _try_optimizer(recipe: Any, item: _Run) -> None:
+    """That one of our optimizers takes its settings: Transformers asks it only when training begins."""
+    from transformers import Trainer
+
+    from trainer_patches import registered_optimizers
+
+    args = copy.copy(recipe.training_arguments)
+    args.max_steps = max(args.max_steps, 1000)  # for what depends on the length of the run
+    if getattr(args.optim, "value", args.optim) not in registered_optimizers():
+        return
+    with _as_it_was(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run will say it
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(args)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"{item.contender.label}: {' '.join(str(error).split())}") from error
 
 
 def _carry_out(item: _Run, args: argparse.Namespace, bar: _Progress) -> None:

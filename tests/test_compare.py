@@ -167,6 +167,8 @@ def test_other_settings_do_not_pass_for_the_same_runs(tiny, tmp_path, trained, c
             ["--optim", "adamnx", "adamw", *SWEEP, "--validation-split", "train[90%:]"],
             "has rows of train_split",
         ),
+        (["--optim", "adamnx", "adamnx beta2=0.9 horizon=auto"], "give it or beta2, not both"),
+        (["--optim", "adamnx", "adamnx colour=red"], "'colour' is not an option of optim='adamnx'"),
         (["--optim", "adamnx", "adamx"], "adamx: optim: 'adamx' is not valid; did you mean 'adamnx'?"),
         (["--optim", "adamnx", "adamw beta"], "NAME KEY=VALUE"),
         ([*TWO, "--sweep", "learning_rate"], "FIELD=VALUE,VALUE"),
