@@ -20,6 +20,7 @@ import re
 import shlex
 import statistics
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -813,7 +814,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     from adamnx_hf.figures import PALETTE, RC
 
     metrics, count = list(content["metrics"]), len(content["contenders"])
-    lower = 0.8 + 0.4 * (count - 1)
+    lower = 0.8 + 0.55 * (count - 1)
     plt.switch_backend("agg")
     with plt.rc_context(RC):
         figure, axes = plt.subplots(
@@ -850,7 +851,8 @@ def draw(path: Path, content: dict[str, Any]) -> None:
         if content["smoke"]:
             title += " · smoke run: says nothing about the optimizers"
         figure.suptitle(title, fontsize=12)
-        figure.legend(loc="outside lower center", ncols=min(count, 4), frameon=False)
+        columns = 1 if any(len(one["label"]) > 40 for one in content["contenders"]) else min(count, 3)
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False)
         figure.savefig(path)
         plt.close(figure)
 
@@ -871,14 +873,14 @@ def _draw_differences(axes: Any, content: dict[str, Any], metric: str, palette: 
             axes.plot([item["mean"]], [y], "D", color=colour, ms=6)
     axes.set(
         yticks=[-i for i in range(len(items))],
-        yticklabels=[f"{MINUS} {item['second']}" for item in items],
+        yticklabels=[textwrap.fill(f"{MINUS} {item['second']}", 26) for item in items],
         ylim=(-len(items) + 0.5, 0.5),
         xlabel=f"{items[0]['better']} is better",
     )
     first = content["contenders"][0]["label"]
     axes.set_title(f"{first} {MINUS} …, by seed,\nwith mean and 95 % t interval", fontsize=9, weight="normal")
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter("{x:.2g}")
+    axes.xaxis.set_major_formatter("{x:.3g}")
     axes.grid(axis="y", visible=False)
 
 
