@@ -23,6 +23,7 @@ COMMANDS = {
     "recipes": "list the recipes",
     "run": "train a recipe",
     "compare": "compare optimizers on a recipe: paired by seed, each at its best",
+    "publish": "put a run on the Hub: model, recipe, results and a model card",
     "paper": "show the paper's tables beside your own runs",
 }
 

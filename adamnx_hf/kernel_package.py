@@ -37,8 +37,9 @@ tags: [kernels, adamnx, optimizer, triton]
 
 # AdamNX
 
-The optimizer AdamNX, an Adam whose second-moment decay rate rises to 1. On CUDA and ROCm a step of a parameter
-group is one launch of a Triton kernel; on the CPU it is torch's own. Built from adamnx-hf {version}.
+The optimizer AdamNX, an Adam whose second-moment decay rate rises to 1. On CUDA and ROCm a step of a
+parameter group is one launch of a Triton kernel; on the CPU it is torch's own. Built from
+adamnx-hf {version}.
 
 ```python
 from kernels import get_kernel
