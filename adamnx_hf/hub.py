@@ -204,9 +204,14 @@ def _reason(error: Exception) -> str:
         first = str(error).strip().splitlines()
         return f"the Hub answered {status}: {' '.join(first)}"
     kinds: list[type[BaseException]] = [ConnectionError, TimeoutError]
-    for module, names in (("httpx", ("TransportError",)), ("requests", ("ConnectionError", "Timeout"))):
-        if module in sys.modules:  # the one that the installed huggingface_hub is built on
-            kinds += [getattr(sys.modules[module], name) for name in names]
+    # Whichever the installed huggingface_hub is built on.
+    for module, name in (
+        ("httpx", "TransportError"),
+        ("httpx2", "TransportError"),
+        ("requests", "RequestException"),
+    ):
+        if module in sys.modules:
+            kinds.append(getattr(sys.modules[module], name))
     if isinstance(error, tuple(kinds)):
         return unreachable
     raise error
