@@ -10,20 +10,26 @@ import sys
 import pytest
 import yaml
 from hub_server import TOKEN, HubServer
-from huggingface_hub import ModelCard, constants, hf_hub_download
+from huggingface_hub import ModelCard, constants, file_download, hf_hub_download
 
 from adamnx_hf import cli, hub, publish, recipe
 from adamnx_hf.errors import RecipeError
+
+
+def set_endpoint(monkeypatch, endpoint):
+    """As HF_ENDPOINT does before the client is imported."""
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    # Versions before 1.0 keep a copy.
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A Hub, and a client that is set to it as HF_ENDPOINT and HF_TOKEN would set it."""
     server = HubServer()
-    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    set_endpoint(monkeypatch, server.endpoint)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -213,7 +219,7 @@ def test_no_token(server, trained, monkeypatch, capsys):
 def test_no_network(server, trained, monkeypatch, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+        set_endpoint(monkeypatch, f"http://127.0.0.1:{free.getsockname()[1]}")
     for words in (["publish", trained, "--repo-id", "me/x"], ["run", "hf://me/x"], ["recipes", "--hub"]):
         assert "cannot be reached; check the network, HF_ENDPOINT" in says(capsys, words)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
