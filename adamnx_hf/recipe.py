@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from adamnx_hf import hub
 from adamnx_hf.errors import RecipeError, nearest
 
 __all__ = ["Recipe", "RecipeArguments", "fields", "find", "folder", "named", "read", "resolve"]
@@ -38,11 +39,13 @@ def find(name: str) -> Path:
     """The file of a recipe.
 
     Args:
-        name: of one of the package's recipes, or a path.
+        name: of one of the package's recipes, a path, or `hf://me/name[@revision]`, which is downloaded.
 
     Raises:
         RecipeError: there is none.
     """
+    if name.startswith(hub.SCHEME):
+        return hub.fetch_recipe(name)
     if name in named():
         return named()[name]
     path = Path(name).expanduser()
@@ -306,7 +309,8 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
             valid one.
     """
     path = find(name)
-    source = f"{path.name}: "
+    foreign = name.startswith(hub.SCHEME)
+    source = f"{name if foreign else path.name}: "
     written = read(path)
     task = _task_of(written, source)
     parser = _Parser(task)
@@ -318,6 +322,8 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     if "optim" in from_flags and from_flags["optim"] != from_file.get("optim"):
         from_file.pop("optim_args", None)  # meant for the file's optimizer, and unknown to another
     layers = [from_file, _for_optimizer(parser, from_file, from_flags, source)]
+    if foreign and (taken := [key for layer in layers for key in layer if hub.FOREIGN.fullmatch(key)]):
+        raise RecipeError(f"{source}{taken[0]} cannot stand in a recipe from the Hub; give it as a flag")
     chosen = {**from_file, **layers[1], **from_flags}
     fast, smoke = bool(chosen.get("fast")), bool(chosen.get("smoke"))
     if fast:
@@ -337,7 +343,10 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
         other = _other_optim_args(from_flags["optim_args"])
         if other != _other_optim_args(base.get("optim_args")):
             changes["optim_args"] = ",".join(sorted(other))
-    recipe_name = path.stem if path.stem != "recipe" else path.resolve().parent.name
+    if foreign:
+        recipe_name = hub.recipe_name(name)
+    else:
+        recipe_name = path.stem if path.stem != "recipe" else path.resolve().parent.name
     own = named().get(recipe_name)
     if own is not None and own.resolve() != path.resolve():  # somebody's, of the name of one of ours
         changes["recipe"] = path.name

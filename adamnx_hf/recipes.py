@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from adamnx_hf import hub
 from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.paper import Table, tables
 from adamnx_hf.recipe import named, read
@@ -53,13 +54,14 @@ def _published(table: Table) -> list[dict[str, Any]]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `adamnx-hf recipes`."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these (default: all)")
+    parser.add_argument("--hub", action="store_true", help="instead: those on the Hub, by their tag adamnx")
     parser.add_argument("--json", action="store_true", help="as JSON: a list of objects")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the list."""
     try:
-        found = listing()
+        found = hub.tagged() if args.hub else listing()
         names = [recipe["name"] for recipe in found]
         for name in args.names:
             if name not in names:
@@ -70,6 +72,14 @@ def run(args: argparse.Namespace) -> int:
     chosen = [recipe for recipe in found if not args.names or recipe["name"] in args.names]
     if args.json:
         print(json.dumps(chosen, indent=2, ensure_ascii=False))
+        return 0
+    if args.hub:
+        for recipe in chosen:
+            print(
+                f"{recipe['name']}\n  changed    {recipe['last_modified']}\n"
+                f"  downloads  {recipe['downloads']}"
+            )
+        print("\nTry one: adamnx-hf run NAME" if chosen else f"Nothing on the Hub has the tag {hub.TAG}")
         return 0
     print("\n\n".join(_block(recipe) for recipe in chosen))
     print("\nTry one: adamnx-hf run NAME --smoke")

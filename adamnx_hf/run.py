@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamnx_hf.errors import RecipeError
+from adamnx_hf.hub import SCHEME
 
 if TYPE_CHECKING:
     from adamnx_hf.recipe import Recipe
@@ -41,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for flag in ("--smoke", "--fast"):  # may stand before the recipe, too
         parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(hint="; the recipe comes first: adamnx-hf run RECIPE --FIELD VALUE")
-    parser.add_argument("recipe", metavar="RECIPE", help="one that `adamnx-hf recipes` lists, or a file")
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="one that `adamnx-hf recipes` lists, a file, or hf://me/name[@revision]",
+    )
     parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="...", help="fields to change, as flags")
 
 
@@ -49,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     args.flags = [f"--{name}" for name in ("smoke", "fast") if getattr(args, name)] + args.flags
     # Before anything imports the Hub's library, which looks once.
-    if "--smoke" in args.flags:
+    if "--smoke" in args.flags and not args.recipe.startswith(SCHEME):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from adamnx_hf import recipe
 
@@ -156,6 +161,13 @@ def train(
 
     args = recipe.training_arguments
     checkpoint = _checkpoint(recipe, folder)
+    repo_id = None
+    if args.push_to_hub:
+        from adamnx_hf import hub
+
+        repo_id = hub.check_access(args.hub_model_id or folder.resolve().name, args.hub_token)
+        # The Trainer would push the folder as it is, with this machine's paths and its pickled arguments.
+        args.push_to_hub = False
     transformers.set_seed(args.seed)
     try:
         trainer = recipe.task.make_trainer(recipe)
@@ -292,8 +304,10 @@ def train(
             recipe.task.draw_predictions(recipe, trainer, folder / PREDICTIONS)
         if not bare:
             _say_results(results, folder, recipe.task.UNIT, [PREDICTIONS] if draws else [])
-        if args.push_to_hub:
-            trainer.push_to_hub()
+        if repo_id is not None:
+            from adamnx_hf import publish
+
+            publish.push(folder, repo_id, private=args.hub_private_repo, update=True, token=args.hub_token)
     return results
 
 

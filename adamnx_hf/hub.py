@@ -1,0 +1,217 @@
+"""What this package does with the Hub, through huggingface_hub: recipes come from it, runs go to it.
+
+A recipe on the Hub is the file `recipe.yaml` of a model repository with the tag :data:`TAG`. It is data:
+nothing else is downloaded, and nothing is executed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adamnx_hf.errors import RecipeError
+
+__all__ = [
+    "FOREIGN",
+    "RECIPE",
+    "SCHEME",
+    "TAG",
+    "check_access",
+    "fetch_recipe",
+    "recipe_name",
+    "tagged",
+    "upload",
+]
+
+#: What a recipe's address begins with: `hf://me/name` or `hf://me/name@revision`.
+SCHEME = "hf://"
+RECIPE = "recipe.yaml"
+TAG = "adamnx"
+
+#: Fields that a recipe from somewhere else may not set: where is written, what is sent, whose code runs.
+FOREIGN = re.compile(r"output_dir|logging_dir|push_to_hub\w*|hub_\w+|trust_remote_code")
+
+#: No recipe is longer, in bytes.
+_LONGEST = 100_000
+
+
+def _parts(address: str) -> tuple[str, str | None]:
+    """`repo_id` and revision of an address."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    repo_id, at, revision = address.removeprefix(SCHEME).partition("@")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        repo_id = ""
+    if "/" not in repo_id or (at and not revision):
+        raise RecipeError(
+            f"{address}: a recipe on the Hub is written {SCHEME}me/name or {SCHEME}me/name@revision"
+        )
+    return repo_id, revision or None
+
+
+def recipe_name(address: str) -> str:
+    """A name for the recipe at `address` that can be a folder's: `me--name`."""
+    return _parts(address)[0].replace("/", "--")
+
+
+def fetch_recipe(address: str) -> Path:
+    """Downloads the recipe file at `address`, or finds it in the cache.
+
+    Args:
+        address: `hf://me/name`, or `hf://me/name@revision` for a branch, tag or commit.
+
+    Raises:
+        RecipeError: there is no such repository, revision or recipe, or the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    repo_id, revision = _parts(address)
+    try:
+        path = Path(HfApi().hf_hub_download(repo_id, RECIPE, revision=revision))
+    except Exception as error:
+        raise RecipeError(f"{address}: {_reason(error)}") from error
+    if path.stat().st_size > _LONGEST:
+        raise RecipeError(f"{address}: its {RECIPE} has {path.stat().st_size:,} bytes; that is no recipe")
+    return path
+
+
+def tagged() -> list[dict[str, Any]]:
+    """The model repositories with the tag :data:`TAG`: `name`, `tags`, `downloads`, `last_modified`.
+
+    Raises:
+        RecipeError: the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        return [
+            {
+                "name": f"{SCHEME}{model.id}",
+                "tags": model.tags or [],
+                "downloads": model.downloads,
+                "last_modified": model.last_modified and model.last_modified.isoformat(),
+            }
+            for model in HfApi().list_models(filter=TAG, full=True)
+        ]
+    except Exception as error:
+        raise RecipeError(_reason(error)) from error
+
+
+def check_access(repo_id: str, token: str | None = None) -> str:
+    """Asks the Hub who the token's owner is, before work is done that needs one.
+
+    Returns:
+        `repo_id`, with the owner's name before it if it had none.
+
+    Raises:
+        RecipeError: there is no token, it is not valid, or the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if not (token or get_token()):
+        raise RecipeError("no token: log in by `hf auth login`, or set HF_TOKEN")
+    try:
+        user = HfApi(token=token).whoami()["name"]
+    except Exception as error:
+        raise RecipeError(_reason(error)) from error
+    return repo_id if "/" in repo_id else f"{user}/{repo_id}"
+
+
+def upload(
+    repo_id: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    private: bool | None = None,
+    update: bool = False,
+    token: str | None = None,
+    message: str = "Publish a run of adamnx-hf",
+) -> str:
+    """Makes a model repository and commits `files` to it, all at once.
+
+    Args:
+        repo_id: `me/name`.
+        files: by their paths in the repository.
+        private: whether only its owner sees a new repository; None: as the owner's settings say.
+        update: commit to the repository if there is one.
+        token: of the Hub; default: the one of `hf auth login` or HF_TOKEN.
+        message: of the commit.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        RecipeError: there is such a repository already, no access, or the Hub cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(token=token)
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=update)
+    except Exception as error:
+        if _status(error) == 409:
+            raise RecipeError(
+                f"{repo_id}: there is such a repository already; choose another --repo-id, or "
+                "commit to it by --update"
+            ) from error
+        raise RecipeError(f"{repo_id}: {_reason(error)}") from error
+    operations = [
+        CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+        for path, content in files.items()
+    ]
+    try:
+        api.create_commit(repo_id, operations, commit_message=message)
+    except Exception as error:
+        raise RecipeError(
+            f"{repo_id}: the repository is there, but the files are not ({_reason(error)}); "
+            "go on with --update"
+        ) from error
+    return str(url)
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _reason(error: Exception) -> str:
+    """What a user can do about an error of huggingface_hub, in one line. What is none is raised again."""
+    from huggingface_hub import constants
+    from huggingface_hub import errors as hub
+
+    if isinstance(error, hub.GatedRepoError):
+        return "its owner has to grant access first"
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return "no such repository, or a private one and no token for it (`hf auth login`)"
+    if isinstance(error, hub.RevisionNotFoundError):
+        return "no such revision"
+    unreachable = (
+        f"the Hub ({constants.ENDPOINT}) cannot be reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+    )
+    if isinstance(error, hub.LocalEntryNotFoundError):
+        return unreachable
+    if isinstance(error, hub.EntryNotFoundError):
+        return f"has no {RECIPE}, so it is no recipe"
+    if (status := _status(error)) is not None:
+        if status in (401, 403):
+            return "the token is not valid here, or may not write; log in by `hf auth login`"
+        if status == 413:
+            return "the Hub says that a file is too large"
+        first = str(error).strip().splitlines()
+        return f"the Hub answered {status}: {' '.join(first)}"
+    kinds: list[type[BaseException]] = [ConnectionError, TimeoutError]
+    # Whichever the installed huggingface_hub is built on.
+    for module, name in (
+        ("httpx", "TransportError"),
+        ("httpx2", "TransportError"),
+        ("requests", "RequestException"),
+    ):
+        if module in sys.modules:
+            kinds.append(getattr(sys.modules[module], name))
+    if isinstance(error, tuple(kinds)):
+        return unreachable
+    raise error

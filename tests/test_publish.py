@@ -1,0 +1,304 @@
+"""Runs to the Hub and recipes from it, by huggingface_hub's own client and a server on localhost."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hub_server import TOKEN, HubServer
+from huggingface_hub import ModelCard, constants, file_download, hf_hub_download
+
+from adamnx_hf import cli, hub, publish, recipe
+from adamnx_hf.errors import RecipeError
+
+
+def set_endpoint(monkeypatch, endpoint):
+    """As HF_ENDPOINT does before the client is imported."""
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    # Versions before 1.0 keep a copy.
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A Hub, and a client that is set to it as HF_ENDPOINT and HF_TOKEN would set it."""
+    server = HubServer()
+    set_endpoint(monkeypatch, server.endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "tokens"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, folder):
+    """A real run on a local folder."""
+    from conftest import TINY
+
+    root = tmp_path_factory.mktemp("trained")
+    written = root / "colours.yaml"
+    written.write_text(yaml.safe_dump({**TINY, "dataset_name": str(folder), "title": "Colours"}))
+    words = [
+        "--output_dir",
+        str(root / "run"),
+        "--num_train_epochs",
+        "1",
+        "--hub_token",
+        TOKEN,
+        "--seed",
+        "3",
+    ]
+    assert cli.main(["run", str(written), *words]) == 0
+    for name in ("training_args.bin", "optimizer.pt"):
+        (root / "run" / name).write_bytes(b"a pickle")
+    return root / "run"
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """The run, to change."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def says(capsys, argv):
+    """The one line of a command that fails."""
+    capsys.readouterr()
+    assert cli.main([str(word) for word in argv]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("adamnx-hf")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_publish_list_and_download(server, trained, folder, capsys):
+    assert cli.main(["publish", str(trained), "--repo-id", "me/colours"]) == 0
+    out = capsys.readouterr().out
+    for part in ("training_args.bin (may hold pickles)", "optimizer.pt (may hold", "checkpoint-6/ (a folder)",
+                 "dataset_name in recipe.yaml (a path of this machine)", "Published: http"):  # fmt: skip
+        assert part in out, part
+    files = server.files("me/colours")
+    assert set(files) >= {
+        "README.md",
+        "recipe.yaml",
+        "results.json",
+        "curves.png",
+        "model.safetensors",
+        "config.json",
+    }
+    assert not [name for name in files if name.endswith((".bin", ".pt"))]
+    assert files["model.safetensors"] == (trained / "model.safetensors").read_bytes()
+    assert len(server.objects) == 2  # the model and the picture went as LFS files
+    for name, content in files.items():
+        for secret in (TOKEN, str(folder), str(folder.parent), str(trained.parent)):
+            assert secret.encode() not in content, (name, secret)
+
+    card = ModelCard.load("me/colours")
+    results = json.loads((trained / "results.json").read_text())
+    assert card.data.library_name == "transformers" and card.data.tags == ["adamnx", "adamnx-hf"]
+    assert card.data.pipeline_tag == "image-classification" and card.data.datasets is None
+    values = {(entry.metric_type, entry.metric_name): entry.metric_value for entry in card.data.eval_results}
+    assert values["top1_error", "top-1 error, last epoch"] == results["metrics"]["top1_error"]["last"]
+    assert len(values) == 4 and {entry.dataset_name for entry in card.data.eval_results} == {"colours"}
+    for text in ("adamnx-hf run hf://me/colours --dataset_name DATASET_NAME", "`[0.9, 0.99]`",
+                 "| seed | `3` |", "| torch |", "![Curves](curves.png)"):  # fmt: skip
+        assert text in card.text, text
+
+    assert cli.main(["recipes", "--hub"]) == 0
+    assert "hf://me/colours" in capsys.readouterr().out
+    assert cli.main(["recipes", "--hub", "--json"]) == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["hf://me/colours"]
+
+
+def test_a_recipe_from_the_hub_runs_again(server, trained, folder, tmp_path):
+    """In a process of its own, set up by the environment alone."""
+    publish.push(trained, "me/colours")
+    environment = os.environ | {
+        "HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_CACHE": str(tmp_path / "home" / "hub"), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    environment.pop("HF_TOKEN")
+    command = [
+        sys.executable,
+        "-m",
+        "adamnx_hf.cli",
+        "run",
+        "hf://me/colours@v1",
+        "--dataset_name",
+        str(folder),
+    ]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    again = json.loads((tmp_path / "runs" / "me--colours" / "adamnx-seed3" / "results.json").read_text())
+    first = json.loads((trained / "results.json").read_text())
+    assert again["recipe"] == "me--colours" and again["metrics"] == first["metrics"]
+    assert again["environment"]["command"].startswith("adamnx-hf run hf://me/colours@v1 ")
+    assert set(server.served) == {"recipe.yaml"}
+
+
+def put(server, text, repo="me/other", name="recipe.yaml"):
+    server.private[repo] = False
+    server.commits[repo] = [{}, {name: text.encode()}]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("hf://me", "hf://me: a recipe on the Hub is written hf://me/name or hf://me/name@revision"),
+        ("hf://../..", "a recipe on the Hub is written"),
+        ("hf://me/other@", "a recipe on the Hub is written"),
+        ("hf://me/nothing", "hf://me/nothing: no such repository, or a private one and no token"),
+        ("hf://me/other@v7", "hf://me/other@v7: no such revision"),
+        ("hf://me/other@v0", "hf://me/other@v0: has no recipe.yaml, so it is no recipe"),
+    ],
+)
+def test_addresses_that_do_not_fit(address, message, server, capsys):
+    put(server, "task: image_classification\n")
+    assert message in says(capsys, ["run", address])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "a recipe is a list of `key: value` lines"),
+        ("task: image_classification\nlearning_rat: 1\n", "learning_rat is not a field of this recipe"),
+        ("task: !!python/object/apply:os.system [ls]\n", "is not YAML"),
+        ("task: image_classification\nhub_token: x\n", "hub_token cannot stand in a recipe"),
+        ("task: image_classification\noutput_dir: /\n", "output_dir cannot stand in a recipe from the Hub"),
+        ("task: image_classification\npush_to_hub: true\n", "push_to_hub cannot stand in a recipe from"),
+        ("task: image_classification\noptim: adamnx\noptimizers: {adamnx: {output_dir: /}}\n", "output_dir"),
+        ("# " + "x" * 100_000 + "\ntask: image_classification\n", "that is no recipe"),
+    ],
+)  # fmt: skip
+def test_what_is_no_recipe_or_wants_too_much(text, message, server, capsys):
+    put(server, text)
+    assert message in says(capsys, ["run", "hf://me/other"])
+
+
+def test_the_name_of_a_recipe_is_a_safe_folder(server):
+    put(
+        server,
+        "task: image_classification\narchitecture: efficientnet_v2_s\ndataset_name: a/b\n",
+        "me/lo.g-x_1",
+    )
+    resolved = recipe.resolve("hf://me/lo.g-x_1")
+    assert resolved.name == "me--lo.g-x_1"
+    assert resolved.training_arguments.output_dir.startswith(os.path.join("runs", "me--lo.g-x_1", ""))
+
+
+def test_an_existing_repository(server, trained, capsys):
+    words = ["publish", trained, "--repo-id", "me/colours"]
+    publish.push(trained, "me/colours", private=True)
+    assert server.private["me/colours"]
+    assert "such a repository already; choose another --repo-id, or commit to it by --update" in says(
+        capsys, words
+    )
+    assert len(server.commits["me/colours"]) == 2
+    assert cli.main([*map(str, words), "--update"]) == 0
+    assert len(server.commits["me/colours"]) == 3
+
+
+def test_no_token(server, trained, monkeypatch, capsys):
+    words = ["publish", trained, "--repo-id", "me/colours"]
+    monkeypatch.setenv("HF_TOKEN", "hf_ofsomebodyelse")
+    assert "the token is not valid here" in says(capsys, words)
+    monkeypatch.delenv("HF_TOKEN")
+    assert "no token: log in by `hf auth login`, or set HF_TOKEN" in says(capsys, words)
+    assert not server.commits
+
+
+def test_no_network(server, trained, monkeypatch, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        set_endpoint(monkeypatch, f"http://127.0.0.1:{free.getsockname()[1]}")
+    message = "cannot be reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+    assert message in says(capsys, ["publish", trained, "--repo-id", "me/x"])
+    # The client would try these again for half a minute.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for words in (["run", "hf://me/x"], ["recipes", "--hub"]):
+        assert message in says(capsys, words)
+
+
+def test_files_that_are_too_large(server, trained, monkeypatch, capsys):
+    server.refuse_commits = True
+    words = ["publish", trained, "--repo-id", "me/colours"]
+    message = says(capsys, words)
+    assert "the files are not (the Hub says that a file is too large); go on with --update" in message
+    monkeypatch.setattr(publish, "MAX_FILE_SIZE", 30_000)
+    assert "a file; save the model in shards" in says(capsys, [*words, "--update"])
+
+
+def test_dry_run_needs_no_hub(copied, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    written = yaml.safe_load((copied / "recipe.yaml").read_text())
+    (copied / "recipe.yaml").write_text(yaml.safe_dump({**written, "dataset_name": "uoft-cs/cifar100"}))
+    (copied / "notes.txt").write_text("mine")
+    words = ["publish", str(copied), "--repo-id", "me/colours", "--dry-run"]
+    assert cli.main(words) == 0
+    out = tmp_path / "run-hub"
+    assert f"Written to {out}: " in capsys.readouterr().out
+    card = ModelCard.load(out / "README.md")
+    assert card.data.datasets == ["uoft-cs/cifar100"]
+    assert "```bash\nadamnx-hf run hf://me/colours\n```" in card.text
+    assert recipe.resolve(str(out / "recipe.yaml")).task_arguments.dataset_name == "uoft-cs/cifar100"
+    assert "is not an empty folder; choose another --output-dir" in says(capsys, words)
+
+
+def test_an_adapter(copied):
+    (copied / "model.safetensors").rename(copied / "adapter_model.safetensors")
+    (copied / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    data = ModelCard(publish.package(copied, "me/x").files["README.md"].decode()).data
+    assert data.library_name == "peft" and data.base_model == "org/base"
+
+
+def test_a_smoke_run_has_no_results(copied):
+    results = json.loads((copied / "results.json").read_text()) | {"smoke": True, "data": "made up"}
+    (copied / "results.json").write_text(json.dumps(results))
+    card = ModelCard(publish.package(copied, "me/x").files["README.md"].decode())
+    assert card.data.eval_results is None and "None: a smoke run on made-up data" in card.text
+
+
+@pytest.mark.parametrize(
+    ("missing", "repo_id", "message"),
+    [
+        ("results.json", "me/x", "has no results.json; is it a folder of a finished `adamnx-hf run`?"),
+        ("model.safetensors", "me/x", r"has no model \(\*\.safetensors\)"),
+        (None, "x", "is written hf://me/name"),
+        (None, "me/x@v1", "a revision cannot be chosen"),
+    ],
+)
+def test_what_cannot_be_published(missing, repo_id, message, copied):
+    if missing:
+        (copied / missing).unlink()
+    with pytest.raises(RecipeError, match=message):
+        publish.package(copied, repo_id)
+
+
+def test_push_to_hub_of_a_recipe(server, tiny, tmp_path):
+    out = tmp_path / "out"
+    words = ["--output_dir", str(out), "--max_steps", "1", "--push_to_hub", "--hub_model_id", "pushed"]
+    assert cli.main(["run", tiny, *words]) == 0
+    files = server.files("me/pushed")
+    assert files["README.md"] == publish.package(out, "me/pushed").files["README.md"]
+    assert "training_args.bin" not in files and str(tmp_path).encode() not in files["recipe.yaml"]
+    assert hf_hub_download("me/pushed", "config.json", endpoint=server.endpoint, cache_dir=tmp_path / "c")
+
+
+def test_push_to_hub_without_a_token_ends_before_training(server, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN")
+    words = ["run", tiny, "--output_dir", tmp_path / "out", "--push_to_hub"]
+    assert "no token" in says(capsys, words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tag_is_what_is_listed():
+    assert hub.TAG == "adamnx"
