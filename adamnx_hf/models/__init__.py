@@ -68,6 +68,9 @@ def _register_model(auto: Any) -> None:
         TorchvisionNetConfig, TorchvisionNetForImageClassification, exist_ok=True
     )
     auto.AutoModelForSemanticSegmentation.register(UNetConfig, UNetForSemanticSegmentation, exist_ok=True)
+    # pipeline("image-segmentation") goes by these names alone, and would call the model unsupported.
+    names = auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+    names[UNetConfig.model_type] = UNetForSemanticSegmentation.__name__
 
 
 def _register_detector(auto: Any) -> None:

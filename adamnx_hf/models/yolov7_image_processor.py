@@ -30,27 +30,34 @@ def letterbox(image: Tensor, size: int) -> Tensor:
         uint8, (3, size, size).
     """
     height, width = image.shape[-2:]
-    scale = size / max(height, width)
-    new = [max(1, round(side * scale)) for side in (height, width)]
-    if new != [height, width]:
-        image = functional.resize(image, new, antialias=True)
-    top, left = (size - new[0]) // 2, (size - new[1]) // 2
-    return functional.pad(image, [left, top, size - new[1] - left, size - new[0] - top], fill=GREY)
+    rows, columns, top, left = _placed(height, width, size)
+    if (rows, columns) != (height, width):
+        image = functional.resize(image, [rows, columns], antialias=True)
+    return functional.pad(image, [left, top, size - columns - left, size - rows - top], fill=GREY)
 
 
-def letterbox_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
+def _placed(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Where the image lies in its letterbox: its height and width there, its top and left, in pixels."""
+    rows, columns = (max(1, round(side * size / max(height, width))) for side in (height, width))
+    return rows, columns, (size - rows) // 2, (size - columns) // 2
+
+
+def _scale_and_offset(boxes: Tensor, height: int, width: int, size: int) -> tuple[Tensor, Tensor]:
+    rows, columns, top, left = _placed(height, width, size)
+    return boxes.new_tensor([columns / width, rows / height] * 2), boxes.new_tensor([left, top] * 2)
+
+
+def letterbox_boxes(boxes: Tensor, height: int, width: int, size: int) -> Tensor:
     """Boxes (n, 4) xyxy in pixels of an image of `height` and `width`, as shares of its letterbox's side."""
-    side = max(height, width)
-    offset = boxes.new_tensor([side - width, side - height] * 2) / 2
-    return (boxes + offset) / side
+    scale, offset = _scale_and_offset(boxes, height, width, size)
+    return (boxes * scale + offset) / size
 
 
-def unletterbox_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
+def unletterbox_boxes(boxes: Tensor, height: int, width: int, size: int) -> Tensor:
     """The inverse of :func:`letterbox_boxes`, with what lies outside the image cut off."""
-    side = max(height, width)
-    offset = boxes.new_tensor([side - width, side - height] * 2) / 2
+    scale, offset = _scale_and_offset(boxes, height, width, size)
     most = boxes.new_tensor([width, height] * 2)
-    return (boxes * side - offset).clamp(min=0).minimum(most)
+    return ((boxes * size - offset) / scale).clamp(min=0).minimum(most)
 
 
 class Yolov7TinyImageProcessor(BaseImageProcessor):
@@ -107,6 +114,11 @@ class Yolov7TinyImageProcessor(BaseImageProcessor):
             image = torch.as_tensor(np.asarray(image))
             if image.ndim == 3 and image.shape[0] not in (1, 3):
                 image = image.movedim(-1, 0)
+            if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[0] not in (1, 3)):
+                raise ValueError(
+                    f"images: must have 1 or 3 channels, got an array of {tuple(np.shape(image))}; "
+                    "convert it to RGB"
+                )
             image = image.expand(3, *image.shape[-2:])
         if image.dtype != torch.uint8:
             raise ValueError(f"images: must be of 8 bits a channel (uint8), got {image.dtype}")
@@ -150,6 +162,6 @@ class Yolov7TinyImageProcessor(BaseImageProcessor):
             box = box[kept]
             if target_sizes is not None:
                 height, width = (int(side) for side in target_sizes[i])
-                box = unletterbox_boxes(box, height, width)
+                box = unletterbox_boxes(box, height, width, self.size["height"])
             results.append({"scores": score[kept], "labels": label[kept], "boxes": box})
         return results

@@ -77,7 +77,9 @@ def decode(raw: Tensor, priors: Priors) -> Tensor:
     """
     share = raw.sigmoid()
     centre = (2 * share[..., :2] - 0.5 + priors.cells) * priors.strides
-    return torch.cat([centre, (2 * share[..., 2:]) ** 2 * priors.sizes], -1)
+    # A side of no pixels has no aspect ratio, and CIoU no gradient there.
+    sides = ((2 * share[..., 2:]) ** 2 * priors.sizes).clamp(min=0.01)
+    return torch.cat([centre, sides], -1)
 
 
 def candidates(boxes: Tensor, priors: Priors, ratio: float = 4.0) -> Tensor:

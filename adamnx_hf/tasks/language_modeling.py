@@ -30,6 +30,9 @@ METRICS = {"perplexity": "min", "exact_match": "max"}
 
 UNIT = "tokens"
 
+#: The task, as the Hub names it.
+PIPELINE_TAG = "text-generation"
+
 TrainingArguments = RecipeSFTConfig
 
 #: Rows of one text that are joined at a time, with `join_rows`.

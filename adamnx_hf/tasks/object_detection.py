@@ -248,7 +248,7 @@ class DetectionDataset(torch.utils.data.Dataset):
 
         objects, (height, width) = self.objects[index], self.sizes[index]
         learned = objects if self.with_difficult else objects[objects[:, 1] == 0]
-        labels, boxes = learned[:, 0].long(), letterbox_boxes(learned[:, 2:], height, width)
+        labels, boxes = learned[:, 0].long(), letterbox_boxes(learned[:, 2:], height, width, self.size)
         image = self._decode(index) if self.decoded is None else self.decoded[index]
         if self.augment is not None:
             image, boxes, labels = self.augment(image, boxes * self.size, labels)

@@ -41,6 +41,9 @@ METRICS = {"mean_iou": "max", "pixel_accuracy": "max"}
 
 UNIT = "images"
 
+#: The task, as the Hub names it.
+PIPELINE_TAG = "image-segmentation"
+
 
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
@@ -228,6 +231,8 @@ class SegmentationTrainer(RecipeTrainer):
         self.num_labels, self.ignore_index = num_labels, ignore_index
         args.batch_eval_metrics = True
         super().__init__(args=args, compute_metrics=_Scores(), **kwargs)
+        # Transformers' segmentation models take any keyword, and average over the batch all the same.
+        self.model_accepts_loss_kwargs = False
 
     def prediction_step(
         self,

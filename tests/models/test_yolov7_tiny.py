@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import box_iou
+from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 from adamnx_hf.models import Yolov7TinyConfig, Yolov7TinyForObjectDetection, Yolov7TinyImageProcessor
@@ -238,10 +238,10 @@ def test_letterboxing_keeps_everything_and_boxes_find_back():
     assert square.shape == (3, 128, 128)
     assert (square[:, 32:96] == 200).all() and (square[:, :32] == 114).all() and (square[:, 96:] == 114).all()
     boxes = torch.tensor([[0.0, 0.0, 60.0, 30.0], [10.0, 5.0, 20.0, 25.0]])
-    shares = letterbox_boxes(boxes, 30, 60)
+    shares = letterbox_boxes(boxes, 30, 60, 96)
     assert shares[0].tolist() == pytest.approx([0, 0.25, 1, 0.75])
-    assert torch.allclose(unletterbox_boxes(shares, 30, 60), boxes, atol=1e-5)
-    assert unletterbox_boxes(torch.tensor([[-1.0, 0, 2, 1]]), 30, 60).tolist() == [[0, 0, 60, 30]]
+    assert torch.allclose(unletterbox_boxes(shares, 30, 60, 96), boxes, atol=1e-5)
+    assert unletterbox_boxes(torch.tensor([[-1.0, 0, 2, 1]]), 30, 60, 96).tolist() == [[0, 0, 60, 30]]
     assert torch.equal(letterbox(image[:, :, :30], 30), image[:, :, :30])
 
 
@@ -320,3 +320,31 @@ def test_save_load_and_pipeline(tmp_path, caplog):
 def test_what_does_not_fit_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         Yolov7TinyConfig(**options)
+
+
+@pytest.mark.parametrize(("height", "width"), [(333, 500), (335, 500), (500, 333), (7, 500), (480, 640)])
+def test_boxes_lie_where_the_pixels_do(height, width):
+    placed = letterbox(torch.full((3, height, width), 250, dtype=torch.uint8), 416)[0] == 250
+    rows, columns = (placed.any(side).nonzero().flatten().tolist() for side in (1, 0))
+    whole = torch.tensor([[0.0, 0.0, width, height]])
+    box = 416 * letterbox_boxes(whole, height, width, 416)[0]
+    assert box.tolist() == pytest.approx([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], abs=1e-3)
+    assert torch.allclose(unletterbox_boxes(box[None] / 416, height, width, 416), whole, atol=1e-3)
+
+
+@pytest.mark.parametrize("logit", [-60.0, -10.0, 10.0])
+def test_boxes_that_have_collapsed_still_have_a_gradient(logit):
+    start = priors(640)
+    raw = torch.zeros(1, len(start.cells), 4)
+    raw[..., 2:] = logit
+    raw.requires_grad_()
+    boxes = box_convert(decode(raw, start)[0], "cxcywh", "xyxy")
+    truth = torch.tensor([[2.0, 2.0, 30.0, 40.0]]).expand(len(boxes), -1)
+    loss = complete_box_iou_loss(boxes, truth, reduction="sum")
+    loss.backward()
+    assert loss.isfinite() and raw.grad.isfinite().all()
+
+
+def test_four_channels_are_refused_in_words():
+    with pytest.raises(ValueError, match="must have 1 or 3 channels"):
+        Yolov7TinyImageProcessor(64)(torch.zeros(40, 40, 4, dtype=torch.uint8).numpy())

@@ -442,6 +442,20 @@ def test_fine_tuning_a_model_of_transformers(tiny, tmp_path):
     assert results_of(second)["parameters"] == results_of(first)["parameters"]
 
 
+def test_accumulated_batches_are_a_larger_batch(tiny, tmp_path):
+    small = {"hidden_sizes": [8, 8, 8, 8], "depths": [1] * 4, "num_attention_heads": [1] * 4,
+             "decoder_hidden_size": 8, "classifier_dropout_prob": 0.0, "drop_path_rate": 0.0}  # fmt: skip
+    words = ["--architecture", "segformer", "--architecture_options", json.dumps(small), "--max_steps", "1"]
+    words += ["--flip_probability", "0", "--scale_range", "1", "1", "--logging_steps", "1"]
+    losses = []
+    for batch, steps in ((8, 1), (2, 4)):
+        out = tmp_path / f"out{steps}"
+        more = ["--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", str(steps)]
+        assert cli.main(["run", tiny, *words, *more, "--output_dir", str(out)]) == 0
+        losses.append(results_of(out)["per_epoch"][-1]["train_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)  # not four times as much
+
+
 def test_a_folder_without_configurations_takes_the_recipes_place(folder):
     """`segmentation_aug` is one of the Hub's."""
     arguments = recipe.resolve("sbd_unet", ["--dataset_name", str(folder)]).task_arguments
