@@ -231,6 +231,11 @@ class _Parser:
                 raise RecipeError(f"{source}{key} is not a field of this recipe{nearest(key, self.fields)}")
             if _FLAGS_ONLY.fullmatch(key):
                 raise RecipeError(f"{source}{key} cannot stand in a recipe; give it as a flag: --{key}")
+            if kernel := _kernel_of_the_hub(key, value):
+                raise RecipeError(
+                    f"{source}{key}: {kernel!r} would run code from the Hub and cannot stand in a recipe; "
+                    f"give it as a flag: --{key}"
+                )
             takes_list = self.fields[key].nargs == "+"
             if isinstance(value, list) and not takes_list:
                 raise RecipeError(f"{source}{key}: takes one value, got the list {value}")
@@ -254,6 +259,16 @@ class _Parser:
             return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
         except (ValueError, TypeError, ImportError) as error:
             raise RecipeError(" ".join(str(error).split())) from error
+
+
+def _kernel_of_the_hub(key: str, value: Any) -> str | None:
+    """Transformers takes an attention named `owner/repository` for a kernel to load from the Hub."""
+    if isinstance(value, dict):
+        found = (_kernel_of_the_hub(str(inner), item) for inner, item in value.items())
+        return next(filter(None, found), None)
+    if key.endswith("attn_implementation") and "/" in str(value):
+        return str(value)
+    return None
 
 
 # Fields of TrainingArguments that take a dictionary or the path of a file of one.

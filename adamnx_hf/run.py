@@ -174,7 +174,7 @@ def train(
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise _in_one_line(error) from error
     except RuntimeError as error:
-        if (explained := _out_of_memory(error, args)) is None:
+        if (explained := _out_of_memory(error, args, trainer.evaluating)) is None:
             raise
         raise explained from error
 
@@ -231,23 +231,28 @@ def train(
     if bare:
         trainer.remove_callback(transformers.PrinterCallback)
     started = time.perf_counter()
+    seconds = 0.0
+    throughput: dict[str, Any] = {"data": None, "model": None}
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = time.perf_counter() - started
+        if args.eval_strategy == "no" or not rows() or rows()[-1]["step"] != trainer.state.global_step:
+            trainer.evaluate()
     except (ValueError, TypeError, ImportError) as error:
         if record.begun:
             raise
         raise _in_one_line(error) from error
     except RuntimeError as error:
-        if (explained := _out_of_memory(error, args)) is None:
+        if (explained := _out_of_memory(error, args, trainer.evaluating)) is None:
             raise
         raise explained from error
-    seconds = time.perf_counter() - started
-    if args.eval_strategy == "no" or not rows() or rows()[-1]["step"] != trainer.state.global_step:
-        trainer.evaluate()
-    throughput: dict[str, Any] = {"data": None, "model": None}
     if not bare:
         trainer.save_model()
-        throughput = measure(trainer, seconds=0.1 if recipe.arguments.smoke else 3.0)
+        try:
+            throughput = measure(trainer, seconds=0.1 if recipe.arguments.smoke else 3.0)
+        except RuntimeError as error:  # the run itself has gone well
+            if _out_of_memory(error, args) is None:
+                raise
 
     optimizer: Any = trainer.optimizer
     while hasattr(optimizer, "optimizer"):  # Accelerate's wrapper
@@ -318,12 +323,18 @@ def _in_one_line(error: Exception) -> Exception:
     return RecipeError(" ".join(str(error).split()))
 
 
-def _out_of_memory(error: RuntimeError, args: Any) -> RecipeError | None:
+def _out_of_memory(error: RuntimeError, args: Any, evaluating: bool = False) -> RecipeError | None:
     """What to do about it, if `error` says that memory ran out."""
     import torch
 
     if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
         return None
+    if evaluating:
+        size = args.per_device_eval_batch_size
+        return RecipeError(
+            f"out of memory in evaluation, with batches of {size} a device; "
+            + (f"try --per_device_eval_batch_size {size // 2}" if size > 1 else "a larger device is needed")
+        )
     remedies = []
     if args.per_device_train_batch_size > 1:
         half, more = args.per_device_train_batch_size // 2, 2 * args.gradient_accumulation_steps

@@ -18,7 +18,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from adamnx_hf.errors import RecipeError
 from adamnx_hf.tasks.data import DataArguments, check_columns, load_splits
-from adamnx_hf.tasks.sft_trainer import ExactMatch, RecipeSFTConfig, RecipeSFTTrainer
+from adamnx_hf.tasks.sft_trainer import ExactMatch, RecipeSFTConfig, RecipeSFTTrainer, completion_text
 
 if TYPE_CHECKING:
     from adamnx_hf.recipe import Recipe
@@ -196,6 +196,9 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
             f"max_length: {args.max_length} tokens are more than {arguments.model_name_or_path} takes, "
             f"{longest}; pass --max_length {longest} or less"
         )
+    adapter = get_peft_config(arguments)
+    if adapter is not None:
+        adapter.revision = arguments.model_revision  # of the base that it belongs to
     exact_match = None
     if arguments.answer_pattern is not None:
         exact_match = ExactMatch(
@@ -207,7 +210,7 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=get_peft_config(arguments),
+        peft_config=adapter,
         exact_match=exact_match,
     )
     _check_prepared(trainer)
@@ -236,6 +239,15 @@ def _check_prepared(trainer: RecipeSFTTrainer) -> None:
             raise RecipeError(
                 f"{field}: no example has a completion within max_length ({trainer.args.max_length} tokens); "
                 "raise --max_length"
+            )
+    if (asked := trainer.exact_match) is not None:
+        judged: Any = trainer.eval_dataset
+        first = judged.select(range(min(asked.samples, len(judged))))
+        texts = [completion_text(completion) for completion in first["completion"]]
+        if not any(asked.answer(text) for text in texts):
+            raise RecipeError(
+                f"answer_pattern: {asked.pattern!r} is in none of the first {len(texts)} completions of "
+                f"eval_split, such as {texts[0][-80:]!r}"
             )
 
 

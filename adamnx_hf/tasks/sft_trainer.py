@@ -17,7 +17,7 @@ from trl.models.utils import unwrap_model_for_generation
 
 from adamnx_hf.tasks.trainer import RecipeTrainer, RecipeTrainingArguments
 
-__all__ = ["ExactMatch", "RecipeSFTConfig", "RecipeSFTTrainer", "normal_answer"]
+__all__ = ["ExactMatch", "RecipeSFTConfig", "RecipeSFTTrainer", "completion_text", "normal_answer"]
 
 #: The folder in output_dir of the model with its adapter merged into the weights.
 MERGED = "merged"
@@ -52,7 +52,7 @@ class RecipeSFTConfig(RecipeTrainingArguments, SFTConfig):
 
 def normal_answer(text: str) -> str:
     """An answer as it is compared: without thousands' commas, currency signs, spaces and a last full stop."""
-    return re.sub(r"[,$\s]", "", text).rstrip(".").removesuffix(".0").casefold()
+    return re.sub(r"\.0*$", "", re.sub(r"[,$\s]", "", text)).casefold()
 
 
 @dataclasses.dataclass
@@ -75,7 +75,8 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
     """SFTTrainer that evaluates per token, generates for exact match, and knows LoRA+.
 
     `eval_loss` is the mean over all evaluated tokens, where Transformers has the mean of the batches' means;
-    `eval_perplexity` is its exponential.
+    `eval_perplexity` is its exponential. With several processes the rows that fill up the last batch count
+    twice.
 
     Args:
         exact_match: None: nothing is generated. Needs an evaluation split of prompts and completions that is
@@ -165,14 +166,20 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
             leave=False,
             disable=self.args.disable_tqdm or not self.is_local_process_zero(),
         )
-        with bar, unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
-            model.eval()
-            for start in range(0, len(mine), size):
-                batch = [rows[i] for i in mine[start : start + size]]
-                for row, text in zip(batch, self.generate(model, batch, asked.max_new_tokens), strict=True):
-                    expected = asked.answer(_text(row["completion"]))
-                    right.append(expected is not None and asked.answer(text) == expected)
-                bar.update(len(batch))
+        try:
+            with bar, unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+                model.eval()
+                for start in range(0, len(mine), size):
+                    batch = [rows[i] for i in mine[start : start + size]]
+                    texts = self.generate(model, batch, asked.max_new_tokens)
+                    for row, text in zip(batch, texts, strict=True):
+                        expected = asked.answer(completion_text(row["completion"]))
+                        right.append(expected is not None and asked.answer(text) == expected)
+                    bar.update(len(batch))
+        finally:
+            if self.args.gradient_checkpointing:  # TRL has turned it on again without its options, or not
+                trained: Any = self.accelerator.unwrap_model(self.model)
+                trained.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
         everyone = gather_object(right) if self.accelerator.num_processes > 1 else right
         return 100 * sum(everyone) / len(everyone)
 
@@ -192,6 +199,9 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
                 **padded,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                num_beams=1,  # greedy, whatever the model's own generation_config says
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,  # what completions are trained to end in
             )
@@ -215,7 +225,13 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         folder = Path(output_dir or self.args.output_dir or ".")
         if not _internal_call and self.args.merge_adapter and (folder / "adapter_config.json").exists():
             if self.is_world_process_zero():
-                self._save_merged(folder)
+                try:
+                    self._save_merged(folder)
+                except (OSError, RuntimeError, ValueError) as error:  # no room, no Hub: the adapter is there
+                    reason = " ".join(str(error).split())[:200]
+                    self.notes.append(
+                        f"the adapter is saved, but not merged ({reason}); later: PEFT's merge_and_unload"
+                    )
             if self.args.world_size > 1:
                 self.accelerator.wait_for_everyone()
 
@@ -226,13 +242,16 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         model: Any = self.accelerator.unwrap_model(self.model)
         base, tokenizer = model.get_base_model(), self.processing_class
         dtype = torch.bfloat16 if getattr(base, "is_quantized", False) else base.dtype
-        merged = AutoPeftModelForCausalLM.from_pretrained(str(folder), dtype=dtype).merge_and_unload()
+        adapted = AutoPeftModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, trust_remote_code=self.args.trust_remote_code
+        )
+        merged = adapted.merge_and_unload()
         merged.save_pretrained(str(folder / MERGED))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder / MERGED))
 
 
-def _text(completion: Any) -> str:
+def completion_text(completion: Any) -> str:
     """A completion's text, also where it is a list of chat messages."""
     if isinstance(completion, str):
         return completion

@@ -89,7 +89,7 @@ def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float | None]:
     def learn() -> Any:
         for _ in islice(iter(int, 1), 10_000):
             with trainer.compute_loss_context_manager():
-                loss = model(**first).loss
+                loss = trainer.compute_loss(model, dict(first))  # as in training, also where that is TRL's
             loss.backward()
             yield size
 

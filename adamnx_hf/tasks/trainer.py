@@ -122,6 +122,16 @@ class RecipeTrainer(Trainer):
         finally:
             self.args.lr_scheduler_kwargs = given
 
+    #: Whether it is evaluating, or has failed in it.
+    evaluating = False
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The Trainer's own; knows afterwards whether it came through."""
+        self.evaluating = True
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        self.evaluating = False
+        return metrics
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every example, whatever `dataloader_drop_last` says: that is for training."""
         given, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False

@@ -280,7 +280,16 @@ def test_sophiag_samples_the_tokens_that_count(mine):
 
 @pytest.mark.parametrize(
     ("text", "normal"),
-    [("1,234", "1234"), ("$ 5.", "5"), ("18.0", "18"), (" Yes ", "yes"), ("-3", "-3"), ("1.50", "1.50")],
+    [
+        ("1,234", "1234"),
+        ("$ 5.", "5"),
+        ("$5.00", "5"),
+        ("18.0", "18"),
+        ("180", "180"),
+        (" Yes ", "yes"),
+        ("-3", "-3"),
+        ("1.50", "1.50"),
+    ],
 )
 def test_answers_as_they_are_compared(text, normal):
     assert normal_answer(text) == normal
@@ -410,6 +419,9 @@ def test_the_memory_command(capsys):
         ({"answer_pattern": "(", "max_length": 99}, "answer_pattern: '(' ("),
         ({"answer_pattern": "(.)", "packing": True}, "answer_pattern: prompts must not be packed"),
         ({"answer_pattern": "(.)", "completion_only_loss": False}, "answer_pattern: prompts must be told"),
+        ({"answer_pattern": r"ANSWER (\d+)"}, "is in none of the first 7 completions of eval_split, such as"),
+        ({"attn_implementation": "somebody/attention"}, "'somebody/attention' would run code from the Hub"),
+        ({"model_config": {"model_type": "llama", "_attn_implementation": "a/b"}}, "'a/b' would run code"),
         ({"load_in_4bit": True}, "quantized weights do not train; add use_peft"),
         ({"loraplus_lr_ratio": 4}, "loraplus_lr_ratio: is LoRA's; add use_peft: true"),
         ({"loraplus_lr_ratio": 0.5, "use_peft": True}, "loraplus_lr_ratio: 0.5 is below 1"),
@@ -485,6 +497,50 @@ def test_out_of_memory(mine, tmp_path, monkeypatch, capsys):
         "adamnx-hf run: error: out of memory with batches of 4 a device; try --per_device_train_batch_size 2 "
         "--gradient_accumulation_steps 4, or --gradient_checkpointing true, or --max_length 64\n"
     )
+
+
+def test_out_of_memory_in_evaluation(mine, tmp_path, monkeypatch, capsys):
+    def prediction_step(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(RecipeSFTTrainer, "prediction_step", prediction_step)
+    assert cli.main(["run", mine(per_device_eval_batch_size=8), "--output_dir", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.endswith(
+        "adamnx-hf run: error: out of memory in evaluation, with batches of 8 a device; try "
+        "--per_device_eval_batch_size 4\n"
+    )
+
+
+def test_a_merge_that_fails_does_not_cost_the_run(mine, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(RecipeSFTTrainer, "_save_merged", fail)
+    out = tmp_path / "out"
+    assert cli.main(["run", mine(**LORA), "--output_dir", str(out)]) == 0
+    (note,) = [note for note in results_of(out)["notes"] if "merged" in note]
+    assert "no space left on device" in note and (out / "adapter_model.safetensors").exists()
+
+
+def test_generation_leaves_checkpointing_as_it_was_and_is_greedy(mine, tmp_path):
+    path = mine(
+        answer_pattern=r"####\s*(-?[\d.,$]+)", exact_match_samples=2, gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": False}, max_new_tokens=8, **LORA,
+    )  # fmt: skip
+    trainer = trainer_of(path, "--output_dir", str(tmp_path / "out"))
+    trainer.train()
+
+    def options():
+        layers = [m for m in trainer.model.modules() if hasattr(m, "_gradient_checkpointing_func")]
+        return [(m.gradient_checkpointing, m._gradient_checkpointing_func.keywords) for m in layers]
+
+    before, rows = options(), trainer.eval_dataset.select(range(2))
+    trainer.evaluate()
+    assert before and options() == before and all(on for on, _ in before)
+    trainer.model.eval()
+    plain = trainer.generate(trainer.model, list(rows), 12)
+    trainer.model.generation_config.update(num_beams=3, repetition_penalty=5.0, no_repeat_ngram_size=1)
+    assert trainer.generate(trainer.model, list(rows), 12) == plain
 
 
 def test_fields_keep_transformers_defaults(tmp_path):
