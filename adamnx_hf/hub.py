@@ -21,6 +21,7 @@ __all__ = [
     "TAG",
     "check_access",
     "fetch_recipe",
+    "foreign",
     "recipe_name",
     "tagged",
     "upload",
@@ -32,7 +33,17 @@ RECIPE = "recipe.yaml"
 TAG = "adamnx"
 
 #: Fields that a recipe from somewhere else may not set: where is written, what is sent, whose code runs.
-FOREIGN = re.compile(r"output_dir|logging_dir|push_to_hub\w*|hub_\w+|trust_remote_code")
+FOREIGN = re.compile(
+    r"output_dir|logging_dir|push_to_hub\w*|hub_\w+|trust_remote_code|report_to|trackio_\w+|project|run_name|deepspeed"
+)
+
+
+def foreign(key: str, value: Any) -> bool:
+    """Whether a recipe from somewhere else may not set `key` to `value`: of :data:`FOREIGN`, or a path."""
+    if FOREIGN.fullmatch(key):
+        return key != "report_to" or value not in ("none", ["none"])
+    return isinstance(value, str) and value.startswith(("/", "~", "./", "../"))
+
 
 #: No recipe is longer, in bytes.
 _LONGEST = 100_000
@@ -78,7 +89,20 @@ def fetch_recipe(address: str) -> Path:
         raise RecipeError(f"{address}: {_reason(error)}") from error
     if path.stat().st_size > _LONGEST:
         raise RecipeError(f"{address}: its {RECIPE} has {path.stat().st_size:,} bytes; that is no recipe")
+    _check_aliases(path, address)
     return path
+
+
+def _check_aliases(path: Path, address: str) -> None:
+    """A few lines of aliases of aliases would fill the memory."""
+    import yaml
+
+    try:
+        events = list(yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return  # reading it says what is wrong
+    if any(isinstance(event, yaml.AliasEvent) for event in events):
+        raise RecipeError(f"{address}: its {RECIPE} has YAML aliases, which a recipe from the Hub may not")
 
 
 def tagged() -> list[dict[str, Any]]:
@@ -114,6 +138,9 @@ def check_access(repo_id: str, token: str | None = None) -> str:
     """
     from huggingface_hub import HfApi, get_token
 
+    _parts(SCHEME + (repo_id if "/" in repo_id else f"me/{repo_id}"))
+    if "@" in repo_id:
+        raise RecipeError(f"{repo_id}: a repository is written me/name, without a revision")
     if not (token or get_token()):
         raise RecipeError("no token: log in by `hf auth login`, or set HF_TOKEN")
     try:

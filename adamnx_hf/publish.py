@@ -27,12 +27,24 @@ EXTRA = "recipes"
 #: Bytes that one file may have on the Hub.
 MAX_FILE_SIZE = 50_000_000_000
 
-#: Endings of what is published, beside the recipe and the card. All of them are data, none a pickle.
-SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".png")
+#: What is published, beside the recipe and the card, by name: what else lies there may be anything, tokens
+#: included. All of it is data, none a pickle.
+PUBLISHED = re.compile(
+    r"(results|environment|metrics|config|generation_config|adapter_config|(pre)?processor_config|tokenizer\w*"
+    r"|special_tokens_map|added_tokens|vocab|chat_template)\.json"
+    r"|(model|adapter_model)[\w-]*\.safetensors(\.index\.json)?"
+    r"|(vocab|merges)\.txt|\w+\.model|\w+\.jinja|(curves|predictions)\.png"
+)
+
+# Those that this package writes: every text in them is looked at. Of others, only what names a path.
+_OURS = ("results.json", "environment.json", "metrics.json", hub.RECIPE)
+_SCRUBBED = (*_OURS, "config.json", "adapter_config.json")
 
 # Names of the recipe's fields that may be a name on the Hub or a path.
-_NAME_OR_PATH = re.compile(r"dataset_name|(\w+_)?name_or_path")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
+_NAME_OR_PATH = re.compile(
+    r"dataset_name|fsdp_config|accelerator_config|chat_template_path|(\w+_)?name_or_path"
+)
+_TOKEN = re.compile(r"\b(?:hf_(?:oauth_|jwt_)?|api_org_)[\w.-]{16,}")
 
 
 @dataclasses.dataclass
@@ -158,7 +170,7 @@ def package(run_dir: Path, repo_id: str) -> Package:
             scrub.left_out.append(f"{path.name}/ (a folder)")
         elif path.name in (hub.RECIPE, "README.md") or path.name.startswith("."):
             continue  # written anew
-        elif path.suffix not in SUFFIXES:
+        elif not PUBLISHED.fullmatch(path.name):
             pickled = path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
             reason = "may hold pickles" if pickled else "not of a kind that is published"
             scrub.left_out.append(f"{path.name} ({reason})")
@@ -168,9 +180,7 @@ def package(run_dir: Path, repo_id: str) -> Package:
                 f"{MAX_FILE_SIZE / 1e9:,.1f} GB a file; save the model in shards "
                 "(save_pretrained's max_shard_size)"
             )
-        elif (
-            path.suffix == ".json" and path.stat().st_size < 10_000_000
-        ):  # a tokenizer may be larger, as text
+        elif path.name in _SCRUBBED:
             files[path.name] = scrub.json(path)
         else:
             files[path.name] = path
@@ -178,6 +188,9 @@ def package(run_dir: Path, repo_id: str) -> Package:
         raise RecipeError(f"{run_dir}: has no model (*.safetensors)")
 
     values, missing = scrub.recipe(read(run_dir / hub.RECIPE))
+    if "dataset_name" in missing and "predictions.png" in files:
+        del files["predictions.png"]
+        scrub.left_out.append("predictions.png (pictures of a data set that is not on the Hub)")
     command = " ".join(
         ["adamnx-hf run", shlex.quote(address), *(f"--{key} {key.upper()}" for key in missing)]
     )
@@ -186,8 +199,11 @@ def package(run_dir: Path, repo_id: str) -> Package:
     files[hub.RECIPE] = (head + text).encode()
     results = json.loads(scrub.json(run_dir / "results.json"))
     adapter = files.get("adapter_config.json")
-    base_model = values.get("model_name_or_path") or (
-        json.loads(adapter).get("base_model_name_or_path") if isinstance(adapter, bytes) else None
+    base_model = (
+        None
+        if results["smoke"]
+        else values.get("model_name_or_path")
+        or (json.loads(adapter).get("base_model_name_or_path") if isinstance(adapter, bytes) else None)
     )
     files["README.md"] = _card(repo_id, results, values, command, base_model, files).encode()
     return Package(files, list(dict.fromkeys(scrub.left_out)), command)
@@ -210,9 +226,11 @@ class _Scrub:
 
     def recipe(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The recipe's fields without what is of this machine, and those that a user has to give."""
+        from adamnx_hf.recipe import kernel_of_the_hub
+
         result, missing = {}, []
         for key, value in values.items():
-            if hub.FOREIGN.fullmatch(key):
+            if kernel_of_the_hub(key, value) or (hub.FOREIGN.fullmatch(key) and hub.foreign(key, value)):
                 self.left_out.append(f"{key} in {hub.RECIPE} (for whoever runs it to say)")
             elif isinstance(value, str) and (_is_local(value, bool(_NAME_OR_PATH.fullmatch(key)))):
                 self.left_out.append(f"{key} in {hub.RECIPE} (a path of this machine)")
@@ -222,11 +240,15 @@ class _Scrub:
         return result, missing
 
     def _value(self, value: Any, where: str, key: str = "") -> Any:
+        if key == "notes":  # sentences, with whatever paths there are in them
+            return []
         if isinstance(value, dict):
             return {k: self._value(v, where, str(k)) for k, v in value.items()}
         if isinstance(value, list):
             return [self._value(item, where) for item in value]
         if not isinstance(value, str):
+            return value
+        if where not in _OURS and not _NAME_OR_PATH.fullmatch(key.removeprefix("_")):
             return value
         if key == "command":
             words = [self._word(word, where) for word in shlex.split(value)]
@@ -259,7 +281,7 @@ def _is_local(value: str, named: bool) -> bool:
         return True
     if not named or value.startswith(hub.SCHEME):
         return False
-    if Path(value).exists() and "/" in value:
+    if Path(value).is_file() or (Path(value).exists() and "/" in value):
         return True
     try:
         validate_repo_id(value)
@@ -283,7 +305,7 @@ def _card(
 
     task = load_task(results["task"])
     tag = getattr(task, "PIPELINE_TAG", results["task"].replace("_", "-"))
-    made_up = results["data"] == "made up"
+    made_up = results["data"] == "made up" or results["smoke"]  # of neither is there anything to measure
     dataset = recipe.get("dataset_name")  # none if it was a folder
     label = dataset or results["data"]
     measured = [] if made_up else list(results["metrics"].items())

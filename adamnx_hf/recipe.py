@@ -231,7 +231,7 @@ class _Parser:
                 raise RecipeError(f"{source}{key} is not a field of this recipe{nearest(key, self.fields)}")
             if _FLAGS_ONLY.fullmatch(key):
                 raise RecipeError(f"{source}{key} cannot stand in a recipe; give it as a flag: --{key}")
-            if kernel := _kernel_of_the_hub(key, value):
+            if kernel := kernel_of_the_hub(key, value):
                 raise RecipeError(
                     f"{source}{key}: {kernel!r} would run code from the Hub and cannot stand in a recipe; "
                     f"give it as a flag: --{key}"
@@ -261,12 +261,12 @@ class _Parser:
             raise RecipeError(" ".join(str(error).split())) from error
 
 
-def _kernel_of_the_hub(key: str, value: Any) -> str | None:
+def kernel_of_the_hub(key: str, value: Any) -> str | None:
     """Transformers takes an attention named `owner/repository` for a kernel to load from the Hub."""
     if isinstance(value, dict):
-        found = (_kernel_of_the_hub(str(inner), item) for inner, item in value.items())
+        found = (kernel_of_the_hub(str(inner), item) for inner, item in value.items())
         return next(filter(None, found), None)
-    if key.endswith("attn_implementation") and "/" in str(value):
+    if "attn_implementation" in key and "/" in str(value):
         return str(value)
     return None
 
@@ -337,7 +337,7 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     if "optim" in from_flags and from_flags["optim"] != from_file.get("optim"):
         from_file.pop("optim_args", None)  # meant for the file's optimizer, and unknown to another
     layers = [from_file, _for_optimizer(parser, from_file, from_flags, source)]
-    if foreign and (taken := [key for layer in layers for key in layer if hub.FOREIGN.fullmatch(key)]):
+    if foreign and (taken := [k for layer in layers for k, v in layer.items() if hub.foreign(k, v)]):
         raise RecipeError(f"{source}{taken[0]} cannot stand in a recipe from the Hub; give it as a flag")
     chosen = {**from_file, **layers[1], **from_flags}
     fast, smoke = bool(chosen.get("fast")), bool(chosen.get("smoke"))

@@ -165,7 +165,9 @@ def train(
     if args.push_to_hub:
         from adamnx_hf import hub
 
-        repo_id = hub.check_access(args.hub_model_id or folder.resolve().name, args.hub_token)
+        repo_id = hub.check_access(
+            args.hub_model_id or f"{recipe.name}-{folder.resolve().name}".replace("--", "-"), args.hub_token
+        )
         # The Trainer would push the folder as it is, with this machine's paths and its pickled arguments.
         args.push_to_hub = False
     transformers.set_seed(args.seed)

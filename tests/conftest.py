@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from tiny_recipe import TINY
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker to a core: more threads would only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,30 +36,6 @@ def run_python(tmp_path):
         return result.stdout + result.stderr
 
     return run
-
-
-# A recipe of its own for what needs no network to speak of.
-TINY = {
-    "task": "image_classification",
-    "architecture": "efficientnet_v2_s",
-    "architecture_options": {
-        "depths": [1, 1],
-        "widths": [8, 8, 8],
-        "expand_ratios": [1, 2],
-        "strides": [2, 2],
-        "head_width": 16,
-    },
-    "image_column": "img",
-    "label_column": "fine_label",
-    "per_device_train_batch_size": 8,
-    "eval_strategy": "epoch",
-    "report_to": "none",
-    "logging_steps": 2,
-    "optim": "adamnx",
-    "learning_rate": 0.01,
-    "num_train_epochs": 2,
-    "use_cpu": True,
-}
 
 
 @pytest.fixture(scope="session")

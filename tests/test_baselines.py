@@ -136,6 +136,9 @@ def test_closure_and_sparse_gradients():
 
 
 CLASSES = {
+    "adamnx_bf16": "AdamNX",
+    "adamnx_8bit": "AdamNX",
+    "adamnx_layerwise": "LayerwiseAdamNX",
     "adamnx": "AdamNX",
     "adam": "Adam",
     "adamw": "AdamW",

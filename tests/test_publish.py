@@ -44,7 +44,7 @@ def server(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, folder):
     """A real run on a local folder."""
-    from conftest import TINY
+    from tiny_recipe import TINY
 
     root = tmp_path_factory.mktemp("trained")
     written = root / "colours.yaml"
@@ -175,6 +175,10 @@ def test_addresses_that_do_not_fit(address, message, server, capsys):
         ("task: image_classification\nhub_token: x\n", "hub_token cannot stand in a recipe"),
         ("task: image_classification\noutput_dir: /\n", "output_dir cannot stand in a recipe from the Hub"),
         ("task: image_classification\npush_to_hub: true\n", "push_to_hub cannot stand in a recipe from"),
+        ("task: image_classification\ndataset_name: /root\n", "dataset_name cannot stand in a recipe from"),
+        ("task: image_classification\nreport_to: all\n", "report_to cannot stand in a recipe from"),
+        ("task: image_classification\ntrackio_space_id: x\n", "trackio_space_id "),
+        ("task: &a image_classification\ntitle: *a\n", "has YAML aliases"),
         ("task: image_classification\noptim: adamnx\noptimizers: {adamnx: {output_dir: /}}\n", "output_dir"),
         ("# " + "x" * 100_000 + "\ntask: image_classification\n", "that is no recipe"),
     ],
@@ -235,6 +239,23 @@ def test_files_that_are_too_large(server, trained, monkeypatch, capsys):
     assert "the files are not (the Hub says that a file is too large); go on with --update" in message
     monkeypatch.setattr(publish, "MAX_FILE_SIZE", 30_000)
     assert "a file; save the model in shards" in says(capsys, [*words, "--update"])
+
+
+def test_only_what_a_run_writes_is_published_and_others_files_as_they_are(copied, tmp_path):
+    tokenizer = json.dumps({"model": {"merges": [[":", "//"], ["/", "m/01"]]}})
+    (copied / "tokenizer.json").write_text(tokenizer)
+    (copied / "log.txt").write_text("HF_TOKEN=hf_abcdefghijklmnopqrstuvwx")
+    (copied / "notes.json").write_text('{"wandb_api_key": "x"}')
+    (copied / "predictions.png").write_bytes(b"pictures")
+    config = json.loads((copied / "config.json").read_text()) | {"id2label": {"0": "/m/01g317"}}
+    (copied / "config.json").write_text(json.dumps(config))
+    made = publish.package(copied, "me/colours")
+    kept = made.files["tokenizer.json"]
+    assert (kept if isinstance(kept, bytes) else kept.read_bytes()) == tokenizer.encode()
+    assert json.loads(made.files["config.json"])["id2label"] == {"0": "/m/01g317"}
+    assert not {"log.txt", "notes.json", "predictions.png"} & set(made.files)
+    for name in ("log.txt", "notes.json", "predictions.png"):
+        assert any(name in left for left in made.left_out)
 
 
 def test_dry_run_needs_no_hub(copied, tmp_path, monkeypatch, capsys):
