@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hub_server import TOKEN, HubServer
 from huggingface_hub import ModelCard, constants, file_download, hf_hub_download
+from huggingface_hub.utils import _http
 
 from adamnx_hf import cli, hub, publish, recipe
 from adamnx_hf.errors import RecipeError
@@ -36,6 +37,8 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "tokens"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # Versions before 1.0 keep a session for each thread, which stays offline if it was made so.
+    getattr(_http, "reset_sessions", lambda: None)()
     yield server
     server.shutdown()
     server.server_close()

@@ -216,7 +216,7 @@ def test_each_epochs_loss_is_its_own(words, tiny, tmp_path, untimed):
         out = tmp_path / str(i)
         assert cli.main(["run", tiny, *words, *more, "--output_dir", str(out)]) == 0
         tables.append([(row["step"], row["train_loss"]) for row in results_of(out)["per_epoch"]])
-    assert tables[1] == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in tables[0]]
+    assert tables[1] == [(step, pytest.approx(loss, abs=2e-4)) for step, loss in tables[0]]  # as logged
     assert tables[1][0][1] != pytest.approx(tables[1][1][1], rel=1e-3) and len(tables[1]) >= 2
 
 
