@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from adamnx_hf.optim.formats import packed_width, packs
+from adamnx_hf.optim.formats import packed_shape, packs
 
 __all__ = ["check_state_dict"]
 
@@ -103,10 +103,8 @@ def _check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
         moment = state[key]
         if not isinstance(moment, Tensor):
             raise ValueError(f"{key} of {name} is damaged: a {type(moment).__name__} instead of a tensor")
-        if moment.dtype == torch.uint8 and packs(param):
-            packed = (param.shape[0], packed_width(param.numel() // param.shape[0]))
-            if moment.shape == packed:
-                continue
+        if moment.dtype == torch.uint8 and packs(param) and moment.shape == packed_shape(param.shape):
+            continue
         if moment.shape != param.shape:
             raise ValueError(
                 f"{key} of {name} has shape {tuple(moment.shape)}, the parameter has {tuple(param.shape)}: "

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from adamnx_hf.optim.functional import moment_dtype
-from adamnx_hf.optim.optimizer import AdamNX
+from adamnx_hf.optim.optimizer import FORMATS, AdamNX
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES
 
 __all__ = ["from_adamw"]
@@ -83,9 +83,7 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
             new["step"] = torch.as_tensor(state["step"]).detach().clone()
             for key, beta in zip(("exp_avg", "exp_avg_sq"), old_group["betas"], strict=True):
                 new[key] = _debias(state[key], float(beta), step)
-    converted._convert(
-        [{key: group[key] for key in ("state_dtype", "param_rounding")} for group in converted.param_groups]
-    )
+    converted._convert([{option: group[option] for option in FORMATS} for group in converted.param_groups])
     # Puts `step` where this optimizer keeps it.
     converted.__setstate__(converted.__getstate__())
 

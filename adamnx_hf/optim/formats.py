@@ -31,7 +31,7 @@ __all__ = [
     "join",
     "load",
     "new_moment",
-    "packed_width",
+    "packed_shape",
     "packs",
     "random_bits",
     "round_stochastically",
@@ -111,16 +111,17 @@ def packs(param: Tensor) -> bool:
     return by_rows and param.numel() // param.shape[0] >= LEAST_COLUMNS
 
 
-def packed_width(columns: int) -> int:
-    """Bytes of a packed row of `columns` elements."""
-    return columns + -(-columns // BLOCK)
+def packed_shape(shape: torch.Size) -> tuple[int, int]:
+    """Of the moments of a parameter of `shape`, packed: a row for each of its rows."""
+    columns = shape[1:].numel()
+    return shape[0], columns + -(-columns // BLOCK)
 
 
 def new_moment(param: Tensor, dtype: torch.dtype) -> Tensor:
     """Zeros for a moment of `param`; packed if `dtype` is uint8. A DTensor for a DTensor."""
     if dtype != torch.uint8:
         return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-    rows, width = param.shape[0], packed_width(param.numel() // param.shape[0])
+    rows, width = packed_shape(param.shape)
     if not hasattr(param, "to_local"):
         return torch.zeros(rows, width, dtype=dtype, device=param.device)
     whole: Any = param
@@ -204,10 +205,17 @@ def _magnitude(codes: Tensor, power: Tensor, top: int) -> Tensor:
     return torch.where((codes == 0) & ~power.isnan(), 0.0, values)
 
 
-def load(moment: Tensor, param: Tensor, signed: bool) -> Tensor:
-    """float32 of a moment packed for `param`, in its shape."""
-    columns = param.numel() // max(param.shape[0], 1)
-    return decode(moment, columns, signed=signed).view(param.shape)
+def load(moment: Tensor, param: Tensor, role: str) -> Tensor:
+    """A moment as numbers of the shape of `param`: unpacked if it is packed, else as it is.
+
+    Args:
+        moment: in any format.
+        param: whose it is; neither may be a DTensor.
+        role: `"exp_avg"` or `"exp_avg_sq"`.
+    """
+    if moment.dtype != torch.uint8:
+        return moment
+    return decode(moment, param.shape[1:].numel(), signed=role == "exp_avg").view(param.shape)
 
 
 def store(moment: Tensor, values: Tensor, step: int | Tensor, number: int, role: str) -> None:
@@ -251,7 +259,7 @@ def convert(moment: Tensor, param: Tensor, dtype: torch.dtype, step: int, number
     """
     result = new_moment(param, dtype)
     new, old, like = (t.to_local() if hasattr(t, "to_local") else t for t in (result, moment, param))
-    values = load(old, like, role == "exp_avg") if old.dtype == torch.uint8 else old
+    values = load(old, like, role)
     if dtype in (torch.bfloat16, torch.uint8):
         store(new, values.contiguous(), step, number, role)
     else:

@@ -420,8 +420,8 @@ def _working_copy(
     tensor: Tensor, param: Tensor, role: str, dtypes: Collection[torch.dtype], dtype: torch.dtype
 ) -> Tensor:
     """`tensor` as an engine can take it: itself where it is right already."""
-    if role.startswith("exp_avg") and tensor.dtype == torch.uint8:
-        tensor = load(tensor, param, signed=role == "exp_avg")
+    if role in ("exp_avg", "exp_avg_sq"):
+        tensor = load(tensor, param, role)
     return (tensor if tensor.dtype in dtypes else tensor.to(dtype)).contiguous()
 
 

@@ -41,8 +41,8 @@ _NOT_ALWAYS_SAVED = {
 }
 
 
-# How things are stored: what an optimizer was given holds for what it loads, too.
-_FORMATS = ("state_dtype", "param_rounding")
+#: How things are stored: what an optimizer was given holds for what it loads, too.
+FORMATS = ("state_dtype", "param_rounding")
 
 
 class AdamNX(Optimizer):
@@ -218,7 +218,7 @@ class AdamNX(Optimizer):
         """
         uncast: StateDict = {}
         formats = [
-            {option: group[option] for option in _FORMATS if group[option] != _NOT_ALWAYS_SAVED[option]}
+            {option: group[option] for option in FORMATS if group[option] != _NOT_ALWAYS_SAVED[option]}
             for group in self.param_groups
         ]
 
@@ -296,26 +296,19 @@ class AdamNX(Optimizer):
         moments = {key: state[key] for key in ("exp_avg", "exp_avg_sq") if key in state}
         if hasattr(param, "to_local"):
             param, moments = param.to_local(), {key: m.to_local() for key, m in moments.items()}
-        return {
-            key: load(moment, param, key == "exp_avg")
-            if moment.dtype == torch.uint8
-            else moment.to(moment_dtype(moment.dtype))
-            for key, moment in moments.items()
-        }
+        values = {key: load(moment, param, key) for key, moment in moments.items()}
+        return {key: value.to(moment_dtype(value.dtype)) for key, value in values.items()}
 
     def _init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         # Lazily, and like the parameter as it is now: FSDP2 puts DTensors in its place after __init__.
         dtype = _state_dtype(param, group)
-        state = {
+        return {
             "step": torch.zeros(
                 (), dtype=_get_scalar_dtype(), device=param.device if group["capturable"] else "cpu"
             ),
             "exp_avg": new_moment(param, dtype),
             "exp_avg_sq": new_moment(param, dtype),
         }
-        if _keeps_residual(param, group):
-            state["param_residual"] = new_moment(param, torch.bfloat16)
-        return state
 
     def _with_grads(
         self, group: dict[str, Any], offset: int

@@ -18,7 +18,7 @@ from adamnx_hf.optim.formats import (
     decode,
     encode,
     join,
-    packed_width,
+    packed_shape,
     random_bits,
     round_stochastically,
     split,
@@ -115,7 +115,7 @@ def test_8_bits_are_a_neighbour_and_right_on_average(columns, signed):
     total, most = torch.zeros_like(values).double(), 0.0
     for step in range(300):
         packed = encode(values, noise(values.shape, step), signed=signed)
-        assert packed.shape == (16, packed_width(columns)) and packed.dtype == torch.uint8
+        assert packed.shape == packed_shape(values.shape) and packed.dtype == torch.uint8
         unpacked = decode(packed, columns, signed=signed)
         total += unpacked
         most = max(most, float((unpacked / values - 1).abs().max()))
