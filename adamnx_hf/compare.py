@@ -276,10 +276,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         for values in grids[one]
         for i in range(args.seeds)
     }
-    for item in sweep_runs:
-        _look(item, args)
-    for item in judging.values():
-        _look(item, args)
+    for item in (*sweep_runs, *judging.values()):
+        # The first seed tells whether settings fit; for the others it is enough to look at what is there.
+        if item.folder.name == "seed0" or (item.folder / "results.json").is_file():
+            _look(item, args)
 
     bar = _Progress(len(sweep_runs) + len(contenders) * args.seeds)
     with bar:
@@ -778,24 +778,19 @@ def _table(rows: list[list[str]]) -> list[str]:
 
 def _command(args: argparse.Namespace) -> str:
     """The command as it was typed, save for folders of this machine and tokens."""
+    from adamnx_hf.run import without_tokens
+
     options = [f"--sweep={text}" for text in args.sweep]
     if args.sweep:
         options += [f"--sweep-seeds={args.sweep_seeds}"]
         split = args.validation_split
         options += [f"--validation-split={split}"] if split else [f"--hold-out={args.hold_out}"]
         options += [f"--metric={args.metric}"] if args.metric else []
-    words, secret = [], False
-    for word in args.flags:
-        flag, equals, value = word.partition("=")
-        token = flag.startswith("--") and re.fullmatch(r"--\S+[_-]token", flag) is not None
-        bare = Path(value or word)
-        if secret or (token and equals):
-            words.append(f"{flag}=***" if equals else "***")
-        elif bare.is_absolute():
-            words.append(f"{flag}={bare.name}" if equals else bare.name)
-        else:
-            words.append(word)
-        secret = token and not equals
+    words = []
+    for word in without_tokens(args.flags):
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        path = Path(value)
+        words.append(f"{flag}{equals}{path.name}" if path.is_absolute() else word)
     recipe = Path(args.recipe).name if Path(args.recipe).is_absolute() else args.recipe
     optims = ["--optim", *args.optim]
     return shlex.join(["adamnx-hf", "compare", recipe, *optims, f"--seeds={args.seeds}", *options, *words])

@@ -20,7 +20,7 @@ from adamnx_hf.hub import SCHEME
 if TYPE_CHECKING:
     from adamnx_hf.recipe import Recipe
 
-__all__ = ["EXTRA", "add_arguments", "run", "train"]
+__all__ = ["EXTRA", "add_arguments", "run", "train", "without_tokens"]
 
 #: The extra of this package that has what this command needs.
 EXTRA = "recipes"
@@ -70,15 +70,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _command(name: str, flags: Sequence[str]) -> str:
-    """The command as it was typed, without the values of tokens."""
-    words, secret = ["adamnx-hf", "run", name], False
-    for word in flags:
+def without_tokens(words: Sequence[str]) -> list[str]:
+    """Flags without the values of tokens, save for those of tokenizers."""
+    result, secret = [], False
+    for word in words:
         flag, equals, _ = word.partition("=")
         token = word.startswith("--") and re.fullmatch(r"--(?!eos|pad)\S+[_-]token", flag) is not None
-        words.append("***" if secret else f"{flag}=***" if token and equals else word)
+        result.append("***" if secret else f"{flag}=***" if token and equals else word)
         secret = token and not equals
-    return shlex.join(words)
+    return result
+
+
+def _command(name: str, flags: Sequence[str]) -> str:
+    """The command as it was typed, without the values of tokens."""
+    return shlex.join(["adamnx-hf", "run", name, *without_tokens(flags)])
 
 
 def _check_output_dir(recipe: Recipe) -> Path:
