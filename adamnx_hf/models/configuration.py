@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,8 @@ class UNetConfig(PretrainedConfig):
         depth: how many times the resolution is halved.
         num_channels: of the images.
         dice_weight: of the Dice loss, in [0, 1]; the rest is cross-entropy's.
+        class_weights: what a pixel of each class counts in the cross-entropy, `num_labels` numbers. None: all
+            alike.
         semantic_loss_ignore_index: the id of pixels that do not count, as in Transformers' own models.
         kwargs: `id2label`, `num_labels` and whatever else every configuration takes.
 
@@ -63,6 +66,7 @@ class UNetConfig(PretrainedConfig):
         depth: int = 4,
         num_channels: int = 3,
         dice_weight: float = 0.5,
+        class_weights: Sequence[float] | None = None,
         semantic_loss_ignore_index: int = 255,
         **kwargs: Any,
     ) -> None:
@@ -74,9 +78,16 @@ class UNetConfig(PretrainedConfig):
         self.base_width = base_width
         self.depth = depth
         self.num_channels = num_channels
+        if class_weights is not None and not all(
+            isinstance(weight, int | float) and 0 <= weight < math.inf for weight in class_weights
+        ):
+            raise ValueError(f"class_weights: {list(class_weights)} are not all finite numbers from 0 on")
         self.dice_weight = dice_weight
+        self.class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
         self.semantic_loss_ignore_index = semantic_loss_ignore_index
         super().__init__(**kwargs)
+        if class_weights is not None and len(class_weights) != self.num_labels:
+            raise ValueError(f"class_weights: {len(class_weights)} of them for {self.num_labels} classes")
 
 
 class Yolov7TinyConfig(PretrainedConfig):

@@ -14,16 +14,22 @@ from adamnx_hf.models.configuration import UNetConfig
 __all__ = ["UNetForSemanticSegmentation", "cross_entropy_loss", "dice_loss"]
 
 
-def cross_entropy_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """The mean cross-entropy over the pixels that count; 0, not NaN, where none does.
+def cross_entropy_loss(
+    logits: Tensor, labels: Tensor, ignore_index: int = 255, weight: Tensor | None = None
+) -> Tensor:
+    """The (weighted) mean cross-entropy over the pixels that count; 0, not NaN, where none does.
 
     Args:
         logits: (batch, classes, height, width), floating point.
         labels: (batch, height, width), int64 class ids.
         ignore_index: the id of pixels that do not count.
+        weight: (classes,), what a pixel of each class counts. Default: 1.
     """
-    total = nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp(min=1)
+    total = nn.functional.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="sum")
+    counts = labels != ignore_index
+    if weight is None:
+        return total / counts.sum().clamp(min=1)
+    return total / (weight[labels.where(counts, 0)] * counts).sum().clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
@@ -146,7 +152,9 @@ class UNetForSemanticSegmentation(PreTrainedModel):
         if labels is not None:
             dice, ignore = self.config.dice_weight, self.config.semantic_loss_ignore_index
             full = logits.float()
-            loss = (1 - dice) * cross_entropy_loss(full, labels, ignore)
+            weight = self.config.class_weights
+            weight = None if weight is None else torch.tensor(weight, device=full.device)
+            loss = (1 - dice) * cross_entropy_loss(full, labels, ignore, weight)
             loss = loss + dice * dice_loss(full, labels, ignore)
         if return_dict is None:
             # `use_return_dict` in Transformers 4, `return_dict` in 5.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from adamnx_hf.errors import nearest
+from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.tasks import masks
 from adamnx_hf.tasks.data import DataArguments, check_columns, check_images, load_splits
 from adamnx_hf.tasks.trainer import RecipeTrainer
@@ -28,6 +28,7 @@ __all__ = [
     "UNIT",
     "Arguments",
     "SegmentationTrainer",
+    "balanced_weights",
     "draw_predictions",
     "fast",
     "make_trainer",
@@ -77,6 +78,13 @@ class Arguments(DataArguments):
         default=None,
         metadata=_help("Instead of architecture: a model of the Hub, or a saved one, to fine-tune."),
     )
+    class_balance: float = dataclasses.field(
+        default=0.0,
+        metadata=_help(
+            "In a U-Net's cross-entropy a pixel counts its class's share of the training pixels to the power "
+            "of minus this: 0, all pixels alike, to 1, all classes alike."
+        ),
+    )
     image_size: int = dataclasses.field(
         default=384,
         metadata=_help(
@@ -118,6 +126,8 @@ class Arguments(DataArguments):
         for name in ("image_size", "crop_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not a size in pixels")
+        if not 0 <= self.class_balance <= 1:
+            raise ValueError(f"class_balance: {self.class_balance} is not a number from 0 to 1")
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise ValueError(
                 f"scale_range: needs two numbers above 0, the lower first, got {self.scale_range}"
@@ -300,8 +310,9 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
             check_images(data, field, column)
     quiet = recipe.training_arguments.disable_tqdm or recipe.training_arguments.local_process_index > 0
     check: Any = partial(masks.check_pairs, **columns, **void, quiet=quiet)
-    found = check(train, split=arguments.train_split, classes=len(arguments.class_names or ()) or None)
-    names = arguments.class_names or [str(i) for i in range(len(found))]
+    known = len(arguments.class_names or ()) or None
+    pixels = check(train, split=arguments.train_split, classes=known)
+    names = arguments.class_names or [str(i) for i in range(len(pixels))]
     counts = check(test, split=arguments.eval_split, classes=len(names))
 
     normal: Any = {"mean": arguments.image_mean, "std": arguments.image_std}
@@ -318,7 +329,7 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     trainer = SegmentationTrainer(
         num_labels=len(names),
         **void,
-        model=_model(arguments, names, recipe),
+        model=_model(arguments, names, recipe, pixels),
         args=recipe.training_arguments,
         train_dataset=dataset(train, transform=on_train),
         eval_dataset=dataset(test, transform=on_eval, keep_mask=True),
@@ -347,7 +358,24 @@ def _synthetic(arguments: Arguments) -> tuple[Any, Any]:
     return make(arguments.max_train_samples or 64), make(arguments.max_eval_samples or 32, seed=1)
 
 
-def _model(arguments: Arguments, names: list[str], recipe: Recipe) -> Any:
+def balanced_weights(pixels: np.ndarray, balance: float) -> list[float]:
+    """What a pixel of each class counts, so that the pixels' mean is 1.
+
+    Args:
+        pixels: (classes,), how many of each there are.
+        balance: 0, all count alike, to 1, every class has the same sum.
+
+    Returns:
+        Of each class its share of all pixels to the power of -balance, times a constant. A class without
+        pixels has the weight of the rarest.
+    """
+    shares = pixels.clip(min=pixels[pixels > 0].min()) / pixels.sum()
+    weights = shares**-balance
+    result: list[float] = (weights / (weights * pixels / pixels.sum()).sum()).tolist()
+    return result
+
+
+def _model(arguments: Arguments, names: list[str], recipe: Recipe, pixels: np.ndarray) -> Any:
     from transformers import AutoModelForSemanticSegmentation, set_seed
 
     options = {
@@ -357,13 +385,24 @@ def _model(arguments: Arguments, names: list[str], recipe: Recipe) -> Any:
     }
     set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
     if arguments.model_name_or_path:
-        return AutoModelForSemanticSegmentation.from_pretrained(
+        model = AutoModelForSemanticSegmentation.from_pretrained(
             arguments.model_name_or_path, ignore_mismatched_sizes=True, dtype=torch.float32, **options
         )
-    changes: Any = arguments.architecture_options
-    return AutoModelForSemanticSegmentation.from_config(
-        _config(str(arguments.architecture), changes, **options)
-    )
+    else:
+        changes: Any = arguments.architecture_options
+        model = AutoModelForSemanticSegmentation.from_config(
+            _config(str(arguments.architecture), changes, **options)
+        )
+    if arguments.class_balance:
+        if not hasattr(model.config, "class_weights"):
+            raise RecipeError(
+                f"class_balance: {model.config.model_type} has a loss of its own that weighs no classes; "
+                "leave it out"
+            )
+        model.config.class_weights = balanced_weights(pixels, arguments.class_balance)
+    elif arguments.model_name_or_path and hasattr(model.config, "class_weights"):
+        model.config.class_weights = None  # those of the data it has learned from
+    return model
 
 
 def _processor(arguments: Arguments) -> Any:

@@ -83,6 +83,22 @@ def test_the_losses_by_hand():
     assert torch.allclose(output.loss, expected)
 
 
+def test_weights_of_classes():
+    """As torch's own weighted mean, and the same as before where all are equal."""
+    logits, labels = torch.randn(2, 5, 4, 4), torch.randint(5, (2, 4, 4))
+    labels[0, 0] = VOID
+    weights = torch.tensor([0.2, 1.0, 0.0, 3.0, 0.5])
+    torchs = torch.nn.functional.cross_entropy(logits, labels, weights, ignore_index=VOID)
+    assert torch.allclose(cross_entropy_loss(logits, labels, VOID, weights), torchs)
+    alike = cross_entropy_loss(logits, labels, VOID, torch.full((5,), 7.0))
+    assert torch.allclose(alike, cross_entropy_loss(logits, labels))
+    assert cross_entropy_loss(logits, torch.full_like(labels, VOID), VOID, weights) == 0
+    model = tiny(class_weights=weights.tolist(), dice_weight=0.0).eval()
+    pixels = torch.randn(2, 3, 4, 4)
+    output = model(pixels, labels=labels)
+    assert torch.allclose(output.loss, cross_entropy_loss(output.logits, labels, VOID, weights))
+
+
 def test_perfect_and_wrong():
     labels = torch.tensor([[[0, 1, VOID, 0]]])
     right = 50 * torch.nn.functional.one_hot(torch.tensor([0, 1, 0, 0]), 3).T[None, :, None].float()
@@ -161,6 +177,8 @@ def test_another_head_for_other_classes(tmp_path):
         ({"base_width": 0}, "base_width: 0 is not a whole number above 0"),
         ({"depth": 2.5}, "depth: 2.5 is not a whole number above 0"),
         ({"dice_weight": 1.5}, "dice_weight: 1.5 is not a share from 0 to 1"),
+        ({"class_weights": [1.0, -1.0]}, r"class_weights: \[1.0, -1.0\] are not all finite"),
+        ({"class_weights": [1.0], "num_labels": 3}, "class_weights: 1 of them for 3 classes"),
     ],
 )
 def test_what_does_not_fit_is_named(options, message):

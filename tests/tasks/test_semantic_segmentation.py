@@ -355,6 +355,7 @@ def test_a_picture_turned_by_its_camera_fits_its_mask(tmp_path):
         (["--architecture_options", '{"depth": 0}'], "architecture_options: depth: 0 is not a whole number"),
         (["--scale_range", "2", "1"], "two numbers above 0, the lower first, got [2.0, 1.0]"),
         (["--crop_size", "0"], "crop_size: 0 is not a size in pixels"),
+        (["--class_balance", "2"], "class_balance: 2.0 is not a number from 0 to 1"),
         (["--eval_split", "val"], "eval_split: "),
     ],
 )  # fmt: skip
@@ -440,6 +441,40 @@ def test_fine_tuning_a_model_of_transformers(tiny, tmp_path):
     path.write_text(yaml.safe_dump({**values, "model_name_or_path": str(first)}))
     assert cli.main(["run", str(path), *words, "--output_dir", str(second)]) == 0
     assert results_of(second)["parameters"] == results_of(first)["parameters"]
+
+
+def test_balanced_weights_by_hand():
+    pixels = np.array([75, 25, 0])
+    assert task.balanced_weights(pixels, 0.0) == pytest.approx([1, 1, 1])
+    whole = task.balanced_weights(pixels, 1.0)
+    assert whole == pytest.approx(
+        [1 / 1.5, 2, 2]
+    )  # 75 and 25 pixels have the same sum; the rest the rarest's
+    half = task.balanced_weights(pixels, 0.5)
+    assert half[1] / half[0] == pytest.approx(3**0.5) and 0.75 * half[0] + 0.25 * half[1] == pytest.approx(1)
+
+
+def test_rare_classes_count_more(tiny, tmp_path, folder, capsys):
+    """The weights are those of the training masks, are saved, and not taken over to other data."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = ["--max_steps", "1", "--eval_strategy", "no"]
+    assert cli.main(["run", tiny, *words, "--class_balance", "0.5", "--output_dir", str(first)]) == 0
+    pixels = np.bincount(
+        np.concatenate([np.array(mask).ravel() for mask in load_dataset(str(folder), split="train")["mask"]]),
+        minlength=256,
+    )[:3]
+    weights = json.loads((first / "config.json").read_text())["class_weights"]
+    assert weights == pytest.approx(task.balanced_weights(pixels, 0.5)) and weights[0] < 1 < min(weights[1:])
+    path = tmp_path / "tune.yaml"
+    values = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    values = {key: value for key, value in values.items() if not key.startswith("architecture")}
+    path.write_text(yaml.safe_dump({**values, "model_name_or_path": str(first)}))
+    assert cli.main(["run", str(path), *words, "--output_dir", str(second)]) == 0
+    assert json.loads((second / "config.json").read_text())["class_weights"] is None
+    small = json.dumps({"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4})
+    words += ["--architecture", "segformer", "--architecture_options", small, "--class_balance", "1"]
+    assert cli.main(["run", tiny, *words, "--output_dir", str(tmp_path / "third")]) == 1
+    assert "class_balance: segformer has a loss of its own that weighs no classes" in capsys.readouterr().err
 
 
 def test_accumulated_batches_are_a_larger_batch(tiny, tmp_path):
