@@ -138,7 +138,8 @@ SMOKE = {
 
 # Fields that leave the outcome alone, or that a results table has columns for.
 _NEUTRAL = re.compile(
-    r"output_dir|overwrite_output_dir|dataset_name|run_name|seed|optim|optim_args|disable_tqdm|report_to|fast|"
+    r"output_dir|overwrite_output_dir|dataset_(name|config_name|revision)|data_files|\w+_column|"
+    r"box_field|box_format|category_field|difficult_field|run_name|seed|optim|optim_args|disable_tqdm|report_to|fast|"
     r"per_device_eval_batch_size|resume_from_checkpoint|title|hardware|hours|paper_tables|"
     r"(logging|save|push|hub|log)_.*|dataloader_(?!drop_last).*"
 )

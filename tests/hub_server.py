@@ -1,7 +1,8 @@
 """A small server that huggingface_hub takes for the Hub: repositories of models, in memory.
 
 What it knows: who a token belongs to, making a repository, commits with regular and LFS files, listing,
-information, download at a revision. An answer is of the Hub's shape as far as huggingface_hub reads it.
+information, download at a revision. And data sets, to be read: `datasets` holds
+their files by `name@revision`. An answer is of the Hub's shape as far as huggingface_hub reads it.
 """
 
 import base64
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+from huggingface_hub import constants, file_download
 
 TOKEN, USER = "hf_thetokenofthetests", "me"
 
@@ -30,6 +32,7 @@ class HubServer(ThreadingHTTPServer):
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         self.commits: dict[str, list[dict[str, bytes]]] = {}
         self.private: dict[str, bool] = {}
+        self.datasets: dict[str, dict[str, bytes]] = {}
         self.objects: dict[str, bytes] = {}
         self.served: list[str] = []
         self.refuse_commits = False
@@ -49,6 +52,15 @@ class HubServer(ThreadingHTTPServer):
 
 def sha(repo, number):
     return hashlib.sha1(f"{repo} {number}".encode()).hexdigest()
+
+
+def set_endpoint(monkeypatch, endpoint):
+    """As HF_ENDPOINT does before the client is imported."""
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    # Versions before 1.0 keep a copy.
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -75,17 +87,18 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        path = unquote(url.path)
+        path = url.path  # a revision may hold slashes, which are quoted
         for method, pattern, function in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in method.split():
-                writes = self.command == "POST" and "validate" not in path
+                writes = self.command == "POST" and not re.search("validate|paths-info", path)
                 if (writes or "whoami" in path) and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                     return self.error(401, "Unauthorized")
-                repo = match.groupdict().get("repo")
+                parts = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
+                repo = parts.get("repo")
                 if repo is not None and repo not in self.server.commits:
                     return self.error(404, "RepoNotFound")
-                return function(self, **match.groupdict())
+                return function(self, **parts)
         return self.error(404, "NoSuchRoute")
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
@@ -188,7 +201,60 @@ class Handler(BaseHTTPRequestHandler):
         self.server.served.append(path)
         return self.answer(content=content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=oid)
 
+    def dataset(self, name, revision="main"):
+        for key, files in self.server.datasets.items():
+            if key == f"{name}@{revision}" or (key.startswith(f"{name}@") and revision == sha(key, 0)):
+                return key, files
+        return None, None
 
+    def dataset_information(self, name, revision="main"):
+        key, files = self.dataset(name, revision)
+        if files is None:
+            return self.error(
+                404, "RevisionNotFound" if f"{name}@main" in self.server.datasets else "RepoNotFound"
+            )
+        siblings = [{"rfilename": path} for path in files]
+        more = {"private": False, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings}
+        return self.answer(content={"id": name, "sha": sha(key, 0), **more})
+
+    def dataset_tree(self, name, revision, folder=""):
+        """The entries of a folder, all below it where the query asks for them."""
+        _, files = self.dataset(name, revision)
+        prefix = f"{folder}/" if folder else ""
+        below = [path for path in files or () if path.startswith(prefix)]
+        if not below:
+            return self.error(404, "EntryNotFound")
+        recursive = self.query.get("recursive", [""])[0].lower() in ("true", "1")
+        entries = [self.entry(files, path) for path in below if recursive or "/" not in path[len(prefix) :]]
+        inner = {prefix + path[len(prefix) :].split("/")[0] for path in below if "/" in path[len(prefix) :]}
+        return self.answer(content=entries + [self.entry(files, path) for path in sorted(inner)])
+
+    def dataset_paths(self, name, revision):
+        _, files = self.dataset(name, revision)
+        wanted = (
+            parse_qs(self.body.decode())["paths"] if b"=" in self.body else json.loads(self.body)["paths"]
+        )
+        found = [path for path in wanted if any(f"{file}/".startswith(f"{path}/") for file in files)]
+        return self.answer(content=[self.entry(files, path) for path in found])
+
+    def entry(self, files, path):
+        if path not in files:
+            return {"type": "directory", "path": path, "oid": sha(path, 0)}
+        oid = hashlib.sha1(files[path]).hexdigest()
+        return {"type": "file", "path": path, "size": len(files[path]), "oid": oid}
+
+    def dataset_resolve(self, name, revision, path):
+        key, files = self.dataset(name, revision)
+        if path not in (files or ()):
+            return self.error(404, "EntryNotFound")
+        self.server.served.append(path)
+        content = files[path]
+        return self.answer(
+            content=content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=sha(key, 0)
+        )
+
+
+_NAME = r"(?P<name>[^/]+/[^/]+)"
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 ROUTES = [
     ("GET", r"/api/whoami-v2", Handler.whoami),
@@ -201,5 +267,10 @@ ROUTES = [
     ("GET", r"/api/models", Handler.models),
     ("GET", rf"/api/models/{_REPO}/revision/(?P<revision>.+)", Handler.information),
     ("GET", rf"/api/models/{_REPO}", Handler.information),
+    ("GET", rf"/api/datasets/{_NAME}/revision/(?P<revision>.+)", Handler.dataset_information),
+    ("GET", rf"/api/datasets/{_NAME}", Handler.dataset_information),
+    ("GET", rf"/api/datasets/{_NAME}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", Handler.dataset_tree),
+    ("POST", rf"/api/datasets/{_NAME}/paths-info/(?P<revision>.+)", Handler.dataset_paths),
+    ("GET HEAD", rf"/datasets/{_NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", Handler.dataset_resolve),
     ("GET HEAD", rf"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", Handler.resolve),
 ]

@@ -9,21 +9,12 @@ import sys
 
 import pytest
 import yaml
-from hub_server import TOKEN, HubServer
-from huggingface_hub import ModelCard, constants, file_download, hf_hub_download
+from hub_server import TOKEN, HubServer, set_endpoint
+from huggingface_hub import ModelCard, constants, hf_hub_download
 from huggingface_hub.utils import _http
 
 from adamnx_hf import cli, hub, publish, recipe
 from adamnx_hf.errors import RecipeError
-
-
-def set_endpoint(monkeypatch, endpoint):
-    """As HF_ENDPOINT does before the client is imported."""
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    # Versions before 1.0 keep a copy.
-    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 @pytest.fixture

@@ -31,8 +31,8 @@ def write(root, sets, objects):
             (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{objects}</annotation>")
 
 
-def read(name, folder, tmp_path):
-    words = ["--dataset_name", str(folder), "--smoke", "--output_dir", str(tmp_path / "out")]
+def read(name, folder, tmp_path, *more):
+    words = ["--dataset_name", str(folder), "--smoke", "--output_dir", str(tmp_path / "out"), *more]
     return object_detection.make_trainer(recipe.resolve(name, words))
 
 
@@ -47,7 +47,8 @@ def test_voc(tmp_path, capsys):
     first = load_dataset(str(out))["test"][0]["objects"]
     assert first["bbox"] == [[0, 0, 80, 60], [10, 20, 20.5, 20]]
     assert first["category"] == [11, 14] and first["difficult"] == [False, True]
-    trainer = read("voc_yolov7_tiny", out, tmp_path)
+    schema = ["--box_field", "bbox", "--category_field", "category", "--box_format", "xywh"]
+    trainer = read("voc_yolov7_tiny", out, tmp_path, *schema)
     assert len(trainer.train_dataset) == 2 and len(trainer.eval_dataset) == 1
     assert trainer.model.config.id2label[11] == "dog"
     assert len(trainer.train_dataset[0]["labels"]["boxes"]) <= 1  # the person is difficult

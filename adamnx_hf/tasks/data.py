@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import json
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adamnx_hf.errors import RecipeError, nearest
@@ -25,6 +26,16 @@ class DataArguments:
     dataset_config_name: str | None = dataclasses.field(
         default=None, metadata=_help("Configuration of the data set.")
     )
+    dataset_revision: str | None = dataclasses.field(
+        default=None, metadata=_help("Branch, tag or commit of the data set on the Hub.")
+    )
+    data_files: dict | str | None = dataclasses.field(
+        default=None,
+        metadata=_help(
+            "Files of each split in the data set's repository on the Hub, as load_dataset takes them, as "
+            'JSON on the command line: {"train": ["a/*.parquet"], ...}. A local folder is read whole.'
+        ),
+    )
     train_split: str = dataclasses.field(
         default="train", metadata=_help("Split to train on, or a part of it: train[:90%%].")
     )
@@ -45,6 +56,9 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.data_files, str):
+            self.data_files = json.loads(self.data_files)
+        _check_data_files(self.data_files)
         for name in ("max_train_samples", "max_eval_samples"):
             count = getattr(self, name)
             if count is not None and count < 1:
@@ -53,6 +67,29 @@ class DataArguments:
             raise ValueError(f"hold_out: {self.hold_out} is not a percentage from 0 to 50")
         if self.eval_on_held_out and not self.hold_out:
             raise ValueError("eval_on_held_out: nothing is held out; set hold_out, too")
+
+
+def _check_data_files(data_files: Any) -> None:
+    """That they are files of the data set's repository, by split: `load_dataset` takes any from anywhere.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if data_files is None:
+        return
+    if not isinstance(data_files, dict) or not data_files:
+        raise ValueError(f"data_files: {data_files!r} does not name files by split")
+    for split, patterns in data_files.items():
+        for pattern in patterns if patterns and isinstance(patterns, list) else [patterns]:
+            if (
+                not isinstance(pattern, str)
+                or ":" in pattern
+                or pattern.startswith(("/", "~", "\\"))
+                or ".." in PurePosixPath(pattern).parts
+            ):
+                raise ValueError(
+                    f"data_files: {split}: {pattern!r} is no file or pattern in the data set's repository"
+                )
 
 
 def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
@@ -67,13 +104,16 @@ def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
     if not name:
         raise RecipeError("dataset_name: the recipe names no data set; add --dataset_name NAME_OR_FOLDER")
     folder = Path(name).expanduser()
-    config = arguments.dataset_config_name
+    options: dict[str, Any] = {"name": arguments.dataset_config_name}
     try:
-        if folder.is_dir() and datasets.get_dataset_config_names(str(folder)) == ["default"]:
-            config = (
-                None  # the recipe's is the Hub's: a folder without configurations has none to choose from
-            )
-        data = datasets.load_dataset(str(folder) if folder.is_dir() else name, config)
+        if folder.is_dir():
+            # The recipe's are the Hub's: a folder without configurations has none to choose from.
+            if datasets.get_dataset_config_names(str(folder)) == ["default"]:
+                options = {}
+            data = datasets.load_dataset(str(folder), **options)
+        else:
+            options |= {"revision": arguments.dataset_revision, "data_files": arguments.data_files}
+            data = datasets.load_dataset(name, **options)
     except Exception as error:  # of many libraries' kinds: the Hub's, HTTP's, the reader's
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         if folder.is_dir():

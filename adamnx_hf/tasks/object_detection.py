@@ -61,12 +61,18 @@ class Arguments(DataArguments):
         default="objects", metadata=_help("Column of each image's objects: their boxes, classes and so on.")
     )
     box_field: str = dataclasses.field(default="bbox", metadata=_help("Where among them the boxes are."))
-    box_format: Literal["xywh", "xyxy"] = dataclasses.field(
+    box_format: Literal["xywh", "xyxy", "voc"] = dataclasses.field(
         default="xywh",
-        metadata=_help("What four numbers in pixels mean: left, top, width, height; or two corners."),
+        metadata=_help(
+            "What four numbers in pixels mean: left, top, width, height; or two corners; or corners as VOC "
+            "writes them, whose pixels count from 1 and belong to the box."
+        ),
     )
     category_field: str = dataclasses.field(
         default="category", metadata=_help("Where among them the class ids are.")
+    )
+    class_names: list[str] | None = dataclasses.field(
+        default=None, metadata=_help("Names of the ids 0, 1, ... Default: the data set's own.")
     )
     difficult_field: str = dataclasses.field(
         default="difficult",
@@ -128,6 +134,9 @@ class Arguments(DataArguments):
             raise ValueError(f"image_size: {self.image_size} is not a multiple of 32 pixels")
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise ValueError(f"scale_range: needs two factors above 0, the smaller first: {self.scale_range}")
+        names = self.class_names or []
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"class_names: {twice[0]!r} is given twice")
         if self.architecture:
             _config(self, ["a class"])
 
@@ -377,7 +386,7 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
     judged = DetectionDataset(test, arguments, arguments.eval_split, len(classes))
     if all((objects[:, 1] > 0).all() for objects in judged.objects):
         raise RecipeError("eval_split: there is no object in it that has to be found")
-    return DetectionTrainer(
+    trainer = DetectionTrainer(
         model=_model(arguments, classes, recipe),
         args=recipe.training_arguments,
         train_dataset=learned,
@@ -386,6 +395,11 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
         compute_metrics=compute_metrics,
         processing_class=_processor(arguments),
     )
+    if arguments.difficult_field not in _fields(test, arguments.objects_column):
+        trainer.notes.append(
+            f"objects have no field {arguments.difficult_field!r}: every one of them has to be found"
+        )
+    return trainer
 
 
 def _config(arguments: Arguments, classes: Sequence[str]) -> Any:
@@ -473,6 +487,8 @@ def _check_features(data: Any, arguments: Arguments) -> None:
 
 
 def _class_names(data: Any, arguments: Arguments) -> list[str]:
+    if arguments.class_names:
+        return arguments.class_names
     kind = _fields(data, arguments.objects_column)[arguments.category_field]
     if hasattr(kind, "names"):
         return list(kind.names)
@@ -522,6 +538,8 @@ def _objects(
         corners = boxes.copy()
         if arguments.box_format == "xywh":
             corners[:, 2:] += corners[:, :2]
+        elif arguments.box_format == "voc":
+            corners[:, :2] -= 1
         inside = corners.clip(0, np.array([width, height, width, height]))
         for box, corner, cut, label in zip(boxes.tolist(), corners, inside, labels, strict=True):
             if not 0 <= label < classes:
@@ -623,7 +641,7 @@ def _synthetic(arguments: Arguments, classes: int = 20) -> tuple[Any, Any]:
     """Coloured rectangles on noise in the recipe's columns, for smoke runs."""
     from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
-    names = [f"class {i}" for i in range(classes)]
+    names = arguments.class_names or [f"class {i}" for i in range(classes)]
     features = Features(
         {
             arguments.image_column: Image(),
@@ -643,7 +661,7 @@ def _synthetic(arguments: Arguments, classes: int = 20) -> tuple[Any, Any]:
             height, width = random.integers(side // 2, side + 1, 2)
             image = random.integers(0, 100, (height, width, 3), dtype=np.uint8)
             boxes, labels = [], []
-            for label in random.integers(0, classes, random.integers(1, 4)):
+            for label in random.integers(0, len(names), random.integers(1, 4)):
                 w, h = (int(random.integers(s // 4, s // 2)) for s in (width, height))
                 x, y = int(random.integers(0, width - w)), int(random.integers(0, height - h))
                 image[y : y + h, x : x + w] = [
@@ -651,8 +669,12 @@ def _synthetic(arguments: Arguments, classes: int = 20) -> tuple[Any, Any]:
                     100 + 40 * (label // 3 % 3),
                     100 + label,
                 ]
-                corners = [x, y, x + w, y + h]
-                boxes.append([x, y, w, h] if arguments.box_format == "xywh" else corners)
+                box = {
+                    "xywh": [x, y, w, h],
+                    "xyxy": [x, y, x + w, y + h],
+                    "voc": [x + 1, y + 1, x + w, y + h],
+                }
+                boxes.append(box[arguments.box_format])
                 labels.append(int(label))
             images.append(image)
             fields = (arguments.box_field, arguments.category_field, arguments.difficult_field)

@@ -1,6 +1,8 @@
-"""Folders in PASCAL VOC's layout as the data sets that the object detection recipes read.
+r"""Folders in PASCAL VOC's layout as the data sets that the object detection recipes read.
 
-python voc_dataset.py data/voc0712 --source voc --download     # the recipe voc_yolov7_tiny
+python voc_dataset.py data/voc0712 --source voc --download
+adamnx-hf run voc_yolov7_tiny --dataset_name data/voc0712 --box_field bbox --category_field category \
+    --box_format xywh
 git clone https://github.com/Shenggan/BCCD_Dataset
 python voc_dataset.py data/bccd --source BCCD_Dataset --layout bccd     # the recipe bccd_yolov7_tiny
 

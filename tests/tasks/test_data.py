@@ -1,7 +1,11 @@
 """Splits and parts of them."""
 
+import datasets
 import pytest
 from datasets import Dataset
+from hub_server import HubServer, set_endpoint
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
 
 from adamnx_hf.errors import RecipeError
 from adamnx_hf.tasks.data import DataArguments, load_splits
@@ -12,6 +16,23 @@ def folder(tmp_path):
     for split in ("train", "test"):
         Dataset.from_dict({"row": range(20)}).to_parquet(tmp_path / f"{split}.parquet")
     return str(tmp_path)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub, and the clients of huggingface_hub and datasets set to it as HF_ENDPOINT would set them."""
+    server = HubServer()
+    set_endpoint(monkeypatch, server.endpoint)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    getattr(_http, "reset_sessions", lambda: None)()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 def rows(folder, **fields):
@@ -64,3 +85,45 @@ def test_rows_held_out_are_spread_evenly_and_not_trained_on(folder):
 def test_what_cannot_be_held_out(folder, fields, told):
     with pytest.raises(ValueError, match=told):
         rows(folder, **fields)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["/etc/*", "~/x.parquet", "a/../../x", "https://example.org/x.parquet", 3]
+)
+def test_data_files_are_the_data_sets_own(pattern):
+    for patterns in (pattern, ["a.parquet", pattern]):
+        with pytest.raises(ValueError, match="is no file or pattern in the data set's repository"):
+            DataArguments(data_files={"train": patterns})
+    for other in ("[]", "{}", '{"train": []}'):
+        with pytest.raises(ValueError, match="data_files: "):
+            DataArguments(data_files=other)
+
+
+def test_files_of_a_branch_of_the_hub(hub, monkeypatch, tmp_path):
+    """As the recipe voc_yolov7_tiny has it: two folders of a branch make one split; the rest is not read."""
+
+    def parquet(*values):
+        Dataset.from_dict({"row": values}).to_parquet(tmp_path / "x.parquet")
+        return (tmp_path / "x.parquet").read_bytes()
+
+    hub.datasets["me/data@main"] = {"data.py": b"raise SystemExit"}
+    hub.datasets["me/data@refs/convert/parquet"] = {
+        "y07/train/0000.parquet": parquet(0, 1),
+        "y07/test/0000.parquet": parquet(2),
+        "y12/train/0000.parquet": parquet(3),
+        "y12/train/0001.parquet": parquet(4),
+        "y12/test/0000.parquet": parquet(5),
+    }
+    fields = {
+        "dataset_revision": "refs/convert/parquet",
+        "data_files": '{"train": ["y07/train/*.parquet", "y12/train/*.parquet"], "test": "y07/test/*"}',
+    }
+    assert rows("me/data", **fields) == [[0, 1, 3, 4], [2]]
+    assert "y12/test/0000.parquet" not in hub.served and "data.py" not in hub.served
+    with pytest.raises(RecipeError, match="'me/data' is not a local folder and did not come from the Hub"):
+        rows("me/data", **fields | {"dataset_revision": "other"})
+    with pytest.raises(RecipeError, match="did not come from the Hub"):
+        rows("me/data", **fields | {"data_files": {"train": "y13/*.parquet"}})
+    Dataset.from_dict({"row": [7]}).to_parquet(tmp_path / "local" / "train.parquet")
+    Dataset.from_dict({"row": [8]}).to_parquet(tmp_path / "local" / "test.parquet")
+    assert rows(str(tmp_path / "local"), **fields) == [[7], [8]]  # a folder is read whole
