@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST := "torch==2.8.*" "transformers==4.57.*" "datasets>=4.0"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest quality format bench gpu figures clean
+.PHONY: help setup demo test test-oldest quality format bench gpu docs docs-serve figures clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -47,8 +47,14 @@ bench: setup  ## Time AdamNX's step beside other optimizers' on this machine.
 gpu: setup  ## On a machine with a CUDA card: the tests that need it, the benchmark, the kernel's tuning.
 	PYTHON=$(BIN)/python bash .ci/gpu docs/results/gpu
 
+docs: setup  ## Build the documentation as a site in site/; warnings are errors.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+docs-serve: setup  ## Show the documentation at http://127.0.0.1:8000, built anew as files change.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 figures: setup  ## Draw the documentation's figures again.
 	$(BIN)/python -m adamnx_hf.figures docs/images
 
 clean:  ## Remove what the other targets made.
-	rm -rf .venv .venv-oldest demo-output .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-oldest demo-output site .mypy_cache .ruff_cache .pytest_cache

@@ -148,10 +148,13 @@ class _Foreach(Optimizer):
 class AdaX(_Foreach):
     r"""AdaX (arXiv:2004.09740) with decoupled weight decay.
 
-    .. math::
-        m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
-        v \leftarrow \hat\beta_{2,t} v + (1 - \hat\beta_{2,t}) g^2, \quad
-        \theta \leftarrow (1 - \eta\lambda)\,\theta - \eta\, m / (\sqrt v + \epsilon)
+    $$
+    \begin{aligned}
+    m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
+    v &\leftarrow \hat\beta_{2,t} v + (1 - \hat\beta_{2,t}) g^2 \\
+    \theta &\leftarrow (1 - \eta\lambda)\,\theta - \eta\, m / (\sqrt v + \epsilon)
+    \end{aligned}
+    $$
 
     with :func:`adamnx_hf.optim.schedules.adax` for the second moment, and a first moment that is not
     corrected for its start at 0: that is what sets it apart from `AdamNX(beta2_schedule="adax")`.
@@ -191,10 +194,12 @@ class AdaX(_Foreach):
 class SophiaG(_Foreach):
     r"""Sophia with the Gauss-Newton-Bartlett estimate (arXiv:2305.14342, Algorithm 3).
 
-    .. math::
-        m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
-        \theta \leftarrow (1 - \eta\lambda)\,\theta
-            - \eta\,\mathrm{clip}(m / \max(\rho h, \epsilon), 1)
+    $$
+    \begin{aligned}
+    m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
+    \theta &\leftarrow (1 - \eta\lambda)\,\theta - \eta\,\operatorname{clip}(m / \max(\rho h, \epsilon), 1)
+    \end{aligned}
+    $$
 
     and every `curvature_every` steps :meth:`update_curvature`, after a backward pass of a loss against
     labels drawn from the model's own prediction. The recipes' Trainer makes that pass

@@ -229,7 +229,7 @@ def register_optimizer(
         ValueError: `name` is not usable, taken, or one of Transformers' own; `defaults` has what
             TrainingArguments always set.
 
-    Example:
+    Examples:
         >>> @register_optimizer("plain_sgd")
         ... def plain_sgd(params, lr, momentum: float = 0.9):
         ...     return torch.optim.SGD(params, lr=lr, momentum=momentum)

@@ -21,7 +21,7 @@ class TorchvisionNetForImageClassification(PreTrainedModel):
     Args:
         config: names the network, its options and its classes.
 
-    Example:
+    Examples:
         >>> config = TorchvisionNetConfig("efficientnet_v2_m", {"stem_stride": 1}, num_labels=100)
         >>> model = TorchvisionNetForImageClassification(config)
         >>> model(pixel_values=torch.zeros(1, 3, 32, 32)).logits.shape

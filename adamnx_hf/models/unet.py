@@ -81,7 +81,7 @@ class UNetForSemanticSegmentation(PreTrainedModel):
     Args:
         config: its size, its classes and the weight of the Dice loss.
 
-    Example:
+    Examples:
         >>> model = UNetForSemanticSegmentation(UNetConfig(base_width=16, depth=3, num_labels=21))
         >>> model(pixel_values=torch.zeros(1, 3, 75, 100)).logits.shape
         torch.Size([1, 21, 75, 100])

@@ -161,7 +161,7 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
     Args:
         config: sizes, anchors, classes and the loss.
 
-    Example:
+    Examples:
         >>> model = Yolov7TinyForObjectDetection(Yolov7TinyConfig(image_size=64, num_labels=3)).eval()
         >>> model(pixel_values=torch.zeros(1, 3, 64, 64)).pred_boxes.shape
         torch.Size([1, 252, 4])

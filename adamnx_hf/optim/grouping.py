@@ -62,7 +62,7 @@ def param_groups(
     Raises:
         ValueError: `rule` is not one of :data:`DECAY_RULES`, or nothing in `model` is trainable.
 
-    Example:
+    Examples:
         >>> optimizer = AdamNX(param_groups(model, weight_decay=0.05), lr=1e-3)
     """
     if rule not in DECAY_RULES:

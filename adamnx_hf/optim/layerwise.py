@@ -47,7 +47,7 @@ class LayerwiseAdamNX(AdamNX):
         ValueError: see :class:`AdamNX`; also `differentiable` and `capturable`.
         RuntimeError: in `backward()`, at a second pass before `step()`, or with several processes.
 
-    Example:
+    Examples:
         >>> optimizer = LayerwiseAdamNX(model.parameters(), lr=1e-5)
         >>> loss_fn(model(inputs), targets).backward()  # steps, and leaves no gradients
         >>> optimizer.step()

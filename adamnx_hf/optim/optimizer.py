@@ -48,13 +48,16 @@ FORMATS = ("state_dtype", "param_rounding")
 class AdamNX(Optimizer):
     r"""AdamW whose second-moment decay rate rises to 1 (AdamNX, Algorithm 1 of the paper).
 
-    .. math::
-        \theta &\leftarrow \theta\,(1 - \eta\lambda) \\
-        m &\leftarrow \hat\beta_{1,t}\, m + (1 - \hat\beta_{1,t})\, g, \quad
-            \hat\beta_{1,t} = (\beta_1 - \beta_1^t) / (1 - \beta_1^t) \\
-        v &\leftarrow \hat\beta_{2,t}\, v + (1 - \hat\beta_{2,t})\, g^2, \quad
-            \hat\beta_{2,t} = (1 - q^{t-1}) / (1 - q^t), \quad q = \beta_2^{1-\beta_2} \\
-        \theta &\leftarrow \theta - \eta\, m / (\sqrt v + \epsilon)
+    $$
+    \begin{aligned}
+    \theta &\leftarrow \theta\,(1 - \eta\lambda) \\
+    m &\leftarrow \hat\beta_{1,t}\, m + (1 - \hat\beta_{1,t})\, g, &
+        \hat\beta_{1,t} &= (\beta_1 - \beta_1^t) / (1 - \beta_1^t) \\
+    v &\leftarrow \hat\beta_{2,t}\, v + (1 - \hat\beta_{2,t})\, g^2, &
+        \hat\beta_{2,t} &= (1 - q^{t-1}) / (1 - q^t), \quad q = \beta_2^{1-\beta_2} \\
+    \theta &\leftarrow \theta - \eta\, m / (\sqrt v + \epsilon)
+    \end{aligned}
+    $$
 
     Used exactly as :class:`torch.optim.AdamW`. Early on v is the plain mean of all squared gradients;
     after about `horizon(beta2)` steps (9,950 at 0.99) it stands still and AdamNX becomes momentum SGD
@@ -107,7 +110,7 @@ class AdamNX(Optimizer):
         grad_norm: with `max_grad_norm`, the norm that the last step found: a 0-d tensor on the device, so
             that reading it is what waits. None if there were no gradients.
 
-    Example:
+    Examples:
         >>> optimizer = AdamNX(model.parameters(), lr=1e-3)
         >>> loss_fn(model(inputs), targets).backward()
         >>> optimizer.step()
