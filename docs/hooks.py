@@ -26,7 +26,7 @@ LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 LATEX = LatexToMathML(fancy_error=False)
 IMAGE = re.compile(r'(<img [^>]*src="([^"]*)"[^>]*>)')
-ROLE = re.compile(r":(?:class|func|meth|mod|attr):<code>~?(.*?)</code>")
+ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):<code>~?(.*?)</code>")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -11,6 +11,7 @@ import contextlib
 import doctest
 import functools
 import importlib
+import inspect
 import io
 import os
 import re
@@ -274,9 +275,18 @@ def two_pictures(namespace, patch):
     patch.setattr("torchvision.datasets.SBDataset", lambda *_, **__: pictures)
 
 
+def old_kernels(namespace, patch):
+    """Before 0.13 it had to be told the name, as the page says."""
+    kernels = importlib.import_module("kernels")
+    if "package_name" in inspect.signature(kernels.get_local_kernel).parameters:
+        told = functools.partial(kernels.get_local_kernel, package_name="adamnx")
+        patch.setattr(kernels, "get_local_kernel", told)
+
+
 SETUP = {
     "docs/checkpoints.md": adamw_checkpoint,
     "docs/fsdp2.md": processes,
+    "docs/kernel.md": old_kernels,
     "docs/recipes.md": models,
     "docs/trl.md": tiny_model,
     "recipes/semantic_segmentation/README.md": two_pictures,
