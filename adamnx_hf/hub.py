@@ -213,17 +213,11 @@ def upload(
         RecipeError: there is such a repository already, no access, the Hub refuses the card's metadata, or it
             cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=token)
-    card = files.get("README.md")
-    try:
-        if isinstance(card, bytes):
-            ModelCard(card.decode()).validate()
-    except ValueError as error:
-        raise RecipeError(f"README.md: the Hub refuses it: {' '.join(str(error).split())}") from error
-    except Exception as error:
-        raise RecipeError(f"{repo_id}: {_reason(error)}") from error
+    if isinstance(card := files.get("README.md"), bytes):
+        _check_card(card.decode(), token)
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=update)
     except Exception as error:
@@ -246,6 +240,24 @@ def upload(
             "go on with --update"
         ) from error
     return str(url)
+
+
+def _check_card(text: str, token: str | None) -> None:
+    """Has the Hub check a card's metadata, as `create_commit` does, but before a repository is made."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    content = {"content": text, "repoType": "model"}
+    try:
+        response: Any = get_session().post(
+            f"{constants.ENDPOINT}/api/validate-yaml", json=content, headers=build_hf_headers(token=token)
+        )
+        errors = response.json().get("errors") if response.status_code in (200, 400) else None
+    except Exception as error:
+        raise RecipeError(_reason(error)) from error
+    if errors:
+        messages = "; ".join(str(error.get("message")) for error in errors)
+        raise RecipeError(f"README.md: the Hub refuses its metadata: {' '.join(messages.split())}")
 
 
 def _status(error: BaseException) -> int | None:

@@ -293,7 +293,7 @@ def test_an_update_keeps_what_its_owner_wrote_on_the_card(server, copied, capsys
         (["--license", "Apache 2.0"], "--license Apache 2.0: the Hub's identifiers are lower case, such as"),
         (["--license", "other"], "--license other and --license-name NAME go together"),
         (["--license", "mit", "--license-name", "x"], "--license other and --license-name NAME go together"),
-        (["--license", "apache"], 'README.md: the Hub refuses it: {"errors": [{"message": '),
+        (["--license", "apache"], "README.md: the Hub refuses its metadata: "),
     ],
 )
 def test_a_licence_that_does_not_fit(words, message, server, trained, capsys):
