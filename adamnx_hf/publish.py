@@ -516,7 +516,7 @@ from transformers import AutoTokenizer
 
 model = AutoPeftModelForCausalLM.from_pretrained("{repo_id}")  # and its base, {base_model}
 tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
-inputs = tokenizer("Once upon a time", return_tensors="pt")
+inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```"""
 
