@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST := "torch==2.8.*" "transformers==4.57.*" "datasets>=4.0"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest quality format bench gpu docs docs-serve figures clean
+.PHONY: help setup demo test test-oldest quality format dist bench gpu docs docs-serve figures clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -41,6 +41,9 @@ format: setup  ## Put the code into its format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+dist: setup  ## Build wheel and sdist into dist/, and try each in an empty environment.
+	VENV=$(VENV) bash .ci/dist
+
 bench: setup  ## Time AdamNX's step beside other optimizers' on this machine.
 	$(BIN)/adamnx-hf bench
 
@@ -57,4 +60,4 @@ figures: setup  ## Draw the documentation's figures again.
 	$(BIN)/python -m adamnx_hf.figures docs/images
 
 clean:  ## Remove what the other targets made.
-	rm -rf .venv .venv-oldest demo-output site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-oldest dist demo-output site .mypy_cache .ruff_cache .pytest_cache

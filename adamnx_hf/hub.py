@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ __all__ = [
     "check_access",
     "fetch_recipe",
     "foreign",
+    "list_files",
+    "read_text",
     "recipe_name",
     "tagged",
     "upload",
@@ -150,10 +152,44 @@ def check_access(repo_id: str, token: str | None = None) -> str:
     return repo_id if "/" in repo_id else f"{user}/{repo_id}"
 
 
+def list_files(repo_id: str, token: str | None = None) -> list[str]:
+    """The files of a model repository by their paths; none if there is no such repository.
+
+    Raises:
+        RecipeError: the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return HfApi(token=token).list_repo_files(repo_id)
+    except RepositoryNotFoundError:
+        return []
+    except Exception as error:
+        raise RecipeError(f"{repo_id}: {_reason(error)}") from error
+
+
+def read_text(repo_id: str, path: str, token: str | None = None) -> str:
+    """A file of a model repository.
+
+    Raises:
+        RecipeError: it is not there, is no text, or the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        return Path(HfApi(token=token).hf_hub_download(repo_id, path)).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{repo_id}: its {path} is no text ({error})") from error
+    except Exception as error:
+        raise RecipeError(f"{repo_id}: its {path}: {_reason(error)}") from error
+
+
 def upload(
     repo_id: str,
     files: Mapping[str, Path | bytes],
     *,
+    remove: Sequence[str] = (),
     private: bool | None = None,
     update: bool = False,
     token: str | None = None,
@@ -164,6 +200,7 @@ def upload(
     Args:
         repo_id: `me/name`.
         files: by their paths in the repository.
+        remove: files of the repository that go in the same commit.
         private: whether only its owner sees a new repository; None: as the owner's settings say.
         update: commit to the repository if there is one.
         token: of the Hub; default: the one of `hf auth login` or HF_TOKEN.
@@ -173,11 +210,14 @@ def upload(
         The repository's address.
 
     Raises:
-        RecipeError: there is such a repository already, no access, or the Hub cannot be reached.
+        RecipeError: there is such a repository already, no access, the Hub refuses the card's metadata, or it
+            cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=token)
+    if isinstance(card := files.get("README.md"), bytes):
+        _check_card(card.decode(), token)
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=update)
     except Exception as error:
@@ -187,10 +227,11 @@ def upload(
                 "commit to it by --update"
             ) from error
         raise RecipeError(f"{repo_id}: {_reason(error)}") from error
-    operations = [
+    operations: list[Any] = [
         CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
         for path, content in files.items()
     ]
+    operations += [CommitOperationDelete(path, is_folder=False) for path in remove]
     try:
         api.create_commit(repo_id, operations, commit_message=message)
     except Exception as error:
@@ -199,6 +240,24 @@ def upload(
             "go on with --update"
         ) from error
     return str(url)
+
+
+def _check_card(text: str, token: str | None) -> None:
+    """Has the Hub check a card's metadata, as `create_commit` does, but before a repository is made."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    content = {"content": text, "repoType": "model"}
+    try:
+        response: Any = get_session().post(
+            f"{constants.ENDPOINT}/api/validate-yaml", json=content, headers=build_hf_headers(token=token)
+        )
+        errors = response.json().get("errors") if response.status_code in (200, 400) else None
+    except Exception as error:
+        raise RecipeError(_reason(error)) from error
+    if errors:
+        messages = "; ".join(str(error.get("message")) for error in errors)
+        raise RecipeError(f"README.md: the Hub refuses its metadata: {' '.join(messages.split())}")
 
 
 def _status(error: BaseException) -> int | None:

@@ -13,26 +13,51 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from adamnx_hf import hub
 from adamnx_hf.errors import RecipeError
+from adamnx_hf.recipe import NAME_OR_PATH, read
+from adamnx_hf.report import run_command
 
-__all__ = ["EXTRA", "Package", "add_arguments", "package", "push", "run"]
+__all__ = ["EXTRA", "HUB_METRICS", "Package", "add_arguments", "package", "push", "run"]
 
 EXTRA = "recipes"
 
-#: Bytes that one file may have on the Hub.
-MAX_FILE_SIZE = 50_000_000_000
+#: Bytes that one file may have on the Hub: "500GB is the hard limit for a single file size"
+#: (https://huggingface.co/docs/hub/storage-limits, which recommends less than 200 GB).
+MAX_FILE_SIZE = 500_000_000_000
+
+
+def _share(percent: float) -> float:
+    return round(percent / 100, 6)
+
+
+def _rest(percent: float) -> float:
+    return round(1 - percent / 100, 6)
+
+
+#: What the tasks' METRICS are on the Hub: type and name, and from our figure to theirs. There a share is from
+#: 0 to 1, as evaluate's `accuracy`, `mean_iou` and `exact_match` have it; ours is in percent.
+HUB_METRICS: dict[str, tuple[str, str, Callable[[float], float]]] = {
+    "top1_error": ("accuracy", "Accuracy", _rest),
+    "top5_error": ("accuracy", "Top-5 accuracy", _rest),
+    "mean_iou": ("mean_iou", "Mean IoU", _share),
+    "pixel_accuracy": ("accuracy", "Pixel accuracy", _share),
+    "map_50": ("map", "mAP at IoU 0.5", _share),
+    "map_75": ("map", "mAP at IoU 0.75", _share),
+    "perplexity": ("perplexity", "Perplexity", float),
+    "exact_match": ("exact_match", "Exact match", _share),
+}
 
 #: What is published, beside the recipe and the card, by name: what else lies there may be anything, tokens
 #: included. All of it is data, none a pickle.
 PUBLISHED = re.compile(
     r"(results|environment|metrics|config|generation_config|adapter_config|(pre)?processor_config|tokenizer\w*"
     r"|special_tokens_map|added_tokens|vocab|chat_template)\.json"
-    r"|(model|adapter_model)[\w-]*\.safetensors(\.index\.json)?"
+    r"|(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
     r"|(vocab|merges)\.txt|\w+\.model|\w+\.jinja|(curves|predictions)\.png"
 )
 
@@ -40,10 +65,15 @@ PUBLISHED = re.compile(
 _OURS = ("results.json", "environment.json", "metrics.json", hub.RECIPE)
 _SCRUBBED = (*_OURS, "config.json", "adapter_config.json")
 
-# Names of the recipe's fields that may be a name on the Hub or a path.
-_NAME_OR_PATH = re.compile(
-    r"dataset_name|fsdp_config|accelerator_config|chat_template_path|(\w+_)?name_or_path"
-)
+# The card between these is this package's; the rest is its owner's, and stays.
+_BEGIN = "<!-- adamnx-hf: each publish writes this anew; your own words belong above or below -->"
+_END = "<!-- adamnx-hf: end -->"
+
+# The card's metadata that is this package's.
+_OUR_METADATA = (
+    "base_model", "datasets", "eval_results", "library_name", "metrics", "model_name", "pipeline_tag"
+)  # fmt: skip
+
 _TOKEN = re.compile(r"\b(?:hf_(?:oauth_|jwt_)?|api_org_)[\w.-]{16,}")
 
 
@@ -57,6 +87,8 @@ class Package:
     """What is not published, each with the reason, in a few words."""
     command: str
     """Reproduces the run."""
+    removed: list[str] = dataclasses.field(default_factory=list)
+    """What an earlier run put into the repository and this one has not."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +100,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="what `adamnx-hf run` wrote")
     parser.add_argument("--repo-id", required=True, metavar="ME/NAME", help="the repository on the Hub")
     parser.add_argument("--private", action="store_true", default=None, help="make the repository private")
-    parser.add_argument("--update", action="store_true", help="commit to the repository if there is one")
     parser.add_argument(
-        "--dry-run", action="store_true", help="only write the repository into a folder; needs no token"
+        "--update",
+        action="store_true",
+        help="commit to the repository if there is one, and remove what only an earlier run put there",
+    )
+    parser.add_argument(
+        "--license", metavar="ID", help="the weights' licence, as the Hub names it: apache-2.0, mit, ..."
+    )
+    parser.add_argument("--license-name", metavar="NAME", help="with --license other: its name")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only write the files into a folder; needs no token, and no Hub unless with --update",
     )
     parser.add_argument(
         "--output-dir", metavar="DIR", type=Path, help="where --dry-run writes it (default: RUN_DIR-hub)"
@@ -79,15 +121,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
+    licence = {"license": args.license, "license_name": args.license_name}
     try:
         if not args.dry_run:
             if args.output_dir:
                 raise RecipeError("--output-dir goes with --dry-run")
-            push(args.run_dir, args.repo_id, private=args.private, update=args.update)
+            push(args.run_dir, args.repo_id, private=args.private, update=args.update, **licence)
             return 0
         run_dir = args.run_dir.resolve()
         folder = args.output_dir or run_dir.with_name(f"{run_dir.name}-hub")
-        made = package(run_dir, args.repo_id)
+        made = package(run_dir, args.repo_id, **licence)
+        if args.update:
+            _fit(made, args.repo_id)
         _write(made, folder)
         _say(made)
         print(f"Written to {folder}: {', '.join(sorted(made.files))}")
@@ -104,12 +149,18 @@ def push(
     private: bool | None = None,
     update: bool = False,
     token: str | None = None,
+    license: str | None = None,
+    license_name: str | None = None,
 ) -> str:
-    """Publishes a run; says what was left out.
+    """Publishes a run; says what was left out, and what was removed.
 
     Args:
         run_dir: what `adamnx-hf run` wrote.
-        repo_id, private, update, token: see :func:`adamnx_hf.hub.upload`.
+        repo_id, private, token: see :func:`adamnx_hf.hub.upload`.
+        update: commit to the repository if there is one. What an earlier run put there and this one has
+            not is removed in the same commit. Other files, other metadata of the card and what its owner
+            wrote above or below ours stay.
+        license, license_name: see :func:`package`.
 
     Returns:
         The repository's address.
@@ -118,17 +169,73 @@ def push(
         RecipeError: see :func:`package` and :func:`adamnx_hf.hub.upload`; nothing has been sent by then,
             save where it says so.
     """
-    made = package(run_dir, repo_id)
+    made = package(run_dir, repo_id, license=license, license_name=license_name)
     hub.check_access(repo_id, token)
+    if update:
+        _fit(made, repo_id, token)
     _say(made)
-    url = hub.upload(repo_id, made.files, private=private, update=update, token=token)
+    url = hub.upload(repo_id, made.files, remove=made.removed, private=private, update=update, token=token)
     print(f"Published: {url}\nAgain, from anywhere: {made.command}")
     return url
+
+
+def _fit(made: Package, repo_id: str, token: str | None = None) -> None:
+    """Fits `made` to what is in the repository already."""
+    there = hub.list_files(repo_id, token)
+    earlier = _earlier(hub.read_text(repo_id, "results.json", token)) if "results.json" in there else {}
+    ours = [name for name in earlier.get("published", ()) if PUBLISHED.fullmatch(name)]
+    made.removed = sorted(set(ours) & set(there) - set(made.files))
+    if "README.md" in there:
+        theirs = hub.read_text(repo_id, "README.md", token)
+        card, licensed = _merged(theirs, _text(made.files["README.md"]), str(earlier.get("optim")))
+        made.files["README.md"] = card.encode()
+        if licensed and _NO_LICENCE in made.left_out:
+            made.left_out.remove(_NO_LICENCE)
+
+
+def _earlier(text: str) -> dict[str, Any]:
+    """The results.json of an earlier run, or nothing if it is somebody else's."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) and isinstance(content.get("published"), list) else {}
+
+
+def _text(content: Path | bytes) -> str:
+    return content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
+
+
+def _merged(theirs: str, ours: str, earlier_optim: str) -> tuple[str, bool]:
+    """Our card with what its owner has added to an earlier one, and whether it names a licence."""
+    from huggingface_hub import ModelCard
+
+    try:
+        old = ModelCard(theirs)
+    except Exception as error:  # YAML's and huggingface_hub's own
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"README.md of the repository: its metadata cannot be read ({reason})") from error
+    card: Any = ModelCard(ours)
+    theirs_licence = card.data.license is None
+    for key, value in vars(old.data).items():
+        if key in _OUR_METADATA or (key.startswith("license") and not theirs_licence):
+            continue
+        if key == "tags":
+            card.data.tags += [t for t in value or [] if t not in (*card.data.tags, earlier_optim)]
+        elif getattr(card.data, key, None) is None:
+            setattr(card.data, key, value)
+    above, begin, rest = old.text.partition(_BEGIN)
+    below = rest.partition(_END)[2] if begin else above  # no card of this package: all of it is theirs
+    parts = (above.strip() if begin else "", card.text.strip(), below.strip())
+    card.text = "\n\n".join(filter(None, parts)) + "\n"
+    return str(card), card.data.license is not None
 
 
 def _say(made: Package) -> None:
     for item in made.left_out:
         print(f"left out: {item}")
+    for name in made.removed:
+        print(f"removed: {name} (of an earlier run)")
 
 
 def _write(made: Package, folder: Path) -> None:
@@ -144,16 +251,28 @@ def _write(made: Package, folder: Path) -> None:
             shutil.copyfile(content, folder / name)
 
 
-def package(run_dir: Path, repo_id: str) -> Package:
+# Among what is left out.
+_NO_LICENCE = "the licence in README.md (yours to say: --license)"
+
+
+def package(
+    run_dir: Path, repo_id: str, *, license: str | None = None, license_name: str | None = None
+) -> Package:
     """What is published of the run in `run_dir`, checked.
 
+    Args:
+        run_dir: what `adamnx-hf run` wrote.
+        repo_id: `me/name`.
+        license: of the weights, by the Hub's identifier, for the card; None: it names none.
+        license_name: of the license `other`.
+
     Raises:
-        RecipeError: `run_dir` holds no finished run, `repo_id` cannot be a repository's, or a file is too
-            large.
+        RecipeError: `run_dir` holds no finished run, `repo_id` cannot be a repository's, `license` cannot be
+            an identifier, or a file is too large.
     """
     import yaml
 
-    from adamnx_hf.recipe import read
+    _check_licence(license, license_name)
 
     address = f"{hub.SCHEME}{repo_id}"
     hub.recipe_name(address)  # checks it
@@ -164,6 +283,8 @@ def package(run_dir: Path, repo_id: str) -> Package:
         if not (run_dir / name).is_file():
             raise RecipeError(f"{run_dir}: has no {name}; is it a folder of a finished `adamnx-hf run`?")
     scrub = _Scrub(run_dir)
+    if license is None:
+        scrub.left_out.append(_NO_LICENCE)
     files: dict[str, Path | bytes] = {}
     for path in sorted(run_dir.iterdir()):
         if path.is_dir():
@@ -191,22 +312,42 @@ def package(run_dir: Path, repo_id: str) -> Package:
     if "dataset_name" in missing and "predictions.png" in files:
         del files["predictions.png"]
         scrub.left_out.append("predictions.png (pictures of a data set that is not on the Hub)")
-    command = " ".join(
-        ["adamnx-hf run", shlex.quote(address), *(f"--{key} {key.upper()}" for key in missing)]
-    )
+    results = json.loads(scrub.json(run_dir / "results.json"))
+    words = [*run_command(results["environment"]["processes"]), address]
+    command = " ".join([shlex.join(words), *(f"--{key} {key.upper()}" for key in missing)])
     head = f"# Again: {command}\n"
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     files[hub.RECIPE] = (head + text).encode()
-    results = json.loads(scrub.json(run_dir / "results.json"))
-    adapter = files.get("adapter_config.json")
-    base_model = (
-        None
-        if results["smoke"]
-        else values.get("model_name_or_path")
-        or (json.loads(adapter).get("base_model_name_or_path") if isinstance(adapter, bytes) else None)
-    )
-    files["README.md"] = _card(repo_id, results, values, command, base_model, files).encode()
+    # For --update, which removes what a later run has not.
+    results["published"] = sorted({*files, "README.md"})
+    files["results.json"] = _json(results)
+    licence = {"license": license, "license_name": license_name}
+    base_model = None if results["smoke"] else values.get("model_name_or_path") or _adapters_base(run_dir)
+    files["README.md"] = _card(repo_id, results, values, command, base_model, files, licence).encode()
     return Package(files, list(dict.fromkeys(scrub.left_out)), command)
+
+
+def _check_licence(license: str | None, name: str | None) -> None:
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise RecipeError(
+            f"--license {license}: the Hub's identifiers are lower case, such as apache-2.0, mit or "
+            "other (https://huggingface.co/docs/hub/repositories-licenses lists them)"
+        )
+    if (license == "other") != bool(name):
+        raise RecipeError("--license other and --license-name NAME go together")
+
+
+def _adapters_base(run_dir: Path) -> str | None:
+    """The model on the Hub that the run's adapter belongs to, if it has one."""
+    path = run_dir / "adapter_config.json"
+    if not path.is_file():
+        return None
+    name = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return name if name and not _is_local(name, True) else None
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 class _Scrub:
@@ -222,7 +363,7 @@ class _Scrub:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RecipeError(f"{path}: is not JSON ({error})") from None
-        return (json.dumps(self._value(content, path.name), indent=2, ensure_ascii=False) + "\n").encode()
+        return _json(self._value(content, path.name))
 
     def recipe(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The recipe's fields without what is of this machine, and those that a user has to give."""
@@ -232,7 +373,7 @@ class _Scrub:
         for key, value in values.items():
             if kernel_of_the_hub(key, value) or (hub.FOREIGN.fullmatch(key) and hub.foreign(key, value)):
                 self.left_out.append(f"{key} in {hub.RECIPE} (for whoever runs it to say)")
-            elif isinstance(value, str) and (_is_local(value, bool(_NAME_OR_PATH.fullmatch(key)))):
+            elif isinstance(value, str) and (_is_local(value, bool(NAME_OR_PATH.fullmatch(key)))):
                 self.left_out.append(f"{key} in {hub.RECIPE} (a path of this machine)")
                 missing.append(key)
             else:
@@ -248,12 +389,12 @@ class _Scrub:
             return [self._value(item, where) for item in value]
         if not isinstance(value, str):
             return value
-        if where not in _OURS and not _NAME_OR_PATH.fullmatch(key.removeprefix("_")):
+        if where not in _OURS and not NAME_OR_PATH.fullmatch(key.removeprefix("_")):
             return value
         if key == "command":
             words = [self._word(word, where) for word in shlex.split(value)]
             return shlex.join(words)
-        named = key == "data" or bool(_NAME_OR_PATH.fullmatch(key.removeprefix("_")))
+        named = key == "data" or bool(NAME_OR_PATH.fullmatch(key.removeprefix("_")))
         return self._text(value, where, key, named)
 
     def _word(self, word: str, where: str) -> str:
@@ -297,6 +438,7 @@ def _card(
     command: str,
     base_model: str | None,
     files: Mapping[str, Any],
+    licence: Mapping[str, str | None],
 ) -> str:
     """The model card: metadata as the Hub reads it, and text."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -308,17 +450,17 @@ def _card(
     made_up = results["data"] == "made up" or results["smoke"]  # of neither is there anything to measure
     dataset = recipe.get("dataset_name")  # none if it was a folder
     label = dataset or results["data"]
-    measured = [] if made_up else list(results["metrics"].items())
+    measured = [] if made_up else [(HUB_METRICS[name], value) for name, value in results["metrics"].items()]
     evaluations = [
         EvalResult(
             task_type=tag or results["task"],
             dataset_type=label,
             dataset_name=label,
-            metric_type=name,
-            metric_name=f"{_words(name)}, {which}",
-            metric_value=value[key],
+            metric_type=kind,
+            metric_name=f"{name}, {which}",
+            metric_value=convert(value[key]),
         )
-        for name, value in measured
+        for (kind, name, convert), value in measured
         for key, which in (
             ("last", "last epoch"),
             ("best", "best epoch, chosen on the evaluation split itself"),
@@ -329,20 +471,63 @@ def _card(
         library_name="peft" if adapter else "transformers",
         tags=list(dict.fromkeys([hub.TAG, "adamnx-hf", results["optim"]])),
         datasets=None if made_up or not dataset else [dataset],
-        base_model=base_model
-        if base_model and not _is_local(base_model, True) and "/" in base_model
-        else None,
+        base_model=base_model,
         pipeline_tag=tag,
-        metrics=[name for name, _ in measured] or None,
+        metrics=list(dict.fromkeys(kind for (kind, _, _), _ in measured)) or None,
         model_name=repo_id.rpartition("/")[2],
         eval_results=evaluations or None,
+        **licence,  # type: ignore[arg-type]
     )
-    text = f"---\n{data.to_yaml()}\n---\n\n{_body(repo_id, results, recipe, command, made_up, label, files)}"
-    return str(ModelCard(text))
+    use = _use_adapter(repo_id, base_model) if adapter else _use(repo_id, tag, files)
+    body = _body(repo_id, results, recipe, command, made_up, label, use, files)
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_BEGIN}\n\n{body}\n{_END}\n"))
+
+
+def _use(repo_id: str, tag: str | None, files: Mapping[str, Any]) -> str:
+    """How the model is used, as Python."""
+    from adamnx_hf.models.configuration import TorchvisionNetConfig, UNetConfig, Yolov7TinyConfig
+
+    ours = {kind.model_type for kind in (TorchvisionNetConfig, UNetConfig, Yolov7TinyConfig)}
+    known = json.loads(files["config.json"]).get("model_type") not in ours if "config.json" in files else True
+    if tag == "text-generation":
+        call = 'model("Once upon a time", max_new_tokens=50)'
+    else:
+        call = 'model("picture.jpg")'
+    lines = [
+        "from transformers import pipeline",
+        "",
+        f'model = pipeline("{tag}", model="{repo_id}")',
+        f"print({call})",
+    ]
+    if not known:
+        lines.insert(0, "import adamnx_hf  # makes this kind of model known to Transformers")
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _use_adapter(repo_id: str, base_model: str | None) -> str:
+    if base_model is None:
+        return (
+            "An adapter of a model that is not on the Hub: load that one, and then "
+            f'`peft.PeftModel.from_pretrained(model, "{repo_id}")`.'
+        )
+    return f"""```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("{repo_id}")  # and its base, {base_model}
+tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
+inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
+```"""
 
 
 def _words(name: str) -> str:
     return name.replace("_", " ").replace("top", "top-")
+
+
+def _named(metric: str) -> str:
+    percent = ", %" if HUB_METRICS[metric][2] is not float else ""
+    return f"{_words(metric)}{percent}"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
@@ -359,6 +544,7 @@ def _body(
     command: str,
     made_up: bool,
     label: str,
+    use: str,
     files: Mapping[str, Any],
 ) -> str:
     environment = results["environment"]
@@ -396,13 +582,14 @@ def _body(
         f"{recipe.get('title') or results['recipe']}. Trained with `optim={results['optim']}` by adamnx-hf "
         f"from the recipe `{results['recipe']}`: {results['parameters']:,} parameters, "
         f"{results['train_examples']:,} examples of {label}.",
+        f"## Use\n\n{use}",
         f"## Again\n\n```bash\n{command}\n```\n\n`{hub.RECIPE}` holds every field as it was resolved.",
     ]
     if made_up:
         parts.append("## Results\n\nNone: a smoke run on made-up data says nothing about model or optimizer.")
     else:
         rows = [
-            (_words(name), f"{value['last']:.4g}", f"{value['best']:.4g}", f"{value['best_epoch']:g}")
+            (_named(name), f"{value['last']:.4g}", f"{value['best']:.4g}", f"{value['best_epoch']:g}")
             for name, value in results["metrics"].items()
         ]
         smoke = "A smoke run: a few steps that say nothing about the optimizer. " if results["smoke"] else ""

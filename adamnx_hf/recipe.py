@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,17 @@ from typing import Any, get_type_hints
 from adamnx_hf import hub
 from adamnx_hf.errors import RecipeError, nearest
 
-__all__ = ["Recipe", "RecipeArguments", "fields", "find", "folder", "named", "read", "resolve"]
+__all__ = [
+    "NAME_OR_PATH",
+    "Recipe",
+    "RecipeArguments",
+    "fields",
+    "find",
+    "folder",
+    "named",
+    "read",
+    "resolve",
+]
 
 
 def folder() -> Path:
@@ -142,6 +153,11 @@ _NEUTRAL = re.compile(
     r"box_field|box_format|category_field|difficult_field|run_name|seed|optim|optim_args|disable_tqdm|report_to|fast|"
     r"per_device_eval_batch_size|resume_from_checkpoint|title|hardware|hours|paper_tables|"
     r"(logging|save|push|hub|log)_.*|dataloader_(?!drop_last).*"
+)
+
+#: Fields that hold a name on the Hub or a local path.
+NAME_OR_PATH = re.compile(
+    r"dataset_name|deepspeed|fsdp_config|accelerator_config|chat_template_path|(\w+_)?name_or_path"
 )
 
 # What a file may not decide: what is overwritten, what is read as a checkpoint, whose code runs, and secrets.
@@ -366,7 +382,8 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     own = named().get(recipe_name)
     if own is not None and own.resolve() != path.resolve():  # somebody's, of the name of one of ours
         changes["recipe"] = path.name
-    local = Path(str(values.get("dataset_name", ""))).expanduser().is_dir()
+    values |= _whole_paths(values)
+    local = os.path.isdir(values.get("dataset_name") or "")
     if not values.get("output_dir"):
         values["output_dir"] = str(_output_dir(recipe_name, values))
     arguments, task_arguments, training_arguments = parser.instances(values)
@@ -432,6 +449,21 @@ def _fused(chosen: Mapping[str, Any]) -> dict[str, Any]:
     ):
         return {}
     return {"optim_args": f"{given},fused=true".lstrip(",")}
+
+
+def _whole_paths(values: Mapping[str, Any]) -> dict[str, str]:
+    """Those of :data:`NAME_OR_PATH` that are local, by their whole path.
+
+    What is written down of the run then means the same in every folder, and passes for no name on the Hub.
+    """
+    result = {}
+    for key, value in values.items():
+        if NAME_OR_PATH.fullmatch(key) and isinstance(value, str):
+            path = os.path.expanduser(value)
+            of_the_hub = key == "dataset_name" or key.endswith("name_or_path")  # if it is no folder
+            if os.path.isdir(path) or (os.path.exists(path) and not of_the_hub):
+                result[key] = os.path.abspath(path)
+    return result
 
 
 def _default(parser: _Parser, key: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from adamnx_hf import hub
 from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.paper import Table, tables
-from adamnx_hf.recipe import named, read
+from adamnx_hf.recipe import folder, named, read
 
 __all__ = ["add_arguments", "listing", "run"]
 
@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print("\n\n".join(_block(recipe) for recipe in chosen))
     print("\nTry one: adamnx-hf run NAME --smoke")
+    print(f"Configs for accelerate launch: {folder() / 'accelerate_configs'}")
     return 0
 
 

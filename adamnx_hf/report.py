@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["best_and_last", "draw", "draw_runs", "environment", "epochs", "write_json"]
+__all__ = ["best_and_last", "draw", "draw_runs", "environment", "epochs", "run_command", "write_json"]
 
 _PACKAGES = (
     "torch",
@@ -54,6 +54,13 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda if gpus else None,
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
+
+
+def run_command(processes: int) -> list[str]:
+    """The words of `adamnx-hf run` in so many processes."""
+    if processes == 1:
+        return ["adamnx-hf", "run"]
+    return ["accelerate", "launch", "--num_processes", str(processes), "-m", "adamnx_hf.cli", "run"]
 
 
 def _commit() -> str | None:

@@ -82,8 +82,11 @@ def without_tokens(words: Sequence[str]) -> list[str]:
 
 
 def _command(name: str, flags: Sequence[str]) -> str:
-    """The command as it was typed, without the values of tokens."""
-    return shlex.join(["adamnx-hf", "run", name, *without_tokens(flags)])
+    """The command, without the values of tokens."""
+    from adamnx_hf.report import run_command
+
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    return shlex.join([*run_command(processes), name, *without_tokens(flags)])
 
 
 def _check_output_dir(recipe: Recipe) -> Path:
@@ -207,7 +210,10 @@ def train(
                 folder.mkdir(parents=True, exist_ok=True)
                 if checkpoint is None:
                     _remove_results(folder)
-                head = f"# {recipe.name} as it was run. Again: adamnx-hf run {folder.name}/recipe.yaml\n"
+                again = shlex.join(
+                    [*report.run_command(environment["processes"]), f"{folder.name}/recipe.yaml"]
+                )
+                head = f"# {recipe.name} as it was run. Again: {again}\n"
                 text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
                 (folder / "recipe.yaml").write_text(head + text, encoding="utf-8")
                 report.write_json(folder / "environment.json", environment)

@@ -1,8 +1,8 @@
 """A small server that huggingface_hub takes for the Hub: repositories of models, in memory.
 
-What it knows: who a token belongs to, making a repository, commits with regular and LFS files, listing,
-information, download at a revision. And data sets, to be read: `datasets` holds
-their files by `name@revision`. An answer is of the Hub's shape as far as huggingface_hub reads it.
+What it knows: who a token belongs to, making a repository, commits of regular and LFS files and of removals,
+listing, information, download at a revision. And data sets, to be read: `datasets` holds their files by
+`name@revision`. An answer is of the Hub's shape as far as huggingface_hub reads it.
 """
 
 import base64
@@ -17,6 +17,9 @@ import yaml
 from huggingface_hub import constants, file_download
 
 TOKEN, USER = "hf_thetokenofthetests", "me"
+
+#: Some of the identifiers that a card's `license` may have.
+LICENCES = ("apache-2.0", "mit", "openrail", "other")
 
 #: Endings that are stored as LFS files.
 LFS = (".safetensors", ".png")
@@ -120,7 +123,9 @@ class Handler(BaseHTTPRequestHandler):
         """As the Hub does: the metadata of a card has to be YAML, with a model-index of the known shape."""
         try:
             _, text, _ = json.loads(self.body)["content"].split("---\n", 2)
-            for model in yaml.safe_load(text).get("model-index", []):
+            metadata = yaml.safe_load(text)
+            assert metadata.get("license", "mit") in LICENCES, '"license" must be one of them'
+            for model in metadata.get("model-index", []):
                 for result in model["results"]:
                     assert result["task"]["type"] and result["dataset"]["type"] and result["dataset"]["name"]
                     assert all(metric["type"] and "value" in metric for metric in result["metrics"])
@@ -165,6 +170,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.server.objects[value["oid"]]
+            elif entry["key"] == "deletedFile" and files.pop(value["path"], None) is None:
+                return self.error(404, "EntryNotFound")
         self.server.commits[repo].append(files)
         oid = sha(repo, len(self.server.commits[repo]) - 1)
         url = f"{self.server.endpoint}/{repo}/commit/{oid}"
@@ -185,6 +192,16 @@ class Handler(BaseHTTPRequestHandler):
             "createdAt": "2026-11-24T00:00:00.000Z", "siblings": [{"rfilename": name} for name in files],
             "cardData": metadata,
         }  # fmt: skip
+
+    def tree(self, repo, revision):
+        files, oid = self.server.at(repo, revision)
+        if files is None:
+            return self.error(404, "RevisionNotFound")
+        entries = [
+            {"type": "file", "path": path, "size": len(content), "oid": oid}
+            for path, content in files.items()
+        ]
+        return self.answer(content=entries)
 
     def models(self):
         found = [self.model(repo, *self.server.at(repo, "main")) for repo in self.server.commits]
@@ -265,6 +282,7 @@ ROUTES = [
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("PUT", r"/lfs/(?P<oid>\w+)", Handler.lfs_put),
     ("GET", r"/api/models", Handler.models),
+    ("GET", rf"/api/models/{_REPO}/tree/(?P<revision>[^/]+)", Handler.tree),
     ("GET", rf"/api/models/{_REPO}/revision/(?P<revision>.+)", Handler.information),
     ("GET", rf"/api/models/{_REPO}", Handler.information),
     ("GET", rf"/api/datasets/{_NAME}/revision/(?P<revision>.+)", Handler.dataset_information),

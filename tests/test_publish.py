@@ -15,6 +15,7 @@ from huggingface_hub.utils import _http
 
 from adamnx_hf import cli, hub, publish, recipe
 from adamnx_hf.errors import RecipeError
+from adamnx_hf.tasks import TASKS, load_task
 
 
 @pytest.fixture
@@ -74,11 +75,25 @@ def says(capsys, argv):
     return lines[0]
 
 
+def elsewhere(server, tmp_path, *words):
+    """What Python prints for `words` in a process of its own, set up by the environment alone."""
+    environment = os.environ | {
+        "HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_CACHE": str(tmp_path / "home" / "hub"), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    environment.pop("HF_TOKEN")
+    command = [sys.executable, *map(str, words)]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
 def test_publish_list_and_download(server, trained, folder, capsys):
     assert cli.main(["publish", str(trained), "--repo-id", "me/colours"]) == 0
     out = capsys.readouterr().out
     for part in ("training_args.bin (may hold pickles)", "optimizer.pt (may hold", "checkpoint-6/ (a folder)",
-                 "dataset_name in recipe.yaml (a path of this machine)", "Published: http"):  # fmt: skip
+                 "dataset_name in recipe.yaml (a path of this machine)", "Published: http",
+                 "the licence in README.md (yours to say: --license)"):  # fmt: skip
         assert part in out, part
     files = server.files("me/colours")
     assert set(files) >= {
@@ -101,7 +116,12 @@ def test_publish_list_and_download(server, trained, folder, capsys):
     assert card.data.library_name == "transformers" and card.data.tags == ["adamnx", "adamnx-hf"]
     assert card.data.pipeline_tag == "image-classification" and card.data.datasets is None
     values = {(entry.metric_type, entry.metric_name): entry.metric_value for entry in card.data.eval_results}
-    assert values["top1_error", "top-1 error, last epoch"] == results["metrics"]["top1_error"]["last"]
+    assert card.data.metrics == ["accuracy"] and card.data.license is None
+    last, best = (results["metrics"]["top1_error"][key] for key in ("last", "best"))
+    assert values["accuracy", "Accuracy, last epoch"] == pytest.approx(1 - last / 100)
+    chosen = "Accuracy, best epoch, chosen on the evaluation split itself"
+    assert values["accuracy", chosen] == pytest.approx(1 - best / 100)
+    assert all(0 <= value <= 1 for value in values.values())
     assert len(values) == 4 and {entry.dataset_name for entry in card.data.eval_results} == {"colours"}
     for text in ("adamnx-hf run hf://me/colours --dataset_name DATASET_NAME", "`[0.9, 0.99]`",
                  "| seed | `3` |", "| torch |", "![Curves](curves.png)"):  # fmt: skip
@@ -116,22 +136,8 @@ def test_publish_list_and_download(server, trained, folder, capsys):
 def test_a_recipe_from_the_hub_runs_again(server, trained, folder, tmp_path):
     """In a process of its own, set up by the environment alone."""
     publish.push(trained, "me/colours")
-    environment = os.environ | {
-        "HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_CACHE": str(tmp_path / "home" / "hub"), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    environment.pop("HF_TOKEN")
-    command = [
-        sys.executable,
-        "-m",
-        "adamnx_hf.cli",
-        "run",
-        "hf://me/colours@v1",
-        "--dataset_name",
-        str(folder),
-    ]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
-    assert ran.returncode == 0, ran.stderr
+    words = ["-m", "adamnx_hf.cli", "run", "hf://me/colours@v1", "--dataset_name", str(folder)]
+    elsewhere(server, tmp_path, *words)
     again = json.loads((tmp_path / "runs" / "me--colours" / "adamnx-seed3" / "results.json").read_text())
     first = json.loads((trained / "results.json").read_text())
     assert again["recipe"] == "me--colours" and again["metrics"] == first["metrics"]
@@ -205,6 +211,182 @@ def test_an_existing_repository(server, trained, capsys):
     assert len(server.commits["me/colours"]) == 3
 
 
+def test_an_update_removes_what_only_an_earlier_run_put_there(server, copied, capsys):
+    (copied / "tokenizer.json").write_text("{}")
+    shutil.copy(copied / "model.safetensors", copied / "model-00001-of-00001.safetensors")
+    (copied / "model.safetensors.index.json").write_text("{}")
+    words = ["publish", str(copied), "--repo-id", "me/colours"]
+    assert cli.main(words) == 0
+    # Somebody adds files, one of a name that this package might have given it.
+    theirs = dict.fromkeys(("vocab.txt", "LICENSE", "onnx/model.onnx", "config.yaml"), b"theirs")
+    server.commits["me/colours"].append(server.files("me/colours") | theirs)
+    (copied / "tokenizer.json").unlink()
+    (copied / "model.safetensors.index.json").unlink()
+    (copied / "model-00001-of-00001.safetensors").rename(copied / "adapter_model.safetensors")
+    (copied / "model.safetensors").unlink()
+    before = server.files("me/colours")
+    capsys.readouterr()
+    gone = ["model-00001-of-00001.safetensors", "model.safetensors", "model.safetensors.index.json",
+            "tokenizer.json"]  # fmt: skip
+    said = "".join(f"removed: {name} (of an earlier run)\n" for name in gone)
+    assert cli.main([*words, "--update", "--dry-run"]) == 0
+    assert said in capsys.readouterr().out and server.files("me/colours") is before
+    assert cli.main([*words, "--update"]) == 0
+    assert said in capsys.readouterr().out
+    after = server.files("me/colours")
+    assert set(before) - set(after) == set(gone) and set(after) - set(before) == {"adapter_model.safetensors"}
+    assert len(server.commits["me/colours"]) == 4
+    # Of a repository that this package has not published nothing goes.
+    put(server, "mine", name="tokenizer.json")
+    assert cli.main(["publish", str(copied), "--repo-id", "me/other", "--update"]) == 0
+    assert server.files("me/other")["tokenizer.json"] == b"mine"
+
+
+def test_an_update_keeps_what_its_owner_wrote_on_the_card(server, copied, capsys):
+    words = ["publish", str(copied), "--repo-id", "me/colours"]
+    assert cli.main([*words, "--license", "mit"]) == 0
+    card = ModelCard.load("me/colours")
+    card.data.tags += ["colours"]
+    card.data.language = "de"
+    card.text = f"Above.\n\n{card.text.replace('| seed | `3` |', '| seed | `?` |')}\n## Below\n"
+    server.commits["me/colours"].append(server.files("me/colours") | {"README.md": str(card).encode()})
+    results = json.loads((copied / "results.json").read_text())
+    (copied / "results.json").write_text(json.dumps(results | {"smoke": True, "data": "made up"}))
+    capsys.readouterr()
+    assert cli.main([*words, "--update"]) == 0
+    assert "licence" not in capsys.readouterr().out
+    card = ModelCard.load("me/colours")
+    assert card.text.strip().startswith("Above.") and card.text.rstrip().endswith("## Below")
+    assert "| seed | `3` |" in card.text and card.text.count("## Again") == 1
+    assert card.data.license == "mit" and card.data.language == "de"
+    assert card.data.tags == ["adamnx", "adamnx-hf", "colours"]
+    assert card.data.eval_results is None and card.data.metrics is None  # this run's
+    assert cli.main([*words, "--update", "--license", "other", "--license-name", "mine"]) == 0
+    data = ModelCard.load("me/colours").data
+    assert (data.license, data.license_name) == ("other", "mine")
+    assert cli.main([*words, "--update", "--license", "apache-2.0"]) == 0
+    data = ModelCard.load("me/colours").data
+    assert data.license == "apache-2.0" and data.license_name is None
+
+    put(server, "# By hand", name="README.md")
+    assert cli.main([*words[:3], "me/other", "--update"]) == 0
+    text = ModelCard.load("me/other").text
+    assert text.index("## Again") < text.index("# By hand")
+    put(server, "---\na: [\n---\n", "me/broken", "README.md")
+    message = "README.md of the repository: its metadata cannot be read"
+    assert message in says(capsys, [*words[:3], "me/broken", "--update"])
+    assert len(server.commits["me/broken"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--license", "Apache 2.0"], "--license Apache 2.0: the Hub's identifiers are lower case, such as"),
+        (["--license", "other"], "--license other and --license-name NAME go together"),
+        (["--license", "mit", "--license-name", "x"], "--license other and --license-name NAME go together"),
+        (["--license", "apache"], "README.md: the Hub refuses its metadata: "),
+    ],
+)
+def test_a_licence_that_does_not_fit(words, message, server, trained, capsys):
+    assert message in says(capsys, ["publish", trained, "--repo-id", "me/colours", *words])
+    assert not server.commits
+
+
+def test_every_metric_is_one_of_the_hub():
+    ours = [name for task in TASKS for name in load_task(task).METRICS]
+    assert set(ours) == set(publish.HUB_METRICS) and len(ours) == len(set(ours))
+    converted = {name: convert(40.0) for name, (_, _, convert) in publish.HUB_METRICS.items()}
+    assert converted == {
+        "top1_error": 0.6, "top5_error": 0.6, "mean_iou": 0.4, "pixel_accuracy": 0.4, "map_50": 0.4,
+        "map_75": 0.4, "perplexity": 40.0, "exact_match": 0.4,
+    }  # fmt: skip
+
+
+def used(server, tmp_path, repo_id):
+    """Runs the code that the card of `repo_id` says how to use the model with; what it prints."""
+    from PIL import Image
+
+    code = ModelCard.load(repo_id).text.partition("## Use\n\n```python\n")[2].partition("```")[0]
+    assert code
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "picture.jpg")
+    return code, elsewhere(server, tmp_path, "-c", code)
+
+
+def test_a_classifier_is_used_as_its_card_says(server, trained, tmp_path):
+    publish.push(trained, "me/colours")
+    code, printed = used(server, tmp_path, "me/colours")
+    assert code.startswith("import adamnx_hf") and "'label': 'red'" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "expected"),
+    [
+        ("sbd_unet", "import adamnx_hf", "'mask': <PIL"),
+        ("voc_yolov7_tiny", "import adamnx_hf", "["),
+        ("tinyshakespeare_stories260k", "from transformers", "'generated_text': 'Once upon a time"),
+    ],
+)
+def test_a_model_is_used_as_its_card_says(name, start, expected, server, tmp_path):
+    out = tmp_path / "run"
+    assert cli.main(["run", name, "--smoke", "--output_dir", str(out)]) == 0
+    publish.push(out, "me/model")
+    code, printed = used(server, tmp_path, "me/model")
+    assert code.startswith(start) and expected in printed
+
+
+def test_an_adapter_is_used_as_its_card_says(server, tmp_path):
+    """Trained from a base on the Hub; one of a local base says that it has none there."""
+    name = "tinyshakespeare_stories260k_lora"
+    assert cli.main(["run", name, "--smoke", "--output_dir", str(tmp_path / "smoke")]) == 0
+    card = publish.package(tmp_path / "smoke", "me/x").files["README.md"].decode()
+    assert "An adapter of a model that is not on the Hub" in card
+    base = {path.name: path.read_bytes() for path in (tmp_path / "smoke" / "base_model").iterdir()}
+    server.private["me/base"], server.commits["me/base"] = False, [{}, base]
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "input.txt").write_text("To be, or not to be, that is the question.\n" * 60)
+    changes = [
+        "--model_name_or_path",
+        "me/base",
+        "--dataset_name",
+        "text",
+        "--max_steps",
+        "2",
+        "--output_dir",
+        "run",
+    ]
+    elsewhere(server, tmp_path, "-m", "adamnx_hf.cli", "run", name, *changes, "--use_cpu", "true")
+    publish.push(tmp_path / "run", "me/adapter")
+    assert ModelCard.load("me/adapter").data.base_model == "me/base"
+    code, printed = used(server, tmp_path, "me/adapter")
+    assert "AutoPeftModelForCausalLM" in code and "Once upon a time" in printed
+
+
+def test_a_run_of_several_processes_says_so(copied):
+    results = json.loads((copied / "results.json").read_text())
+    results["environment"]["processes"] = 4
+    (copied / "results.json").write_text(json.dumps(results))
+    command = "accelerate launch --num_processes 4 -m adamnx_hf.cli run hf://me/x --dataset_name DATASET_NAME"
+    made = publish.package(copied, "me/x")
+    assert made.command == command and f"```bash\n{command}\n```" in made.files["README.md"].decode()
+
+
+def test_a_folder_is_known_as_one_wherever_its_run_is_published_from(tiny, folder, tmp_path, monkeypatch):
+    """Though its name could be one on the Hub."""
+    monkeypatch.chdir(folder.parent)
+    out = tmp_path / "out"
+    assert (
+        cli.main(["run", tiny, "--dataset_name", folder.name, "--max_steps", "1", "--output_dir", str(out)])
+        == 0
+    )
+    monkeypatch.chdir(tmp_path)
+    assert not (tmp_path / folder.name).exists()
+    made = publish.package(out, "me/x")
+    card = ModelCard(made.files["README.md"].decode())
+    assert card.data.datasets is None and "--dataset_name DATASET_NAME" in made.command
+    assert not [name for name, content in made.files.items() if str(folder.parent).encode() in
+                (content if isinstance(content, bytes) else content.read_bytes())]  # fmt: skip
+
+
 def test_no_token(server, trained, monkeypatch, capsys):
     words = ["publish", trained, "--repo-id", "me/colours"]
     monkeypatch.setenv("HF_TOKEN", "hf_ofsomebodyelse")
@@ -231,6 +413,7 @@ def test_files_that_are_too_large(server, trained, monkeypatch, capsys):
     words = ["publish", trained, "--repo-id", "me/colours"]
     message = says(capsys, words)
     assert "the files are not (the Hub says that a file is too large); go on with --update" in message
+    assert publish.MAX_FILE_SIZE == 500e9  # https://huggingface.co/docs/hub/storage-limits
     monkeypatch.setattr(publish, "MAX_FILE_SIZE", 30_000)
     assert "a file; save the model in shards" in says(capsys, [*words, "--update"])
 
