@@ -134,7 +134,7 @@ def packed_goes_together():
     saved = get_optimizer_state_dict(sharded, optimizers[1], options=StateDictOptions(full_state_dict=True))
     if dist.get_rank() == 0:
         whole = saved["state"]["weight"]["exp_avg_sq"]
-        assert whole.dtype == torch.uint8 and whole.shape == (65, 129)
+        assert whole.dtype == torch.uint8 and whole.shape == (65, 136)
         twin = AdamNX(copy.deepcopy(single).parameters())
         twin.load_state_dict(
             {
