@@ -80,10 +80,10 @@ CASES: dict[str, Case] = {
         dtype="bfloat16",
         memory=True,
     ),
-    "llama-17m": Case("a small Llama", lambda: _llama(4, 512, 1408, 512, 8192), ("cpu",), memory=True),
-    "llama-17m-bf16": Case(
+    "llama-5m": Case("a small Llama", lambda: _llama(4, 256, 704, 256, 8192), ("cpu",), memory=True),
+    "llama-5m-bf16": Case(
         "a small Llama in bfloat16",
-        lambda: _llama(4, 512, 1408, 512, 8192),
+        lambda: _llama(4, 256, 704, 256, 8192),
         ("cpu",),
         dtype="bfloat16",
         memory=True,

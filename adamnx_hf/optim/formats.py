@@ -68,8 +68,8 @@ ONE = 127 << 3
 # The smallest m that is not 0, of 2^k; of which 24 random bits are a share.
 SMALLEST = 1.25 * 2.0**-16 * 2.0**-24
 
-# Elements that are rounded at a time: each costs some 30 bytes.
-_PIECE = 2**22
+# Elements that are rounded at a time: each costs some 30 bytes. On the CPU they stay in its caches.
+_PIECE, _PIECE_ON_CPU = 2**22, 2**17
 
 
 def random_bits(numel: int, step: int | Tensor, number: int, device: torch.device, start: int = 0) -> Tensor:
@@ -253,7 +253,8 @@ def _in_pieces(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Rows of both, with random bits, so few at a time that what is computed from them stays small."""
     rows = values.shape[0] if values.ndim else 1
-    most = max(1, _PIECE * rows // max(values.numel(), 1))
+    piece = _PIECE_ON_CPU if values.is_cpu else _PIECE
+    most = max(1, piece * rows // max(values.numel(), 1))
     for start in range(0, rows, most):
         part, new = (t[start : start + most] if most < rows else t for t in (target, values))
         first = start * (values.numel() // max(rows, 1))
