@@ -1,4 +1,4 @@
-"""`adamnx-hf bench`: the optimizer step's time beside other optimizers', interleaved in one run."""
+"""`adamnx-hf bench`: an optimizer step's time and memory beside other optimizers', interleaved in one run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import functools
 import gc
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,6 +44,8 @@ class Case:
     devices: tuple[str, ...]
     dtype: str = "float32"
     needs: str | None = None
+    memory: bool = False
+    """Whether it is what `--memory` looks at, and on the CPU nothing else does."""
 
 
 def _llama(layers: int, hidden: int, intermediate: int, key_value: int, vocabulary: int) -> Sequence[Shape]:
@@ -68,9 +72,21 @@ def _torchvision(name: str) -> Sequence[Shape]:
 
 #: By the name `--cases` takes.
 CASES: dict[str, Case] = {
-    "llama-1b": Case("Llama-3.2-1B", lambda: _llama(16, 2048, 8192, 512, 128_256), ("cuda",)),
+    "llama-1b": Case("Llama-3.2-1B", lambda: _llama(16, 2048, 8192, 512, 128_256), ("cuda",), memory=True),
     "llama-1b-bf16": Case(
-        "Llama-3.2-1B in bfloat16", lambda: _llama(16, 2048, 8192, 512, 128_256), ("cuda",), dtype="bfloat16"
+        "Llama-3.2-1B in bfloat16",
+        lambda: _llama(16, 2048, 8192, 512, 128_256),
+        ("cuda",),
+        dtype="bfloat16",
+        memory=True,
+    ),
+    "llama-5m": Case("a small Llama", lambda: _llama(4, 256, 704, 256, 8192), ("cpu",), memory=True),
+    "llama-5m-bf16": Case(
+        "a small Llama in bfloat16",
+        lambda: _llama(4, 256, 704, 256, 8192),
+        ("cpu",),
+        dtype="bfloat16",
+        memory=True,
     ),
     "convnext-b": Case("ConvNeXt-B", lambda: _torchvision("convnext_base"), ("cuda",), needs="torchvision"),
     "efficientnet-v2-l": Case(
@@ -93,12 +109,20 @@ class Contestant:
     needs: str | None = None
     clips: bool = False
     """Whether clipping and a step are timed too."""
+    dtype: str | None = None
+    """Of the parameters, if it is for one dtype only."""
+    timed: tuple[str, ...] = ()
+    """The devices on which it takes part without `--memory`."""
 
 
-def _adamnx(params: list[Any]) -> Any:
+def _adamnx(params: list[Any], **options: Any) -> Any:
     from adamnx_hf.optim import AdamNX
 
-    return AdamNX(params, lr=1e-6)
+    return AdamNX(params, lr=1e-6, **options)
+
+
+def _adamnx_as(state_dtype: str, param_rounding: str = "nearest") -> Callable[[list[Any]], Any]:
+    return functools.partial(_adamnx, state_dtype=state_dtype, param_rounding=param_rounding)
 
 
 def _adamw(**flags: Any) -> Callable[[list[Any]], Any]:
@@ -117,24 +141,60 @@ def _from(module: str, name: str, **options: Any) -> Callable[[list[Any]], Any]:
     return make
 
 
-#: By the name `--optimizers` takes.
+_BOTH = ("cpu", "cuda")
+
+#: By the name `--optimizers` takes. AdamNX's others are named by moments and rounding of parameters.
 CONTESTANTS: dict[str, Contestant] = {
-    "adamnx": Contestant("AdamNX", _adamnx, ("cpu", "cuda"), clips=True),
-    BASELINE: Contestant("torch AdamW, fused", _adamw(fused=True), ("cpu", "cuda"), clips=True),
+    "adamnx": Contestant("AdamNX", _adamnx, _BOTH, clips=True, timed=_BOTH),
+    "adamnx_bf16": Contestant("AdamNX, bfloat16 state", _adamnx_as("bfloat16"), _BOTH),
+    "adamnx_int8": Contestant("AdamNX, 8-bit state", _adamnx_as("int8"), _BOTH),
+    "adamnx_bf16_stochastic": Contestant(
+        "AdamNX, bfloat16 state, stochastic", _adamnx_as("bfloat16", "stochastic"), _BOTH, dtype="bfloat16"
+    ),
+    "adamnx_bf16_kahan": Contestant(
+        "AdamNX, bfloat16 state, Kahan", _adamnx_as("bfloat16", "kahan"), _BOTH, dtype="bfloat16"
+    ),
+    "adamnx_int8_stochastic": Contestant(
+        "AdamNX, 8-bit state, stochastic", _adamnx_as("int8", "stochastic"), _BOTH, dtype="bfloat16"
+    ),
+    BASELINE: Contestant("torch AdamW, fused", _adamw(fused=True), _BOTH, clips=True, timed=_BOTH),
     "adamw_torch_foreach": Contestant(
-        "torch AdamW, foreach", _adamw(foreach=True), ("cpu", "cuda"), clips=True
+        "torch AdamW, foreach", _adamw(foreach=True), _BOTH, clips=True, timed=_BOTH
     ),
     "adamw_optimi": Contestant(
-        "optimi AdamW, Triton", _from("optimi", "AdamW", triton=True), ("cuda",), needs="optimi"
+        "optimi AdamW, Triton",
+        _from("optimi", "AdamW", triton=True),
+        ("cuda",),
+        needs="optimi",
+        timed=("cuda",),
+    ),
+    "adamw_optimi_kahan": Contestant(
+        "optimi AdamW, Kahan",
+        _from("optimi", "AdamW", kahan_sum=True),
+        _BOTH,
+        needs="optimi",
+        dtype="bfloat16",
     ),
     "adamw_torchao_8bit": Contestant(
-        "torchao AdamW, 8-bit state", _from("torchao.optim", "AdamW8bit"), ("cuda",), needs="torchao"
+        "torchao AdamW, 8-bit state",
+        _from("torchao.optim", "AdamW8bit"),
+        _BOTH,
+        needs="torchao",
+        timed=("cuda",),
+    ),
+    "adamw_torchao_stochastic": Contestant(
+        "torchao AdamW, stochastic",
+        _from("torchao.optim", "_AdamW", bf16_stochastic_round=True),
+        _BOTH,
+        needs="torchao",
+        dtype="bfloat16",
     ),
     "adamw_bnb_8bit": Contestant(
         "bitsandbytes AdamW, 8-bit state",
         _from("bitsandbytes.optim", "AdamW8bit"),
-        ("cuda",),
+        _BOTH,
         needs="bitsandbytes",
+        timed=("cuda",),
     ),
 }
 
@@ -153,6 +213,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=["cuda", "cpu"], help="default: cuda where there is a card, else cpu"
     )
+    parser.add_argument(
+        "--memory", action="store_true",
+        help="compare ways to store moments and parameters: bytes of state and at the peak, and times",
+    )  # fmt: skip
     parser.add_argument("--cases", nargs="+", choices=list(CASES), metavar="CASE",
                         help=f"of {_names(CASES)} (default: all for the device)")  # fmt: skip
     parser.add_argument("--optimizers", nargs="+", choices=list(CONTESTANTS), metavar="NAME",
@@ -175,11 +239,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the benchmark; returns the exit status."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell that there is no card to profile
     import torch
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    names = args.optimizers or list(CONTESTANTS)
-    cases = args.cases or [name for name, case in CASES.items() if device in case.devices]
+    names = args.optimizers or [n for n, c in CONTESTANTS.items() if args.memory or device in c.timed]
+    cases = args.cases or [
+        name
+        for name, case in CASES.items()
+        if device in case.devices and (case.memory if args.memory else device == "cuda" or not case.memory)
+    ]
     outputs = [args.output.with_suffix(s) for s in (".json", ".md", ".png")] if args.output else []
     if problem := _problem(args, device, outputs):
         print(f"adamnx-hf bench: {problem}", file=sys.stderr)
@@ -209,16 +278,17 @@ def run(args: argparse.Namespace) -> int:
     timed = _tune if args.tune else _compare
     report["results"] = list(timed(cases, names, args, device, report.get("copy_gb_per_s")))
     report["left_out"] = left_out
-    table = _tables(report)
+    table = _tables(report, memory=args.memory)
     print(table)
     if outputs:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         outputs[0].write_text(json.dumps(report, indent=2) + "\n")
-        title = f"Time of a step: {report['environment'].get('card') or report['environment']['processor']}"
+        what = "Memory of optimizers" if args.memory else "Time of a step"
+        title = f"{what}: {report['environment'].get('card') or report['environment']['processor']}"
         facts = [f"- {key}: {value}" for key, value in report["environment"].items()]
         outputs[1].write_text("\n".join([f"# {title}", "", table, "", *facts, ""]))
         if not args.tune:
-            _draw(report, title, outputs[2])
+            (_draw_memory if args.memory else _draw)(report, title, outputs[2])
         print(f"written: {', '.join(str(path) for path in outputs if path.exists())}")
     return 0
 
@@ -230,6 +300,8 @@ def _problem(args: argparse.Namespace, device: str, outputs: list[Path]) -> str 
         return "--rounds and --steps must be at least 1"
     if device == "cuda" and not torch.cuda.is_available():
         return "--device cuda, but torch finds no CUDA card here"
+    if args.tune and args.memory:
+        return "--tune and --memory are two measurements: choose one"
     if args.tune and device != "cuda":
         return "--tune is for the Triton kernel, which needs a CUDA card"
     for name in args.cases or ():
@@ -257,7 +329,8 @@ def _compare(
             failures: list[str] = []
             try:
                 with _parameters(CASES[case], device) as params:
-                    runners = dict(_runners(names, params, device, failures))
+                    fitting = [n for n in names if CONTESTANTS[n].dtype in (None, CASES[case].dtype)]
+                    runners = dict(_runners(fitting, params, device, failures, clip=not args.memory))
                     rows = _time(runners, params, args.rounds, args.steps, device, progress.update)
                     count = sum(param.numel() for param in params)
                     runners.clear()
@@ -326,7 +399,7 @@ def _give_back(device: str) -> None:
 
 
 def _runners(
-    names: list[str], params: list[Any], device: str, failures: list[str]
+    names: list[str], params: list[Any], device: str, failures: list[str], *, clip: bool
 ) -> Iterator[tuple[str, _Runner]]:
     import torch
 
@@ -337,14 +410,14 @@ def _runners(
         if optimizer is None:
             _give_back(device)
             continue
-        held = _allocated(device) - before
+        held = _allocated(device) - before if device == "cuda" else _state_bytes(optimizer)
         step = optimizer.step
         moved = _bytes_moved(params, optimizer)
         yield name, _Runner(step, moved, held)
-        if not contestant.clips:
+        if not (clip and contestant.clips):
             continue
 
-        def clip(step: Any = step) -> None:
+        def clip_first(step: Any = step) -> None:
             torch.nn.utils.clip_grad_norm_(params, _MAX_NORM, foreach=True)
             step()
 
@@ -354,7 +427,7 @@ def _runners(
             optimizer.max_grad_norm = None
 
         own = hasattr(optimizer, "max_grad_norm")
-        yield name + _CLIPPED, _Runner(clip_within if own else clip, None, held)
+        yield name + _CLIPPED, _Runner(clip_within if own else clip_first, None, held)
 
 
 def _allocated(device: str) -> int:
@@ -363,13 +436,26 @@ def _allocated(device: str) -> int:
     return torch.cuda.memory_allocated() if device == "cuda" else 0
 
 
+def _state_bytes(optimizer: Any) -> int:
+    """Of the storages that an optimizer's state is made of."""
+    from adamnx_hf.memory import plain_tensors
+
+    storages = [
+        t.untyped_storage() for t in plain_tensors(v for s in optimizer.state.values() for v in s.values())
+    ]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
 def _bytes_moved(params: list[Any], optimizer: Any) -> int | None:
     """Bytes a step at least reads and writes; None where the state is not made of plain tensors."""
     import torch
 
+    from adamnx_hf.optim.formats import packed_shape
+
     moved = 0
     for param in params:
-        state = [v for v in optimizer.state[param].values() if getattr(v, "shape", None) == param.shape]
+        shapes = [param.shape, packed_shape(param.shape)] if param.ndim else [param.shape]
+        state = [v for v in optimizer.state[param].values() if getattr(v, "shape", None) in shapes]
         if len(state) < 2 or any(type(tensor) is not torch.Tensor for tensor in state):
             return None
         moved += 2 * param.nbytes + param.grad.nbytes + 2 * sum(tensor.nbytes for tensor in state)
@@ -390,12 +476,7 @@ def _time(
     cuda = device == "cuda"
     for runner in runners.values():
         runner.step()  # compile, if there is something to compile
-        if cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = _allocated(device)
-            runner.step()
-            runner.peak_bytes = torch.cuda.max_memory_allocated() - before
+        runner.peak_bytes = _temporary_bytes(runner.step, device)
     gradients = [[param.grad for param in params]]
     if sum(param.grad.nbytes for param in params) < _SECOND_GRADIENTS:
         gradients.append([param.grad.clone() for param in params])
@@ -431,11 +512,31 @@ def _time(
                 "quartiles_ms": _quartiles(times[name]),
                 "host_us": median(host[name]) if cuda else None,
                 "bytes": runner.moved,
-                "state_bytes": runner.state_bytes if cuda else None,
+                "state_bytes": runner.state_bytes,
                 "peak_bytes": runner.peak_bytes,
             }
         )
     return rows
+
+
+def _temporary_bytes(step: Callable[[], Any], device: str) -> int:
+    """The most that torch's allocator hands out during a step, beyond what is held before it."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = _allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    # Not the process' own peak: that is also the compiler's, and what malloc has kept of earlier steps.
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        step()
+    events: Any = profile.profiler
+    changes = [e for e in events.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(e.nbytes() for e in sorted(changes, key=lambda event: event.start_ns()))
+    return max([0, *held])
 
 
 def _milliseconds(step: Callable[[], Any], steps: int, cuda: bool) -> float:
@@ -518,7 +619,7 @@ def _tune(
 # ---------------------------------------------------------------- reporting
 
 
-def _tables(report: dict[str, Any]) -> str:
+def _tables(report: dict[str, Any], *, memory: bool = False) -> str:
     lines = [f"Command: `{report['command']}`", ""]
     if bandwidth := report.get("copy_gb_per_s"):
         lines += [f"A copy within the card's memory moves {bandwidth:,.0f} GB/s.", ""]
@@ -528,6 +629,9 @@ def _tables(report: dict[str, Any]) -> str:
         cuda = result["optimizers"][0]["host_us"] is not None if result["optimizers"] else False
         head = ["optimizer", "ms", "of torch fused"]
         head += ["share of copy bandwidth", "host µs", "state MB", "temporary MB"] if cuda else []
+        if memory:
+            head = ["optimizer", "state", "temporary", "parameter, gradient and both", "time, of torch fused"]
+            lines += ["Bytes a parameter:", ""]
         lines += [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
         for row in result["optimizers"]:
             cells = [_label(row["optimizer"]), f"{row['ms']:.3f}", _or_dash(row["ratio"], "{:.2f}")]
@@ -538,11 +642,29 @@ def _tables(report: dict[str, Any]) -> str:
                     _or_dash(row["state_bytes"], "{:,.0f}", 1e6),
                     _or_dash(row["peak_bytes"], "{:,.1f}", 1e6),
                 ]
+            if memory:
+                each = _bytes_each(row, result)
+                sizes = [each["state"], each["temporary"], sum(each.values())]
+                cells = [cells[0], *(f"{size:.2f}" for size in sizes), cells[2]]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
         lines += [f"Failed, {line}.\n" for line in result["failed"]]
     lines += [f"Left out, {line}." for line in report["left_out"]]
     return "\n".join(lines).rstrip()
+
+
+def _bytes_each(row: dict[str, Any], result: dict[str, Any]) -> dict[str, float]:
+    """Bytes a parameter, at the peak of a step."""
+    import torch
+
+    itemsize = getattr(torch, CASES[result["case"]].dtype).itemsize
+    count = result["parameters"]
+    return {
+        "parameter": itemsize,
+        "gradient": itemsize,
+        "state": row["state_bytes"] / count,
+        "temporary": row["peak_bytes"] / count,
+    }
 
 
 def _label(name: str) -> str:
@@ -589,12 +711,54 @@ def _draw(report: dict[str, Any], title: str, path: Path) -> None:
         plt.close(figure)
 
 
+def _draw_memory(report: dict[str, Any], title: str, path: Path) -> None:
+    """Bars of each optimizer's bytes a parameter, by what they are for; beside them its time."""
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("agg")
+    results = [result for result in report["results"] if result["optimizers"]]
+    if not results:
+        return
+    colours = {"parameter": "#BBBBBB", "gradient": "#DDDDDD", "state": "#0072B2", "temporary": "#E69F00"}
+    heights = [len(result["optimizers"]) for result in results]
+    style: dict[Any, Any] = {"font.size": 11, "axes.titlelocation": "left", "axes.titlesize": 12}
+    with plt.rc_context(style):
+        figure, panels = plt.subplots(
+            len(results), 1, figsize=(9, 0.36 * sum(heights) + 0.9 * len(results) + 1.0), dpi=150,
+            layout="constrained", gridspec_kw={"height_ratios": heights}, squeeze=False, sharex=True,
+        )  # fmt: skip
+        figure.suptitle(
+            f"{title}\nbytes a parameter at the peak of a step, and its time: 1 = torch's fused AdamW"
+        )
+        for axes, result in zip(panels[:, 0], results, strict=True):
+            rows = result["optimizers"][::-1]
+            labels = [_label(row["optimizer"]) for row in rows]
+            parts = [_bytes_each(row, result) for row in rows]
+            left = [0.0] * len(rows)
+            for part, colour in colours.items():
+                widths = [each[part] for each in parts]
+                bars = axes.barh(labels, widths, left=left, color=colour, edgecolor="white", label=part)
+                left = [start + width for start, width in zip(left, widths, strict=True)]
+            texts = [
+                f"{total:.1f} B   time {_or_dash(row['ratio'], '{:.2f}')}"
+                for total, row in zip(left, rows, strict=True)
+            ]
+            axes.bar_label(bars, texts, padding=5, fontsize=10)
+            case = CASES[result["case"]]
+            axes.set_title(f"{case.what}, {result['parameters'] / 1e6:,.1f} M parameters, {case.dtype}")
+            axes.margins(x=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        figure.savefig(path, facecolor="white")
+        plt.close(figure)
+
+
 def _command(args: argparse.Namespace) -> str:
     words = ["adamnx-hf bench"]
     for flag in ("device", "cases", "optimizers", "rounds", "steps", "threads"):
         if value := getattr(args, flag):
             words.append(f"--{flag} {' '.join(value) if isinstance(value, list) else value}")
-    return " ".join([*words, *(["--tune"] if args.tune else [])])
+    return " ".join([*words, *(f"--{flag}" for flag in ("tune", "memory") if getattr(args, flag))])
 
 
 def _environment(device: str) -> dict[str, str]:
@@ -615,7 +779,7 @@ def _environment(device: str) -> dict[str, str]:
             "card": f"{known['gpus'][0]}, {memory:.0f} GiB",
             "cuda": str(known["cuda"] or torch.version.hip),
         }
-        for package in ("triton", "torch-optimi", "torchao", "bitsandbytes"):
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                facts[package] = importlib.metadata.version(package)
+    for package in ("triton", "torch-optimi", "torchao", "bitsandbytes"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            facts[package] = importlib.metadata.version(package)
     return facts

@@ -284,7 +284,7 @@ def v_in_bfloat16(
         weight = float(schedules.adamnx(float(step), beta2))
         square = (scale * torch.randn(size, generator=generator)).square()
         exact = exact.lerp(square, weight)
-        bits = random_bits(size, step, 0, exact.device) >> 16
+        bits = random_bits(size, step, 0, exact.device) >> 16 & 0xFFFF
         kept["stochastic"] = round_stochastically(kept["stochastic"].float().lerp(square, weight), bits)
         kept["nearest"] = kept["nearest"].float().lerp(square, weight).bfloat16()
         if step % every == 0:

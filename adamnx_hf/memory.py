@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adamnx_hf.errors import RecipeError, nearest
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-__all__ = ["EXTRA", "Memory", "add_arguments", "as_it_is", "expected", "of_recipe", "run"]
+__all__ = ["EXTRA", "Memory", "add_arguments", "as_it_is", "expected", "of_recipe", "plain_tensors", "run"]
 
 #: The extra of this package that has what this command needs.
 EXTRA = "recipes"
@@ -81,7 +81,7 @@ def _probe(optimizer: Callable[[list[Any]], Optimizer], dtype: torch.dtype) -> t
         param.grad = torch.ones_like(param)
         made = optimizer([param])
         made.step()
-        held.append(sum(t.numel() * t.element_size() for t in _tensors(made.state[param].values())))
+        held.append(sum(t.numel() * t.element_size() for t in plain_tensors(made.state[param].values())))
     small, large = (size**2 for size in sizes)
     per_element = (held[1] - held[0]) / (large - small)
     return per_element, held[0] - per_element * small
@@ -94,15 +94,15 @@ def as_it_is(model: nn.Module, optimizer: Any) -> Memory:
         parameters += param.numel() * param.element_size()
         # What bitsandbytes needs to read a quantized weight.
         for state in _quantization_states(param):
-            parameters += sum(t.numel() * t.element_size() for t in _tensors(vars(state).values()))
+            parameters += sum(t.numel() * t.element_size() for t in plain_tensors(vars(state).values()))
         if param.grad is not None:
             gradients += param.grad.numel() * param.grad.element_size()
     for module in model.modules():  # in 8 bits bitsandbytes keeps the scales with the layer
-        scales = _tensors([getattr(getattr(module, "state", None), "SCB", None)])
+        scales = plain_tensors([getattr(getattr(module, "state", None), "SCB", None)])
         parameters += sum(t.numel() * t.element_size() for t in scales)
     while hasattr(optimizer, "optimizer"):  # Accelerate's wrapper
         optimizer = optimizer.optimizer
-    held = _tensors(value for state in optimizer.state.values() for value in state.values())
+    held = plain_tensors(value for state in optimizer.state.values() for value in state.values())
     return Memory(parameters, gradients, sum(t.numel() * t.element_size() for t in held))
 
 
@@ -112,10 +112,15 @@ def _quantization_states(param: Any) -> list[Any]:
     return [state for state in (first, getattr(first, "state2", None)) if state is not None]
 
 
-def _tensors(values: Any) -> Iterator[Any]:
+def plain_tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """The tensors among `values`; of those that wrap others (torchao's, DTensors) what they are made of."""
     import torch
 
-    return (value for value in values if isinstance(value, torch.Tensor))
+    for value in values:
+        if hasattr(value, "__tensor_flatten__"):
+            yield from plain_tensors(getattr(value, name) for name in value.__tensor_flatten__()[0])
+        elif isinstance(value, torch.Tensor):
+            yield value
 
 
 def of_recipe(name: str, flags: Sequence[str] = ()) -> tuple[Memory, int, int]:

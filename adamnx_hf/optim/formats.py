@@ -5,10 +5,10 @@ the nearest v would stand still. Rounded up or down at random, with the probabil
 average, it goes on. The random bits are a hash of the step, the parameter's number and the element's
 in the parameter: there is no generator whose state would have to be saved, and resuming is exact.
 
-In 8 bits (:func:`encode`) it is a moment's logarithm that is kept, in steps of an eighth of an octave below a
-power of two that each block has for itself, and rounded stochastically as well. bitsandbytes' and torchao's
-formats round to the nearest entry of a table, where v would freeze as it does in bfloat16, only earlier; and
-their tables hold a 0 that a small v falls into, whose step then knows no bounds. Here only 0 is stored as 0.
+In 8 bits (:func:`encode`) it is a small float that is kept, with 8 steps to an octave, below a power of two
+that each block has for itself; rounded stochastically as well. bitsandbytes' and torchao's formats round to
+the nearest entry of a table, where v would freeze as it does in bfloat16, only earlier; and their tables hold
+a 0 that a small v falls into, whose step then knows no bounds. Here only 0 is stored as 0.
 
 The same goes for parameters in bfloat16, where an update below 2^-9 of the parameter is lost. They can be
 rounded stochastically, or keep what rounding cut off in 16 bits beside: nothing is lost then.
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "NARROW",
     "PARAM_ROUNDINGS",
     "STATE_DTYPES",
     "convert",
@@ -43,11 +44,14 @@ __all__ = [
 #: What `AdamNX(state_dtype=...)` takes, by name, and what the tensors hold. Of 8 bits: :func:`encode`.
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}
 
+#: What is rounded by chance where it is stored.
+NARROW = frozenset({torch.bfloat16, torch.uint8})
+
 #: Elements of a row that share an exponent, in 8 bits.
 BLOCK = 128
 
-#: Codes to an octave, in 8 bits.
-PER_OCTAVE = 8
+#: Rows are filled up to a multiple of this many bytes, in 8 bits, so that kernels can move as many at a time.
+ROW_BYTES = 8
 
 #: Tensors of fewer elements, or of shorter rows, are not worth packing.
 LEAST_ELEMENTS, LEAST_COLUMNS = 4096, 64
@@ -58,14 +62,18 @@ PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
 #: Added to a parameter's number, so that its bits are not those of its moments, nor exp_avg's exp_avg_sq's.
 PARAM_SALT, EXP_AVG_SALT = 1 << 30, 1 << 29
 
-_32_BITS = 0xFFFFFFFF
+# The upper bits of the float32 of 1.0, with the 3 of the significand that 8 bits have room for.
+ONE = 127 << 3
 
-# Elements that are rounded at a time: each costs some 50 bytes.
-_PIECE = 2**22
+# The smallest m that is not 0, of 2^k; of which 24 random bits are a share.
+SMALLEST = 1.25 * 2.0**-16 * 2.0**-24
+
+# Elements that are rounded at a time: each costs some 30 bytes. On the CPU they stay in its caches.
+_PIECE, _PIECE_ON_CPU = 2**22, 2**17
 
 
 def random_bits(numel: int, step: int | Tensor, number: int, device: torch.device, start: int = 0) -> Tensor:
-    """32 bits for each of `numel` elements of a parameter: int64 [numel], from 0 to 2^32 − 1.
+    """32 bits for each of `numel` elements of a parameter: int32 [numel], of any sign.
 
     Args:
         numel: elements, in the order in which they lie in memory.
@@ -74,13 +82,19 @@ def random_bits(numel: int, step: int | Tensor, number: int, device: torch.devic
         device: of the result.
         start: which element is the first.
     """
-    # The finalizer of MurmurHash3, on 32 bits. Products wrap at 2^64, which leaves the lower 32 right.
+    # The finalizer of MurmurHash3. Products wrap at 2^32; what a shift brings in from the sign is cut off.
     index = torch.arange(start, start + numel, dtype=torch.int64, device=device)
-    bits = (index ^ (index >> 32)) * 0x9E3779B1 ^ step * 0x85EBCA77 ^ number * 0xC2B2AE3D
-    bits = bits & _32_BITS
-    bits = ((bits ^ (bits >> 16)) * 0x85EBCA6B) & _32_BITS
-    bits = ((bits ^ (bits >> 13)) * 0xC2B2AE35) & _32_BITS
-    return bits ^ (bits >> 16)
+    seed = step * 0x85EBCA77 ^ number * 0xC2B2AE3D
+    bits = (index ^ (index >> 32)).int() * _int32(0x9E3779B1)
+    bits = bits ^ (seed.int() if isinstance(seed, Tensor) else _int32(seed))
+    bits = (bits ^ (bits >> 16 & 0xFFFF)) * _int32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13 & 0x7FFFF)) * _int32(0xC2B2AE35)
+    return bits ^ (bits >> 16 & 0xFFFF)
+
+
+def _int32(number: int) -> int:
+    """The lower 32 bits of a number, as the int32 they are."""
+    return (number + 2**31) % 2**32 - 2**31
 
 
 def round_stochastically(values: Tensor, bits: Tensor) -> Tensor:
@@ -88,10 +102,10 @@ def round_stochastically(values: Tensor, bits: Tensor) -> Tensor:
 
     Args:
         values: float32, any shape. Infinities and nan stay what they are.
-        bits: int64 of the same shape, from 0 to 2^16 − 1, uniformly distributed.
+        bits: int32 of the same shape, from 0 to 2^16 − 1, uniformly distributed.
     """
     # bfloat16 is the upper half of float32. Adding random lower halves carries over as often as it should.
-    wide = values.contiguous().view(torch.int32) + bits.to(torch.int32)
+    wide = values.contiguous().view(torch.int32) + bits.int()
     rounded = (wide & -0x10000).view(torch.float32)
     # A nan of all ones would carry over into the sign.
     return torch.where(values.isnan(), values, rounded).to(torch.bfloat16)
@@ -114,7 +128,8 @@ def packs(param: Tensor) -> bool:
 def packed_shape(shape: torch.Size) -> tuple[int, int]:
     """Of the moments of a parameter of `shape`, packed: a row for each of its rows."""
     columns = shape[1:].numel()
-    return shape[0], columns + -(-columns // BLOCK)
+    used = columns + -(-columns // BLOCK)
+    return shape[0], -(-used // ROW_BYTES) * ROW_BYTES
 
 
 def new_moment(param: Tensor, dtype: torch.dtype) -> Tensor:
@@ -137,72 +152,69 @@ def new_moment(param: Tensor, dtype: torch.dtype) -> Tensor:
 def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
     """Packs values in 8 bits, each rounded to one of its two neighbours so that it is right on average.
 
-    A row is a byte for each value and then a byte for each block of 128: 127 + k, where 2^k is the power of
-    two above the block's largest. A value's byte is its code c, of which 0 is 0 and any other
-    2^(k − (C − c) / 8). With a sign: C = 127 and the upper bit, 16 octaves, and what is below them becomes 0
-    or their smallest. Without: C = 255, 32 octaves, and what is below them becomes their smallest: that is
-    not right on average, but it is not 0 either. A block with an inf or a nan is nan.
+    A row is a byte for each value, then one for each block of 128: 127 + k, where 2^k is the power of two
+    above the block's largest; and zeros up to a multiple of 8 bytes. A value's byte is, in units of 2^k, a
+    float's exponent and 3 bits of its significand, counted so that 1 is C. With a sign, in the upper bit: C
+    = 127, 16 octaves, and what is below them becomes 0 or their smallest. Without: C = 255, 32 octaves, and
+    what is below them becomes their smallest: that is not right on average, but it is not 0 either. Only a 0
+    is 0 there. A block with an inf or a nan is nan; k is at least −126 and at most 126, and what is above
+    2^126 becomes that.
+
+    It is bits that are shifted, so the Triton kernel, and any device, packs the same bytes.
 
     Args:
         values: float32 [rows, columns].
-        bits: int64 of that shape, from 0 to 2^32 − 1, uniformly distributed.
+        bits: int32 of that shape, uniformly distributed.
         signed: for exp_avg. Without, for exp_avg_sq, values are 0 or above.
 
     Returns:
-        uint8 [rows, columns + blocks].
+        uint8 [rows, width], see :func:`packed_shape`.
     """
     rows, columns = values.shape
     top = 127 if signed else 255
-    magnitudes = values.abs()
     blocks = -(-columns // BLOCK)
-    padded = torch.nn.functional.pad(magnitudes, (0, blocks * BLOCK - columns))
-    largest = padded.view(rows, blocks, BLOCK).amax(2)
-    exponents = torch.frexp(largest)[1].clamp(-127, 127) + 127
-    exponents = torch.where(largest.isfinite(), exponents, 255).to(torch.uint8)
+    magnitudes = values.abs()
+    # As integers floats are in the same order, nan above all. The upper 8 bits are the exponent, biased.
+    padded = torch.nn.functional.pad(magnitudes, (0, blocks * BLOCK - columns)).view(torch.int32)
+    exponents = (padded.view(rows, blocks, BLOCK).amax(2) >> 23) + 1
+    exponents = torch.where(exponents == 256, 255, exponents.clamp(max=253))
+    units = ((254 - exponents).clamp(min=0) << 23).view(torch.float32)  # 2^-k
+    magnitudes = magnitudes * _spread(units, columns)
 
-    power = _spread(exponents, columns)
-    # Codes as they would be without rounding. What is 0, or not a number, is sorted out below.
-    exact = top + PER_OCTAVE * (magnitudes.log2() - power)
-    lower = exact.floor().nan_to_num(0.0, 0.0, 0.0).clamp(0, top)
-    low, high = (_magnitude(code, power, top) for code in (lower, lower + 1))
-    chance = (bits.float() + 0.5) * 2.0**-32
-    codes = lower + (chance < (magnitudes - low) / (high - low))
-    codes = codes.clamp(max=top)
+    # Adding random lower bits carries over as often as it should. That holds down to the smallest code.
+    codes = ((magnitudes.view(torch.int32) + (bits & 0xFFFFF)) >> 20) - (ONE - top)
     if signed:
-        codes = torch.where(values < 0, codes + 128, codes)
+        codes = torch.where(codes < 1, (bits >> 8 & 0xFFFFFF) * SMALLEST < magnitudes, codes)
+        codes = codes.clamp(max=top) + (values < 0) * 128
     else:
-        codes = torch.where(magnitudes > 0, codes.clamp(min=1), codes)
-    return torch.cat([codes.to(torch.uint8), exponents], dim=1)
+        codes = torch.where(values > 0, codes.clamp(1, top), 0)
+    packed = torch.cat([codes.to(torch.uint8), exponents.to(torch.uint8)], dim=1)
+    return torch.nn.functional.pad(packed, (0, packed_shape(values.shape)[1] - columns - blocks))
 
 
 def decode(packed: Tensor, columns: int, *, signed: bool) -> Tensor:
     """What :func:`encode` has packed.
 
     Args:
-        packed: uint8 [rows, columns + blocks].
+        packed: uint8 [rows, width].
         columns: of the values.
         signed: as it was packed.
 
     Returns:
         float32 [rows, columns].
     """
-    codes, exponents = packed[:, :columns].float(), packed[:, columns:]
-    power = _spread(exponents, columns)
-    if not signed:
-        return _magnitude(codes, power, 255)
-    magnitudes = _magnitude(codes % 128, power, 127)
-    return torch.where(codes >= 128, -magnitudes, magnitudes)
+    top = 127 if signed else 255
+    codes = packed[:, :columns].int()
+    exponents = packed[:, columns : columns - (-columns // BLOCK)].int()
+    powers = torch.where(exponents == 255, torch.nan, (exponents << 23).view(torch.float32))
+    magnitudes = codes & top
+    values = torch.where(magnitudes > 0, (magnitudes + (ONE - top)) << 20 | (codes & ~top) << 24, 0)
+    return values.view(torch.float32) * _spread(powers, columns)
 
 
-def _spread(exponents: Tensor, columns: int) -> Tensor:
-    """The exponent of each element; nan for blocks that are nan."""
-    powers = torch.where(exponents == 255, torch.nan, exponents.float() - 127)
-    return powers.repeat_interleave(BLOCK, dim=1)[:, :columns]
-
-
-def _magnitude(codes: Tensor, power: Tensor, top: int) -> Tensor:
-    values = torch.exp2(power - (top - codes) / PER_OCTAVE)
-    return torch.where((codes == 0) & ~power.isnan(), 0.0, values)
+def _spread(of_blocks: Tensor, columns: int) -> Tensor:
+    """What blocks have, for each element: [rows, columns]."""
+    return of_blocks.repeat_interleave(BLOCK, dim=1)[:, :columns]
 
 
 def load(moment: Tensor, param: Tensor, role: str) -> Tensor:
@@ -230,7 +242,7 @@ def store(moment: Tensor, values: Tensor, step: int | Tensor, number: int, role:
     signed = role == "exp_avg"
     if moment.dtype == torch.bfloat16:  # half of the bits for each
         for part, new, bits in _in_pieces(moment, values, step, number):
-            part.copy_(round_stochastically(new.float(), bits & 0xFFFF if signed else bits >> 16))
+            part.copy_(round_stochastically(new.float(), (bits if signed else bits >> 16) & 0xFFFF))
         return
     for part, new, bits in _in_pieces(moment, values, step, number + EXP_AVG_SALT * signed):
         part.copy_(encode(new.float().flatten(1), bits.flatten(1), signed=signed))
@@ -241,7 +253,8 @@ def _in_pieces(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Rows of both, with random bits, so few at a time that what is computed from them stays small."""
     rows = values.shape[0] if values.ndim else 1
-    most = max(1, _PIECE * rows // max(values.numel(), 1))
+    piece = _PIECE_ON_CPU if values.is_cpu else _PIECE
+    most = max(1, piece * rows // max(values.numel(), 1))
     for start in range(0, rows, most):
         part, new = (t[start : start + most] if most < rows else t for t in (target, values))
         first = start * (values.numel() // max(rows, 1))

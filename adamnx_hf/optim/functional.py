@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import _to_scalar
 
 from adamnx_hf.optim.engines import ENGINES, Engine, Weight, choose_engine
-from adamnx_hf.optim.formats import join, load, store, store_param
+from adamnx_hf.optim.formats import NARROW, join, load, store, store_param
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
 __all__ = ["Memo", "adamnx", "count_on_device", "moment_dtype", "pack_steps"]
@@ -31,8 +31,6 @@ _WORKING_ELEMENTS = 2**24
 _MEMORY_FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
 
 _ROLES = ("param", "grad", "exp_avg", "exp_avg_sq", "param_residual")
-# What is rounded by chance where it is stored.
-_NARROW = (torch.bfloat16, torch.uint8)
 
 _T = TypeVar("_T")
 Schedule = Callable[[Scalar, Scalar], Scalar]
@@ -401,7 +399,7 @@ def _step_bucket(
                 if copy is tensor or role == "grad":
                     continue
                 by_chance = role != "param" or rounding != "nearest"
-                if not (by_chance and tensor.dtype in _NARROW and tensor.dtype != copy.dtype):
+                if not (by_chance and tensor.dtype in NARROW and tensor.dtype != copy.dtype):
                     tensor.copy_(copy)
                     continue
                 t = int(step) if isinstance(step, float) else step[place].long()
@@ -420,7 +418,7 @@ def _working_copy(
     tensor: Tensor, param: Tensor, role: str, dtypes: Collection[torch.dtype], dtype: torch.dtype
 ) -> Tensor:
     """`tensor` as an engine can take it: itself where it is right already."""
-    if role in ("exp_avg", "exp_avg_sq"):
+    if role in ("exp_avg", "exp_avg_sq") and tensor.dtype not in dtypes:
         tensor = load(tensor, param, role)
     return (tensor if tensor.dtype in dtypes else tensor.to(dtype)).contiguous()
 

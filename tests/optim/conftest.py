@@ -14,6 +14,8 @@ def interpreted(monkeypatch):
         pytest.skip("there is a card, which runs the kernel itself")
     interpreter = importlib.import_module("triton.runtime.interpreter")
     kernel = importlib.import_module("adamnx_hf.optim.engines.triton_kernel")
+    language = importlib.import_module("triton.language")
+    standard = importlib.import_module("triton.language.standard")  # of functions that are kernels' own
     convert = interpreter._convert_float
 
     def convert_rounding(values, source, target, mode):
@@ -27,8 +29,12 @@ def interpreted(monkeypatch):
         patch.setattr(interpreter, "_convert_float", convert_rounding)
         patch.setenv("TRITON_INTERPRET", "1")
         patch.setattr(triton, "INTERPRETED", True)
+        importlib.reload(standard)
+        for name in ("cdiv", "max"):
+            patch.setattr(language, name, getattr(standard, name))
         importlib.reload(kernel)
         yield kernel
+    importlib.reload(standard)
     importlib.reload(kernel)
 
 

@@ -41,7 +41,7 @@ every_engine = pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 
 def test_random_bits_are_uniform_and_independent():
     first, later, elsewhere = (random_bits(2**18, *at, CPU) for at in ((7, 3), (8, 3), (7, 4)))
-    halves = [half for bits in (first, later, elsewhere) for half in (bits & 0xFFFF, bits >> 16)]
+    halves = [half for bits in (first, later, elsewhere) for half in (bits & 0xFFFF, bits >> 16 & 0xFFFF)]
     for half in halves:
         assert 0 <= half.min() and half.max() <= 0xFFFF
         counts = torch.histc(half.double(), 64, 0, 2**16)
@@ -119,10 +119,10 @@ def test_8_bits_are_a_neighbour_and_right_on_average(columns, signed):
         unpacked = decode(packed, columns, signed=signed)
         total += unpacked
         most = max(most, float((unpacked / values - 1).abs().max()))
-    assert 0.08 < most < 2 ** (1 / 8) - 1 + 1e-5  # neighbours are an eighth of an octave apart
+    assert 0.11 < most < 1 / 8  # 8 steps to an octave
     relative = total / 300 / values - 1
-    # The latter is 5 σ, halfway between two.
-    assert relative.mean().abs() < 2e-4 and relative.abs().max() < 0.0135
+    # The latter is 5 σ, halfway between the first two of an octave.
+    assert relative.mean().abs() < 2e-4 and relative.abs().max() < 0.018
     # What is there already is stored as it is.
     again = encode(unpacked, noise(values.shape), signed=signed)
     assert torch.equal(decode(again, columns, signed=signed), unpacked)
@@ -134,15 +134,15 @@ def test_a_small_v_is_never_0_and_0_is():
     for step in range(50):
         unpacked = decode(encode(v, noise(v.shape, step), signed=False), 128, signed=False)[0]
         assert unpacked[0] == 0 and (unpacked[1:] > 0).all()
-        assert unpacked[1] == unpacked[3] == pytest.approx(2.0 ** (1 - 254 / 8))
+        assert unpacked[1] == unpacked[3] == 1.25 * 2.0**-31
 
 
 def test_a_small_m_is_0_or_the_smallest_and_right_on_average():
     m = torch.ones(1, 2**16)
     m[0, ::2] = -(2.0**-17)
-    smallest = 2.0 ** (1 - 126 / 8)
+    smallest = 1.25 * 2.0**-15
     unpacked = decode(encode(m, noise(m.shape), signed=True), 2**16, signed=True)[0, ::2]
-    assert sorted(set(unpacked.tolist())) == pytest.approx([-smallest, 0.0], rel=1e-6)
+    assert sorted(set(unpacked.tolist())) == [-smallest, 0.0]
     assert unpacked.mean().item() == pytest.approx(-(2.0**-17), rel=0.05)
 
 
@@ -160,7 +160,22 @@ def test_8_bits_hold_any_scale(scale):
     values = values_of_all_sizes(4, 128, True) * scale
     unpacked = decode(encode(values, noise(values.shape), signed=True), 128, signed=True)
     kept = values.abs() > values.abs().amax(1, keepdim=True) * 2.0**-14
-    assert ((unpacked / values - 1).abs()[kept] < 0.0906).all()
+    assert ((unpacked / values - 1).abs()[kept] < 0.1251).all()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("power", [-100, -3, 126])
+def test_what_codes_stand_for(signed, power):
+    top = 127 if signed else 255
+    codes = torch.arange(256)
+    row = torch.cat([codes, torch.tensor([127 + power] * 2), torch.zeros(6)]).byte()[None]
+    unpacked = decode(row, 256, signed=signed)[0]
+    below = top - codes[1 : top + 1]  # C is 2^k, and each 8 codes below are an octave
+    octave = -(-below // 8)
+    exact = (1 + (8 * octave - below) / 8) * 2.0 ** (power - octave)
+    assert unpacked[0] == 0 and torch.equal(unpacked[1 : top + 1], exact)
+    if signed:
+        assert torch.equal(unpacked[128:], -unpacked[:128])
 
 
 # ---------------------------------------------------------------- in the optimizer
@@ -472,7 +487,7 @@ def test_from_each_format_to_each(first, second):
         loader.load_state_dict(saved)
     changed = (first or "float32") != second
     assert [f"state_dtype={second}" in str(warning.message) for warning in told] == [True] * changed
-    widest = {"float32": 0, "bfloat16": 2**-7, "int8": 2 ** (1 / 8) - 1}
+    widest = {"float32": 0, "bfloat16": 2**-7, "int8": 1 / 8}
     for a, b in zip(loader.param_groups[0]["params"], saver.param_groups[0]["params"], strict=True):
         new, old = loader.dequantize(a), saver.dequantize(b)
         for key in old:
@@ -564,7 +579,7 @@ def test_from_adamw_takes_the_formats():
         assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == dtype
         assert not state["param_residual"].any() and optimizer.max_grad_norm == 1.0
         exact = adamw.state[params[3]]["exp_avg_sq"].float() / (1 - 0.999**2)
-        assert_close(optimizer.dequantize(params[3])["exp_avg_sq"], exact, rtol=0.1, atol=1e-3)
+        assert_close(optimizer.dequantize(params[3])["exp_avg_sq"], exact, rtol=0.126, atol=1e-3)
         train(optimizer, [2])
 
 

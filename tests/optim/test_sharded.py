@@ -134,7 +134,7 @@ def packed_goes_together():
     saved = get_optimizer_state_dict(sharded, optimizers[1], options=StateDictOptions(full_state_dict=True))
     if dist.get_rank() == 0:
         whole = saved["state"]["weight"]["exp_avg_sq"]
-        assert whole.dtype == torch.uint8 and whole.shape == (65, 129)
+        assert whole.dtype == torch.uint8 and whole.shape == (65, 136)
         twin = AdamNX(copy.deepcopy(single).parameters())
         twin.load_state_dict(
             {
@@ -145,7 +145,7 @@ def packed_goes_together():
         ours = next(iter(twin.param_groups[0]["params"]))
         theirs = optimizers[0].dequantize(single.weight)
         for key, value in twin.dequantize(ours).items():  # other random bits, and m may cancel
-            assert_close(value, theirs[key], rtol=0.3, atol=0.03 * float(theirs[key].abs().max()))
+            assert_close(value, theirs[key], rtol=0.4, atol=0.1 * float(theirs[key].abs().max()))
     assert isinstance(optimizers[1].state[sharded.weight]["exp_avg"], DTensor)
     assert optimizers[1].state[sharded.bias]["exp_avg"].dtype == torch.float32
     fresh = AdamNX(sharded.parameters(), state_dtype="int8")

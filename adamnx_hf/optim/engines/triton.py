@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import math
 import operator
 import os
 import warnings
@@ -23,10 +24,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from adamnx_hf.optim import formats
+
 if TYPE_CHECKING:
     from adamnx_hf.optim.engines import Weight
 
-MIXES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+MIXES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8})
 SCALES = True
 
 #: Elements to a program and warps to work on them: 8 elements to a thread, 2 accesses of 16 bytes a tensor.
@@ -124,12 +127,20 @@ def step_(
     columns = (params, grads, exp_avgs, exp_avg_sqs)
     addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in columns]
     kept = [0 if rest is None else rest.data_ptr() for rest in residuals] if residuals else [0] * len(params)
-    addresses += [kept, list(range(len(params)) if numbers is None else numbers)]
     dtypes = dtypes or [{tensor.dtype for tensor in tensors} for tensors in columns]
+
+    numels = [param.numel() for param in params]
+    row_lengths = [0] * len(params)
+    if torch.uint8 in dtypes[2] | dtypes[3]:  # rows share no exponents: each is filled up to whole blocks
+        for i, (param, *moments) in enumerate(zip(params, exp_avgs, exp_avg_sqs, strict=True)):
+            if torch.uint8 in {moment.dtype for moment in moments}:
+                row_lengths[i] = param.shape[1:].numel()
+                numels[i] = param.shape[0] * -(-row_lengths[i] // formats.BLOCK) * formats.BLOCK
+    addresses += [kept, row_lengths, list(range(len(params)) if numbers is None else numbers)]
 
     t: int | float | Tensor = 0
     by_chance = dtypes[2] | dtypes[3] if rounding != "stochastic" else set().union(*dtypes)
-    if torch.bfloat16 in by_chance:  # it seeds the rounding, and is not needed otherwise
+    if by_chance & formats.NARROW:  # it seeds the rounding, and is not needed otherwise
         t = int(step) if isinstance(step, float) else _number_or_address(step, device, torch.float64)
     arguments: dict[str, Any] = {
         "step": t,
@@ -143,7 +154,6 @@ def step_(
         "MAXIMIZE": maximize,
         "ROUNDING": rounding,
     }
-    numels = [param.numel() for param in params]
     check = functools.partial(_check, columns)
     if all(len(kinds) == 1 for kinds in dtypes) and all(map(_aligned, addresses[:-1])):
         kind = (*(dtype for kinds in dtypes for dtype in kinds), True)
@@ -171,10 +181,13 @@ def _check(columns: tuple[list[Tensor], ...]) -> None:
                     f"{param.device}; "
                     "optimizer.load_state_dict(optimizer.state_dict()) moves the state to the parameters"
                 )
-            if tensor.numel() != param.numel():
+            expected, whose = param.numel(), "the parameter"
+            if tensor.dtype == torch.uint8 and name != "grad":
+                expected, whose = math.prod(formats.packed_shape(param.shape)), "packed there are"
+            if tensor.numel() != expected:
                 raise RuntimeError(
-                    f"AdamNX: {name} of parameter {i} has {tensor.numel()} elements, the parameter "
-                    f"{param.numel()}: it belongs to another model, or to the parameter as it was"
+                    f"AdamNX: {name} of parameter {i} has {tensor.numel()} elements, {whose} "
+                    f"{expected}: it belongs to another model, or to the parameter as it was"
                 )
 
 
@@ -202,17 +215,21 @@ def _launch(
     memo: dict[Any, Any],
     check: Callable[[], None],
 ) -> None:
-    """One launch for parameters of a `kind`: the dtypes of their four tensors, and if all are aligned."""
+    """One launch for parameters of a `kind`: the dtypes of their four tensors, and if all are aligned.
+
+    `addresses` are those of params, grads, exp_avgs, exp_avg_sqs and residuals, then what else the table has
+    of each parameter, see `triton_kernel.COLUMNS`.
+    """
     import triton.language as tl
 
     from adamnx_hf.optim.engines import triton_kernel as kernel
 
-    params, grads, exp_avgs, exp_avg_sqs, residuals, numbers = addresses
+    params, grads, *others = addresses
     if kind[0] != torch.bfloat16:  # stored as ever
         arguments = arguments | {"ROUNDING": "nearest"}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         tables = _tables(
-            [params, exp_avgs, exp_avg_sqs, residuals, numbers, numels],
+            [params, *others, numels],
             grads,
             places,
             device,

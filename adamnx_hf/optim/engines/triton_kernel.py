@@ -2,19 +2,29 @@
 
 A launch covers a list of chunks, each BLOCK consecutive elements of one parameter. A program looks up which
 parameter its chunk belongs to and where that parameter's tensors lie, so tensors of all sizes share a launch.
+Where moments are packed in 8 bits, a chunk is BLOCK / SHARING blocks of elements that share an exponent.
+
+How a moment is stored is known to `load_moment` and `store_moment` alone.
 """
 
 import triton
 import triton.language as tl
 
-# As in adamnx_hf.optim.formats.
-PARAM_SALT = tl.constexpr(1 << 30)
+from adamnx_hf.optim import formats
+
+PARAM_SALT = tl.constexpr(formats.PARAM_SALT)
+EXP_AVG_SALT = tl.constexpr(formats.EXP_AVG_SALT)
+SHARING = tl.constexpr(formats.BLOCK)
+ROW_BYTES = tl.constexpr(formats.ROW_BYTES)
+ONE = tl.constexpr(formats.ONE)
+SMALLEST = tl.constexpr(formats.SMALLEST)
 
 __all__ = ["COLUMNS", "adamnx_update", "step_kernel"]
 
 #: int64 columns of the table of parameters: addresses of param, exp_avg, exp_avg_sq and param_residual (or
-#: 0), the number that seeds its rounding, elements, number of the first chunk, place in the lists of weights.
-COLUMNS = 8
+#: 0), elements to a row, the number that seeds its rounding, elements, number of the first chunk, place in
+#: the lists of weights. Where moments are packed, rows count as filled up to whole blocks in `elements`.
+COLUMNS = 9
 
 
 @triton.jit
@@ -68,6 +78,63 @@ def join(param, residual):
 
 
 @triton.jit
+def encode(values, mask, bits, SIGNED: tl.constexpr):
+    """:func:`adamnx_hf.optim.formats.encode`: float32 [blocks, SHARING] to their codes and exponents."""
+    TOP: tl.constexpr = 127 if SIGNED else 255
+    magnitudes = tl.abs(values)
+    ordered = tl.where(mask, magnitudes.to(tl.int32, bitcast=True), 0)
+    exponents = (tl.max(ordered, axis=1, keep_dims=True) >> 23) + 1
+    exponents = tl.where(exponents == 256, 255, tl.minimum(exponents, 253))
+    magnitudes = magnitudes * (tl.maximum(254 - exponents, 0) << 23).to(tl.float32, bitcast=True)
+    wide = magnitudes.to(tl.uint32, bitcast=True) + (bits & 0xFFFFF)
+    codes = (wide >> 20).to(tl.int32) - (ONE - TOP)
+    if SIGNED:
+        smallest = ((bits >> 8).to(tl.float32) * SMALLEST < magnitudes).to(tl.int32)
+        codes = tl.minimum(tl.where(codes < 1, smallest, codes), TOP)
+        codes = tl.where(values < 0, codes + 128, codes)
+    else:
+        codes = tl.where(values > 0, tl.minimum(tl.maximum(codes, 1), TOP), 0)
+    return codes.to(tl.uint8), exponents.to(tl.uint8)
+
+
+@triton.jit
+def decode(codes, exponents, SIGNED: tl.constexpr):
+    """:func:`adamnx_hf.optim.formats.decode`: of uint8 [blocks, SHARING] and [blocks, 1]."""
+    TOP: tl.constexpr = 127 if SIGNED else 255
+    codes = codes.to(tl.int32)
+    magnitudes = codes & TOP
+    values = ((magnitudes + (ONE - TOP)) << 20) | ((codes - magnitudes) << 24)
+    values = tl.where(magnitudes > 0, values, 0).to(tl.float32, bitcast=True)
+    exponents = exponents.to(tl.int32)
+    return values * tl.where(exponents == 255, float("nan"), (exponents << 23).to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def load_moment(moments, offsets, mask, codes, exponents, there, SIGNED: tl.constexpr):
+    """:func:`adamnx_hf.optim.formats.load`: a moment's elements in float32."""
+    if moments.dtype.element_ty == tl.uint8:
+        return decode(tl.load(moments + codes, mask), tl.load(moments + exponents, there), SIGNED)
+    return tl.load(moments + offsets, mask).to(tl.float32)
+
+
+@triton.jit
+def store_moment(
+    moments, values, offsets, mask, codes, exponents, there, index, step, number, SIGNED: tl.constexpr
+):
+    """:func:`adamnx_hf.optim.formats.store`, of elements `index` of the parameter."""
+    if moments.dtype.element_ty == tl.uint8:
+        bits = random_bits(index, step, number + EXP_AVG_SALT if SIGNED else number)
+        new_codes, new_exponents = encode(values, mask, bits, SIGNED)
+        tl.store(moments + codes, new_codes, mask)
+        tl.store(moments + exponents, new_exponents, there)
+    else:
+        if moments.dtype.element_ty == tl.bfloat16:  # half of the bits for each
+            bits = random_bits(index, step, number)
+            values = round_stochastically(values, bits & 0xFFFF if SIGNED else bits >> 16)
+        tl.store(moments + offsets, values.to(moments.dtype.element_ty), mask)
+
+
+@triton.jit
 def _step_chunk(
     params,
     grads,
@@ -77,6 +144,9 @@ def _step_chunk(
     start,
     offsets,
     mask,
+    codes,
+    exponents,
+    there,
     step,
     number,
     weight1,
@@ -86,8 +156,6 @@ def _step_chunk(
     eps,
     grad_factor,
     MAXIMIZE: tl.constexpr,
-    EXP_AVG: tl.constexpr,
-    EXP_AVG_SQ: tl.constexpr,
     ROUNDING: tl.constexpr,
 ):
     param = tl.load(params + offsets, mask)
@@ -95,36 +163,23 @@ def _step_chunk(
     if ROUNDING == "kahan":
         old_param = join(param, tl.load(residuals + offsets, mask))
     grad = tl.load(grads + offsets, mask).to(tl.float32) * grad_factor
-    exp_avg = tl.load(exp_avgs + offsets, mask)
-    exp_avg_sq = tl.load(exp_avg_sqs + offsets, mask)
+    exp_avg = load_moment(exp_avgs, offsets, mask, codes, exponents, there, True)
+    exp_avg_sq = load_moment(exp_avg_sqs, offsets, mask, codes, exponents, there, False)
     if MAXIMIZE:
         grad = -grad
-    new_param, new_exp_avg, new_exp_avg_sq = adamnx_update(
-        old_param,
-        grad,
-        exp_avg.to(tl.float32),
-        exp_avg_sq.to(tl.float32),
-        weight1,
-        weight2,
-        lr,
-        weight_decay,
-        eps,
+    new_param, exp_avg, exp_avg_sq = adamnx_update(
+        old_param, grad, exp_avg, exp_avg_sq, weight1, weight2, lr, weight_decay, eps
     )
-    if EXP_AVG == tl.bfloat16 or EXP_AVG_SQ == tl.bfloat16:
-        bits = random_bits(start + offsets, step, number)
-        if EXP_AVG == tl.bfloat16:
-            new_exp_avg = round_stochastically(new_exp_avg, bits & 0xFFFF)
-        if EXP_AVG_SQ == tl.bfloat16:
-            new_exp_avg_sq = round_stochastically(new_exp_avg_sq, bits >> 16)
+    index = start + offsets
     if ROUNDING == "stochastic":
-        bits = random_bits(start + offsets, step, number + PARAM_SALT)
+        bits = random_bits(index, step, number + PARAM_SALT)
         new_param = round_stochastically(new_param, bits & 0xFFFF)
     if ROUNDING == "kahan":
         new_param, residual = split(new_param)
         tl.store(residuals + offsets, residual, mask)
     tl.store(params + offsets, new_param.to(param.dtype), mask)
-    tl.store(exp_avgs + offsets, new_exp_avg.to(exp_avg.dtype), mask)
-    tl.store(exp_avg_sqs + offsets, new_exp_avg_sq.to(exp_avg_sq.dtype), mask)
+    store_moment(exp_avgs, exp_avg, offsets, mask, codes, exponents, there, index, step, number, True)
+    store_moment(exp_avg_sqs, exp_avg_sq, offsets, mask, codes, exponents, there, index, step, number, False)
 
 
 @triton.jit(do_not_specialize=["step"])
@@ -170,8 +225,9 @@ def step_kernel(
         STEPS_IN_MEMORY, WEIGHTS_IN_MEMORY, LR_IN_MEMORY: see `step`, `weight1` and `lr`.
         MAXIMIZE: negates gradients.
         ROUNDING: of parameters, see :data:`adamnx_hf.optim.formats.PARAM_ROUNDINGS`.
-        ALIGNED: all addresses are multiples of 16 bytes, so that 16 bytes are moved at a time.
-        BLOCK: elements of a chunk, a power of 2.
+        ALIGNED: all addresses are multiples of 16 bytes, so that 16 bytes are moved at a time; and so are the
+            elements to a row, where moments are packed.
+        BLOCK: elements of a chunk, a power of 2; of SHARING or more where moments are packed.
     """
     if found_inf is not None:  # noqa: SIM102, Triton decides the outer one when it compiles
         if tl.load(found_inf) != 0.0:
@@ -180,22 +236,24 @@ def step_kernel(
     chunk = tl.program_id(0)
     index = tl.load(chunks + chunk).to(tl.int64)
     row = table + index * COLUMNS
-    number = tl.load(row + 4)
-    numel = tl.load(row + 5)
-    start = (chunk - tl.load(row + 6)) * BLOCK  # int64, as tensors may have more than 2^31 elements
-    param = tl.load(row).to(tl.pointer_type(PARAM)) + start
-    grad = tl.load(grads + index).to(tl.pointer_type(GRAD)) + start
-    exp_avg = tl.load(row + 1).to(tl.pointer_type(EXP_AVG)) + start
-    exp_avg_sq = tl.load(row + 2).to(tl.pointer_type(EXP_AVG_SQ)) + start
-    residual = tl.load(row + 3).to(tl.pointer_type(tl.int16)) + start
+    columns = tl.load(row + 4)
+    number = tl.load(row + 5)
+    numel = tl.load(row + 6)
+    chunk = chunk - tl.load(row + 7)  # int64, as tensors may have more than 2^31 elements
+    param = tl.load(row).to(tl.pointer_type(PARAM))
+    grad = tl.load(grads + index).to(tl.pointer_type(GRAD))
+    exp_avg = tl.load(row + 1).to(tl.pointer_type(EXP_AVG))
+    exp_avg_sq = tl.load(row + 2).to(tl.pointer_type(EXP_AVG_SQ))
+    residual = tl.load(row + 3).to(tl.pointer_type(tl.int16))
     if ALIGNED:
         param = tl.multiple_of(param, 16)
         grad = tl.multiple_of(grad, 16)
         exp_avg = tl.multiple_of(exp_avg, 16)
         exp_avg_sq = tl.multiple_of(exp_avg_sq, 16)
         residual = tl.multiple_of(residual, 16)
+        columns = tl.multiple_of(columns, 16)
 
-    place = tl.load(row + 7)
+    place = tl.load(row + 8)
     if STEPS_IN_MEMORY:
         step = tl.load(step + place).to(tl.int32)
     if WEIGHTS_IN_MEMORY:
@@ -207,15 +265,40 @@ def step_kernel(
     if grad_scale is not None:
         grad_factor = tl.div_rn(1.0, tl.load(grad_scale).to(tl.float32))
 
-    offsets = tl.arange(0, BLOCK)
-    # A mask of unknown alignment would make every access one element wide: only the last chunk has one.
-    if start + BLOCK <= numel:
+    if EXP_AVG == tl.uint8 or EXP_AVG_SQ == tl.uint8:
+        blocks = tl.cdiv(columns, SHARING).to(tl.int32)
+        width = tl.cdiv(columns + blocks, ROW_BYTES) * ROW_BYTES
+        block = (chunk * (BLOCK // SHARING)).to(tl.int32) + tl.arange(0, BLOCK // SHARING)[:, None]
+        there = block.to(tl.int64) * SHARING < numel
+        line = block // blocks
+        block = block - line * blocks
+        line = line.to(tl.int64)
+        inside = block * SHARING + tl.arange(0, SHARING)[None, :]
+        offsets = line * columns + inside
+        mask = there & (inside < columns)
+        codes = line * width + inside
+        exponents = line * width + columns + block
         _step_chunk(
-            param, grad, exp_avg, exp_avg_sq, residual, start, offsets, None, step, number,
-            weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, EXP_AVG, EXP_AVG_SQ, ROUNDING,
+            param, grad, exp_avg, exp_avg_sq, residual, 0, offsets, mask, codes, exponents, there,
+            step, number, weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, ROUNDING,
         )  # fmt: skip
     else:
-        _step_chunk(
-            param, grad, exp_avg, exp_avg_sq, residual, start, offsets, offsets < numel - start, step, number,
-            weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, EXP_AVG, EXP_AVG_SQ, ROUNDING,
-        )  # fmt: skip
+        start = chunk * BLOCK
+        offsets = tl.arange(0, BLOCK)
+        param += start
+        grad += start
+        exp_avg += start
+        exp_avg_sq += start
+        residual += start
+        # A mask of unknown alignment would make every access one element wide: only the last chunk has one.
+        if start + BLOCK <= numel:
+            _step_chunk(
+                param, grad, exp_avg, exp_avg_sq, residual, start, offsets, None, None, None, None,
+                step, number, weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, ROUNDING,
+            )  # fmt: skip
+        else:
+            mask = offsets < numel - start
+            _step_chunk(
+                param, grad, exp_avg, exp_avg_sq, residual, start, offsets, mask, None, None, None,
+                step, number, weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, ROUNDING,
+            )  # fmt: skip
