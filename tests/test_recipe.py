@@ -35,14 +35,12 @@ def test_every_recipe_resolves(name):
     assert resolved.name == name and resolved.changes == {}
     assert args.optim == "adamnx" and (args.adam_beta1, args.adam_beta2) == (0.9, 0.99)
     assert args.decay_rule == "paper" and args.weight_decay == 0.01 and args.seed == 42
-    if resolved.arguments.task == "image_classification":
-        assert args.per_device_train_batch_size == 64 and args.per_device_eval_batch_size == 200
     assert args.output_dir == f"runs/{name}/adamnx-seed42"
     assert not args.bf16 and not args.torch_compile
     if resolved.arguments.paper_tables:
         assert args.num_train_epochs == 80
-    if resolved.arguments.task == "image_classification":
-        assert args.per_device_train_batch_size == 64 and args.per_device_eval_batch_size == 200
+    batches = (args.per_device_train_batch_size, args.per_device_eval_batch_size)
+    assert batches == ((32, 250) if name == "cifar100_nano" else (64, 200))
 
 
 def test_every_recipe_has_its_task_and_every_task_what_run_needs():
