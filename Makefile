@@ -51,10 +51,10 @@ gpu: setup  ## On a machine with a CUDA card: the tests that need it, the benchm
 	PYTHON=$(BIN)/python bash .ci/gpu docs/results/gpu
 
 docs: setup  ## Build the documentation as a site in site/; warnings are errors.
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 docs-serve: setup  ## Show the documentation at http://127.0.0.1:8000, built anew as files change.
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 figures: setup  ## Draw the documentation's figures again.
 	$(BIN)/python -m adamnx_hf.figures docs/images

@@ -44,7 +44,7 @@ def foreign(key: str, value: Any) -> bool:
     """Whether a recipe from somewhere else may not set `key` to `value`: of :data:`FOREIGN`, or a path."""
     if FOREIGN.fullmatch(key):
         return key != "report_to" or value not in ("none", ["none"])
-    return isinstance(value, str) and value.startswith(("/", "~", "./", "../"))
+    return isinstance(value, str) and (value.startswith(("/", "~", "./")) or ".." in value.split("/"))
 
 
 #: No recipe is longer, in bytes.
@@ -201,7 +201,8 @@ def upload(
         repo_id: `me/name`.
         files: by their paths in the repository.
         remove: files of the repository that go in the same commit.
-        private: whether only its owner sees a new repository; None: as the owner's settings say.
+        private: whether only its owner sees a new repository; None: as the owner's settings say. One that
+            is there has to be private already.
         update: commit to the repository if there is one.
         token: of the Hub; default: the one of `hf auth login` or HF_TOKEN.
         message: of the commit.
@@ -210,14 +211,16 @@ def upload(
         The repository's address.
 
     Raises:
-        RecipeError: there is such a repository already, no access, the Hub refuses the card's metadata, or it
-            cannot be reached.
+        RecipeError: there is such a repository already, or a public one where a private one was asked for, no
+            access, the Hub refuses the card's metadata, or it cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=token)
     if isinstance(card := files.get("README.md"), bytes):
         _check_card(card.decode(), token)
+    if private and update:  # create_repo leaves one that is there as public as it is
+        _check_private(api, repo_id)
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=update)
     except Exception as error:
@@ -240,6 +243,22 @@ def upload(
             "go on with --update"
         ) from error
     return str(url)
+
+
+def _check_private(api: Any, repo_id: str) -> None:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        public = api.model_info(repo_id).private is False
+    except RepositoryNotFoundError:
+        return  # it will be made
+    except Exception as error:
+        raise RecipeError(f"{repo_id}: {_reason(error)}") from error
+    if public:
+        raise RecipeError(
+            f"{repo_id}: is public, and asked for was a private one; make it private in its settings on the "
+            "Hub, or choose another"
+        )
 
 
 def _check_card(text: str, token: str | None) -> None:

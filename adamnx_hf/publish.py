@@ -89,6 +89,8 @@ class Package:
     """Reproduces the run."""
     removed: list[str] = dataclasses.field(default_factory=list)
     """What an earlier run put into the repository and this one has not."""
+    replaced: list[str] = dataclasses.field(default_factory=list)
+    """What is in the repository, and no earlier run put there, of the same names as this run's."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,6 +187,7 @@ def _fit(made: Package, repo_id: str, token: str | None = None) -> None:
     earlier = _earlier(hub.read_text(repo_id, "results.json", token)) if "results.json" in there else {}
     ours = [name for name in earlier.get("published", ()) if PUBLISHED.fullmatch(name)]
     made.removed = sorted(set(ours) & set(there) - set(made.files))
+    made.replaced = sorted(set(made.files) & set(there) - {*earlier.get("published", ()), "README.md"})
     if "README.md" in there:
         theirs = hub.read_text(repo_id, "README.md", token)
         card, licensed = _merged(theirs, _text(made.files["README.md"]), str(earlier.get("optim")))
@@ -199,7 +202,8 @@ def _earlier(text: str) -> dict[str, Any]:
         content = json.loads(text)
     except ValueError:
         return {}
-    return content if isinstance(content, dict) and isinstance(content.get("published"), list) else {}
+    names = content.get("published") if isinstance(content, dict) else None
+    return content if isinstance(names, list) and all(isinstance(name, str) for name in names) else {}
 
 
 def _text(content: Path | bytes) -> str:
@@ -225,6 +229,10 @@ def _merged(theirs: str, ours: str, earlier_optim: str) -> tuple[str, bool]:
         elif getattr(card.data, key, None) is None:
             setattr(card.data, key, value)
     above, begin, rest = old.text.partition(_BEGIN)
+    if begin and _END not in rest:  # what is whose cannot be told
+        raise RecipeError(
+            f"README.md of the repository: put the line {_END} back, above your own words at its end"
+        )
     below = rest.partition(_END)[2] if begin else above  # no card of this package: all of it is theirs
     parts = (above.strip() if begin else "", card.text.strip(), below.strip())
     card.text = "\n\n".join(filter(None, parts)) + "\n"
@@ -236,6 +244,8 @@ def _say(made: Package) -> None:
         print(f"left out: {item}")
     for name in made.removed:
         print(f"removed: {name} (of an earlier run)")
+    for name in made.replaced:
+        print(f"replaced: {name} (not of an earlier run; the Hub's history has it)")
 
 
 def _write(made: Package, folder: Path) -> None:
@@ -313,6 +323,8 @@ def package(
         del files["predictions.png"]
         scrub.left_out.append("predictions.png (pictures of a data set that is not on the Hub)")
     results = json.loads(scrub.json(run_dir / "results.json"))
+    if not isinstance(results, dict) or not {"task", "metrics", "environment"} <= results.keys():
+        raise RecipeError(f"{run_dir}: its results.json is not one of `adamnx-hf run`")
     words = [*run_command(results["environment"]["processes"]), address]
     command = " ".join([shlex.join(words), *(f"--{key} {key.upper()}" for key in missing)])
     head = f"# Again: {command}\n"

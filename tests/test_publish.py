@@ -176,6 +176,7 @@ def test_addresses_that_do_not_fit(address, message, server, capsys):
         ("task: image_classification\noutput_dir: /\n", "output_dir cannot stand in a recipe from the Hub"),
         ("task: image_classification\npush_to_hub: true\n", "push_to_hub cannot stand in a recipe from"),
         ("task: image_classification\ndataset_name: /root\n", "dataset_name cannot stand in a recipe from"),
+        ("task: image_classification\ndataset_name: a/../../b\n", "dataset_name cannot stand in a"),
         ("task: image_classification\nreport_to: all\n", "report_to cannot stand in a recipe from"),
         ("task: image_classification\ntrackio_space_id: x\n", "trackio_space_id "),
         ("task: &a image_classification\ntitle: *a\n", "has YAML aliases"),
@@ -211,6 +212,18 @@ def test_an_existing_repository(server, trained, capsys):
     assert len(server.commits["me/colours"]) == 3
 
 
+def test_a_private_update_of_a_public_repository(server, trained, capsys):
+    """The Hub would take it, and everybody see it."""
+    words = ["publish", str(trained), "--repo-id", "me/colours", "--private", "--update"]
+    put(server, "task: image_classification\n", "me/colours")
+    assert "me/colours: is public, and asked for was a private one" in says(capsys, words)
+    assert len(server.commits["me/colours"]) == 2
+    server.private["me/colours"] = True
+    assert cli.main(words) == 0 and len(server.commits["me/colours"]) == 3
+    words[3] = "me/new"
+    assert cli.main(words) == 0 and server.private["me/new"]
+
+
 def test_an_update_removes_what_only_an_earlier_run_put_there(server, copied, capsys):
     (copied / "tokenizer.json").write_text("{}")
     shutil.copy(copied / "model.safetensors", copied / "model-00001-of-00001.safetensors")
@@ -237,9 +250,17 @@ def test_an_update_removes_what_only_an_earlier_run_put_there(server, copied, ca
     assert set(before) - set(after) == set(gone) and set(after) - set(before) == {"adapter_model.safetensors"}
     assert len(server.commits["me/colours"]) == 4
     # Of a repository that this package has not published nothing goes.
-    put(server, "mine", name="tokenizer.json")
+    for results in ("mine", '{"published": [{"name": "tokenizer.json"}]}'):
+        put(server, "mine", name="tokenizer.json")
+        server.files("me/other").update({"config.json": b"{}", "results.json": results.encode()})
+        assert cli.main(["publish", str(copied), "--repo-id", "me/other", "--update"]) == 0
+        assert server.files("me/other")["tokenizer.json"] == b"mine"
+        out = capsys.readouterr().out
+        for name in ("config.json", "results.json"):  # of the same names, it is said
+            assert f"replaced: {name} (not of an earlier run; the Hub's history has it)\n" in out
+        assert out.count("replaced: ") == 2
     assert cli.main(["publish", str(copied), "--repo-id", "me/other", "--update"]) == 0
-    assert server.files("me/other")["tokenizer.json"] == b"mine"
+    assert "replaced: " not in capsys.readouterr().out
 
 
 def test_an_update_keeps_what_its_owner_wrote_on_the_card(server, copied, capsys):
@@ -267,6 +288,11 @@ def test_an_update_keeps_what_its_owner_wrote_on_the_card(server, copied, capsys
     assert cli.main([*words, "--update", "--license", "apache-2.0"]) == 0
     data = ModelCard.load("me/colours").data
     assert data.license == "apache-2.0" and data.license_name is None
+
+    whole = server.files("me/colours")["README.md"].decode()
+    put(server, whole.replace("<!-- adamnx-hf: end -->", ""), "me/cut", "README.md")
+    message = "README.md of the repository: put the line <!-- adamnx-hf: end --> back"
+    assert message in says(capsys, [*words[:3], "me/cut", "--update"]) and len(server.commits["me/cut"]) == 2
 
     put(server, "# By hand", name="README.md")
     assert cli.main([*words[:3], "me/other", "--update"]) == 0
@@ -479,6 +505,13 @@ def test_what_cannot_be_published(missing, repo_id, message, copied):
         (copied / missing).unlink()
     with pytest.raises(RecipeError, match=message):
         publish.package(copied, repo_id)
+
+
+def test_results_of_something_else(copied):
+    for text in ("[]", '{"accuracy": 1}'):
+        (copied / "results.json").write_text(text)
+        with pytest.raises(RecipeError, match=r"its results\.json is not one of `adamnx-hf run`"):
+            publish.package(copied, "me/x")
 
 
 def test_push_to_hub_of_a_recipe(server, tiny, tmp_path):

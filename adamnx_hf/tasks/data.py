@@ -99,11 +99,18 @@ def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
         RecipeError: the data set, or one of the splits, is not there.
     """
     import datasets
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as formats
 
     name = arguments.dataset_name
     if not name:
         raise RecipeError("dataset_name: the recipe names no data set; add --dataset_name NAME_OR_FOLDER")
     folder = Path(name).expanduser()
+    if name in formats and not folder.is_dir():
+        # load_dataset would read files of the current folder, and a recipe may be somebody else's.
+        raise RecipeError(
+            f"dataset_name: {name!r} is a format of files, no data set; pass the folder that they are in: "
+            "--dataset_name path/to/folder"
+        )
     options: dict[str, Any] = {"name": arguments.dataset_config_name}
     try:
         if folder.is_dir():

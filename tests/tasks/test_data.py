@@ -99,6 +99,15 @@ def test_data_files_are_the_data_sets_own(pattern):
             DataArguments(data_files=other)
 
 
+@pytest.mark.parametrize("name", ["text", "pandas", "imagefolder"])
+def test_a_format_is_no_data_set(name, tmp_path, monkeypatch):
+    """A recipe of somebody else would have files of the current folder read."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("SECRET=1")
+    with pytest.raises(RecipeError, match=f"dataset_name: '{name}' is a format of files, no data set"):
+        rows(name, data_files={"train": ".env", "test": ".env"})
+
+
 def test_files_of_a_branch_of_the_hub(hub, monkeypatch, tmp_path):
     """As the recipe voc_yolov7_tiny has it: two folders of a branch make one split; the rest is not read."""
 
