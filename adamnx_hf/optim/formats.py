@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 #: What `AdamNX(state_dtype=...)` takes, by name, and what the tensors hold. Of 8 bits: :func:`encode`.
+#: Checkpoints have the names, so a released one stands for its layout for good: another layout takes another
+#: name, which older versions refuse.
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}
 
 #: What is rounded by chance where it is stored.
@@ -65,8 +67,8 @@ PARAM_SALT, EXP_AVG_SALT = 1 << 30, 1 << 29
 # The upper bits of the float32 of 1.0, with the 3 of the significand that 8 bits have room for.
 ONE = 127 << 3
 
-# The smallest m that is not 0, of 2^k; of which 24 random bits are a share.
-SMALLEST = 1.25 * 2.0**-16 * 2.0**-24
+# The smallest m that is not 0, in units of 2^k.
+SMALLEST = 1.25 * 2.0**-16
 
 # Elements that are rounded at a time: each costs some 30 bytes. On the CPU they stay in its caches.
 _PIECE, _PIECE_ON_CPU = 2**22, 2**17
@@ -122,7 +124,7 @@ def packs(param: Tensor) -> bool:
         placement.is_replicate() or (type(placement).__name__ == "Shard" and placement.dim == 0)
         for placement in getattr(param, "placements", ())
     )
-    return by_rows and param.numel() // param.shape[0] >= LEAST_COLUMNS
+    return by_rows and LEAST_COLUMNS <= param.numel() // param.shape[0] < 2**31  # int32 to the kernel
 
 
 def packed_shape(shape: torch.Size) -> tuple[int, int]:
@@ -181,11 +183,12 @@ def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
     units = ((254 - exponents).clamp(min=0) << 23).view(torch.float32)  # 2^-k
     magnitudes = magnitudes * _spread(units, columns)
 
-    # Adding random lower bits carries over as often as it should. That holds down to the smallest code.
+    # Adding random lower bits carries over as often as it should. Below the smallest code the next one is 0.
     codes = ((magnitudes.view(torch.int32) + (bits & 0xFFFFF)) >> 20) - (ONE - top)
     if signed:
-        codes = torch.where(codes < 1, (bits >> 8 & 0xFFFFFF) * SMALLEST < magnitudes, codes)
-        codes = codes.clamp(max=top) + (values < 0) * 128
+        chosen = (bits >> 8 & 0xFFFFFF).float() * (SMALLEST / (1 << 24)) < magnitudes
+        codes = torch.where(magnitudes < SMALLEST, chosen, codes.clamp(max=top))
+        codes = torch.where(values < 0, codes + 128, codes)
     else:
         codes = torch.where(values > 0, codes.clamp(1, top), 0)
     packed = torch.cat([codes.to(torch.uint8), exponents.to(torch.uint8)], dim=1)

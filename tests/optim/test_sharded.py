@@ -123,13 +123,14 @@ def packed_goes_together():
     sharded = copy.deepcopy(single)
     fully_shard(sharded)
     optimizers = [AdamNX(m.parameters(), lr=0.01, state_dtype="int8") for m in (single, sharded)]
+    exact = AdamNX(single.parameters(), lr=0.0, weight_decay=0.0)  # float32 moments of the same gradients
     for step in range(4):
         torch.manual_seed(step)
         sharded.zero_grad()
         sharded(torch.randn(6, 128)).square().mean().backward()
         for a, b in zip(sharded.parameters(), single.parameters(), strict=True):
             b.grad = a.grad.full_tensor()
-        for optimizer in optimizers:
+        for optimizer in (*optimizers, exact):
             optimizer.step()
     saved = get_optimizer_state_dict(sharded, optimizers[1], options=StateDictOptions(full_state_dict=True))
     if dist.get_rank() == 0:
@@ -143,9 +144,13 @@ def packed_goes_together():
             }
         )
         ours = next(iter(twin.param_groups[0]["params"]))
-        theirs = optimizers[0].dequantize(single.weight)
-        for key, value in twin.dequantize(ours).items():  # other random bits, and m may cancel
-            assert_close(value, theirs[key], rtol=0.4, atol=0.1 * float(theirs[key].abs().max()))
+        # Random bits are each rank's own. A rounding moves a number by an eighth at most, by 4 % in the root
+        # mean square; v has been rounded four times, m once for each of its parts. No bias in 8,320 elements.
+        for key, value in twin.dequantize(ours).items():
+            true = exact.state[single.weight][key]
+            assert (value - true).norm() < 0.1 * true.norm()
+        ratio = value / true
+        assert (8 / 9) ** 4 < ratio.min() and ratio.max() < (9 / 8) ** 4 and abs(ratio.mean() - 1) < 0.005
     assert isinstance(optimizers[1].state[sharded.weight]["exp_avg"], DTensor)
     assert optimizers[1].state[sharded.bias]["exp_avg"].dtype == torch.float32
     fresh = AdamNX(sharded.parameters(), state_dtype="int8")

@@ -89,8 +89,8 @@ def encode(values, mask, bits, SIGNED: tl.constexpr):
     wide = magnitudes.to(tl.uint32, bitcast=True) + (bits & 0xFFFFF)
     codes = (wide >> 20).to(tl.int32) - (ONE - TOP)
     if SIGNED:
-        smallest = ((bits >> 8).to(tl.float32) * SMALLEST < magnitudes).to(tl.int32)
-        codes = tl.minimum(tl.where(codes < 1, smallest, codes), TOP)
+        chosen = ((bits >> 8).to(tl.float32) * (SMALLEST / (1 << 24)) < magnitudes).to(tl.int32)
+        codes = tl.where(magnitudes < SMALLEST, chosen, tl.minimum(codes, TOP))
         codes = tl.where(values < 0, codes + 128, codes)
     else:
         codes = tl.where(values > 0, tl.minimum(tl.maximum(codes, 1), TOP), 0)
