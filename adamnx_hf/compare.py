@@ -46,6 +46,8 @@ _SWEEP_SEEDS_FROM = 1000
 # Of every run: quiet, and nothing kept but its results.
 _FLAGS = ("--save_strategy=no", "--load_best_model_at_end=false", "--report_to=none", "--push_to_hub=false")
 
+# Of a model that was kept: a whole one, or an adapter.
+_MODEL_CONFIGS = ("config.json", "adapter_config.json")
 
 # What belongs to the comparison, not to an optimizer.
 _RESERVED = {
@@ -479,7 +481,7 @@ def _look(item: _Run, args: argparse.Namespace) -> None:
     expected = yaml.safe_load(yaml.safe_dump(resolved.resolved()))
     there = read(item.folder / "recipe.yaml") if (item.folder / "recipe.yaml").is_file() else {}
     if there == expected:
-        if item.keep_model and not (item.folder / "config.json").is_file():
+        if item.keep_model and not any((item.folder / name).is_file() for name in _MODEL_CONFIGS):
             return  # it was run without its model being kept: again
         with contextlib.suppress(ValueError):  # damaged: run again
             item.results = json.loads(path.read_text(encoding="utf-8"))
@@ -518,7 +520,9 @@ def _carry_out(item: _Run, args: argparse.Namespace, bar: _Progress) -> None:
         return
     with _as_it_was():
         recipe = _resolve(item, args)
-        (item.folder / "results.json").unlink(missing_ok=True)  # of other settings
+        # Of other settings; a model, too, which would pass for this run's.
+        for name in ("results.json", *_MODEL_CONFIGS):
+            (item.folder / name).unlink(missing_ok=True)
         values = "".join(f", {key} {value}" for key, value in item.values.items())
         what = f"{item.contender.label}{values}, seed {item.seed}"
         item.results = train(

@@ -79,6 +79,8 @@ def simulate(
         the coordinates; `moved`: the same of the square of v's change in this step; `update`: the mean of
         (m/(√v + ε))²; `update_still`: the same if √v stood still at the root of the mean of g².
     """
+    from tqdm import tqdm
+
     from adamnx_hf.optim.schedules import BETA2_SCHEDULES, adam
 
     gradients = gradients.double()
@@ -92,7 +94,7 @@ def simulate(
     m = torch.zeros(streams, gradients.shape[1], dtype=torch.float64)
     v = torch.zeros_like(m)
     wanted, rows = set(at), []
-    for step in range(1, max(at) + 1):
+    for step in tqdm(range(1, max(at) + 1), desc=f"{schedule} {beta2:g}", unit=" steps", leave=False):
         drawn = gradients[torch.randint(len(gradients), (streams,), generator=generator)]
         m.lerp_(drawn, float(adam(float(step), beta1)))
         before = v.clone() if step in wanted else v

@@ -100,7 +100,7 @@ def largest_eigenvalue(
             torch._foreach_add_(total, list(second))
         result = torch.cat([(t * unit).reshape(-1) for t, unit in zip(total, units, strict=True)])
         if not torch.isfinite(result).all():
-            raise RuntimeError("the Hessian is not finite")
+            raise RuntimeError("the Hessian is not finite; has the run diverged?")
         return result.double().cpu().numpy()
 
     if size == 1:
@@ -283,6 +283,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
+    from tqdm import tqdm
+
     try:
         for name in ("random_radius", "ascent_radius"):
             if not 0 < getattr(args, name) < math.inf:
@@ -300,7 +302,7 @@ def run(args: argparse.Namespace) -> int:
             )
         for folder in args.folders:
             _check(folder)
-        for folder in args.folders:
+        for folder in tqdm(args.folders, desc="sharpness", unit=" runs", leave=False):
             print(json.dumps(_of_run(folder, args), indent=1))
     except RecipeError as error:
         print(f"adamnx-hf sharpness: error: {error}", file=sys.stderr)
@@ -309,6 +311,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise RecipeError(f"{folder}: holds an adapter; only whole models can be measured")
     for name, remedy in (
         ("recipe.yaml", "give the folder of a run, or of a comparison"),
         ("config.json", "compare with --keep-models"),
@@ -342,14 +346,17 @@ def _of_run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         for share, inputs in batches:
             yield model(**inputs).loss * (share / total)
 
-    with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
-        values = measure(
-            loss,
-            params,
-            random_radius=args.random_radius,
-            ascent_radius=args.ascent_radius,
-            directions=args.directions,
-        )
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+            values = measure(
+                loss,
+                params,
+                random_radius=args.random_radius,
+                ascent_radius=args.ascent_radius,
+                directions=args.directions,
+            )
+    except RuntimeError as error:
+        raise RecipeError(f"{folder}: {' '.join(str(error).split())}") from error
     result = {"settings": _settings(args), **values, "environment": report.environment()}
     report.write_json(path, result)
     return result
@@ -375,8 +382,6 @@ def trainer_of(folder: Path, dataset_name: str | None = None) -> Any:
         trainer = recipe.task.make_trainer(recipe)
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(f"{folder}: {' '.join(str(error).split())}") from error
-    if hasattr(trainer.model, "peft_config"):
-        raise RecipeError(f"{folder}: holds an adapter; only whole models can be measured")
     model: Any = type(trainer.model).from_pretrained(str(folder))
     trainer.model = trainer.model_wrapped = model.to(trainer.args.device)
     return trainer

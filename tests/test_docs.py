@@ -25,6 +25,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 pytest.importorskip("transformers")
 sybil = pytest.importorskip("sybil")
@@ -264,6 +265,18 @@ def models(namespace, patch):
     Image.new("RGB", (64, 64), "red").save("picture.png")
 
 
+def three_models(namespace, patch):
+    """In the place of a comparison's, which trains for a minute."""
+    for optimizer in (
+        "horizon=auto",
+        "beta2_schedule=adax-beta2=0.8974295010700053",
+        "beta2_schedule=adax-beta2=0.89795",
+    ):
+        folder = Path(f"runs/cifar100_nano/compare/adamnx-{optimizer}/as-given/seed0")
+        folder.mkdir(parents=True)
+        save_file({"weight": torch.ones(2), "running_mean": torch.ones(2)}, folder / "model.safetensors")
+
+
 def tiny_model(namespace, patch):
     patch.syspath_prepend(ROOT / "tests" / "faults")
     importlib.import_module("crash").make_tiny(Path("path/to/model"))
@@ -288,6 +301,7 @@ SETUP = {
     "docs/fsdp2.md": processes,
     "docs/kernel.md": old_kernels,
     "docs/recipes.md": models,
+    "docs/results/adax/README.md": three_models,
     "docs/trl.md": tiny_model,
     "recipes/semantic_segmentation/README.md": two_pictures,
 }

@@ -1,10 +1,12 @@
 """Sharpness against Hessians that are known, and the command on real runs."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adamnx_hf import cli
@@ -160,6 +162,20 @@ def test_of_a_comparison(tiny, tmp_path, capsys):
         name: content["contenders"][0]["runs"][0][name] for name in MEASURES
     }
     assert (run / "sharpness.json").stat().st_mtime_ns == written
+    # Of a run that diverged nothing is written.
+    weights = load_file(run / "model.safetensors")
+    broken = {
+        name: value * math.nan if value.is_floating_point() else value for name, value in weights.items()
+    }
+    save_file(broken, run / "model.safetensors", {"format": "pt"})
+    assert cli.main(["sharpness", str(out)]) == 1
+    assert f"{run}: the Hessian is not finite" in capsys.readouterr().err
+    # Run again without a model, a folder does not hold the one of other settings.
+    words += ["--learning_rate", "0.02", "--overwrite-output-dir", "--output_dir", str(out)]
+    assert cli.main(words) == 0
+    capsys.readouterr()
+    assert cli.main(["sharpness", str(out)]) == 1
+    assert "holds no config.json; compare with --keep-models" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
@@ -171,3 +187,6 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         assert cli.main(["sharpness", *words]) == 1
         error = capsys.readouterr().err
         assert told in error and error.count("\n") == 1
+    (tmp_path / "adapter_config.json").touch()
+    assert cli.main(["sharpness", str(tmp_path)]) == 1
+    assert "holds an adapter; only whole models can be measured" in capsys.readouterr().err
