@@ -52,6 +52,8 @@ ARGUMENTS_ONLY = {
     "demo": "trains for minutes",
     "bench": "measures for minutes",
     "publish": "needs the folder of a run",
+    "sharpness": "needs folders of runs",
+    "jitter": "needs the folder of a run",
 }
 #: Scripts that stand for the reader's own, or for one of Transformers' examples.
 READERS_OWN = {"train.py", "run_clm.py", "some_package.train"}
