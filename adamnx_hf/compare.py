@@ -115,6 +115,7 @@ class _Run:
     """Of the swept fields."""
     folder: Path
     words: list[str]
+    keep_model: bool = False
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def score(self, metric: str) -> float:
@@ -191,6 +192,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="default: runs/<recipe>/compare",
+    )
+    parser.add_argument(
+        "--keep-models",
+        "--keep_models",
+        action="store_true",
+        help="write the models of the runs that judge, too, as for `adamnx-hf sharpness`",
     )
     parser.add_argument(
         "--overwrite-output-dir",
@@ -276,6 +283,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         for values in grids[one]
         for i in range(args.seeds)
     }
+    for item in judging.values():
+        item.keep_model = args.keep_models
     for item in (*sweep_runs, *judging.values()):
         # The first seed tells whether settings fit; for the others it is enough to look at what is there.
         if item.folder.name == "seed0" or (item.folder / "results.json").is_file():
@@ -470,6 +479,8 @@ def _look(item: _Run, args: argparse.Namespace) -> None:
     expected = yaml.safe_load(yaml.safe_dump(resolved.resolved()))
     there = read(item.folder / "recipe.yaml") if (item.folder / "recipe.yaml").is_file() else {}
     if there == expected:
+        if item.keep_model and not (item.folder / "config.json").is_file():
+            return  # it was run without its model being kept: again
         with contextlib.suppress(ValueError):  # damaged: run again
             item.results = json.loads(path.read_text(encoding="utf-8"))
     elif not args.overwrite_output_dir:
@@ -510,7 +521,13 @@ def _carry_out(item: _Run, args: argparse.Namespace, bar: _Progress) -> None:
         (item.folder / "results.json").unlink(missing_ok=True)  # of other settings
         values = "".join(f", {key} {value}" for key, value in item.values.items())
         what = f"{item.contender.label}{values}, seed {item.seed}"
-        item.results = train(recipe, command=_command(args), bare=True, callbacks=[bar.callback(what)])
+        item.results = train(
+            recipe,
+            command=_command(args),
+            bare=True,
+            keep_model=item.keep_model,
+            callbacks=[bar.callback(what)],
+        )
     bar.finish()
 
 
@@ -780,7 +797,8 @@ def _command(args: argparse.Namespace) -> str:
     """The command as it was typed, save for folders of this machine and tokens."""
     from adamnx_hf.run import without_tokens
 
-    options = [f"--sweep={text}" for text in args.sweep]
+    options = ["--keep-models"] if args.keep_models else []
+    options += [f"--sweep={text}" for text in args.sweep]
     if args.sweep:
         options += [f"--sweep-seeds={args.sweep_seeds}"]
         split = args.validation_split

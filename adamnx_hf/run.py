@@ -136,7 +136,12 @@ def _remove_results(folder: Path) -> None:
 
 
 def train(
-    recipe: Recipe, command: str | None = None, *, bare: bool = False, callbacks: Sequence[Any] = ()
+    recipe: Recipe,
+    command: str | None = None,
+    *,
+    bare: bool = False,
+    keep_model: bool = False,
+    callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Trains `recipe` and writes into its output_dir.
 
@@ -148,6 +153,7 @@ def train(
         recipe: see :func:`adamnx_hf.recipe.resolve`.
         command: for environment.json.
         bare: prints nothing, leaves the model out of the folder, and times nothing but the training.
+        keep_model: writes the model also where `bare`.
         callbacks: more of Transformers' TrainerCallbacks.
 
     Returns:
@@ -253,8 +259,9 @@ def train(
         if (explained := _out_of_memory(error, args, trainer.evaluating)) is None:
             raise
         raise explained from error
-    if not bare:
+    if keep_model or not bare:
         trainer.save_model()
+    if not bare:
         try:
             throughput = measure(trainer, seconds=0.1 if recipe.arguments.smoke else 3.0)
         except RuntimeError as error:  # the run itself has gone well

@@ -25,7 +25,7 @@ def trained(monkeypatch):
     asked = []
     best = {"adamnx": 0.01, "adamw": 0.001}
 
-    def train(resolved, command=None, *, bare, callbacks):
+    def train(resolved, command=None, *, bare, keep_model, callbacks):
         args, data = resolved.training_arguments, resolved.task_arguments
         held_out = (data.hold_out, data.eval_on_held_out)
         asked.append(

@@ -118,8 +118,9 @@ def train_transform(
         jitter: probability of :class:`HSVJitter`.
         flip: probability of :class:`FlipEach`.
     """
+    changes = [HSVJitter(jitter)] if jitter else []  # it computes for all images what it then keeps of some
     return v2.Compose(
-        [v2.ToDtype(torch.float32, scale=True), HSVJitter(jitter), FlipEach(flip), v2.Normalize(mean, std)]
+        [v2.ToDtype(torch.float32, scale=True), *changes, FlipEach(flip), v2.Normalize(mean, std)]
     )
 
 
