@@ -25,6 +25,7 @@ COMMANDS = {
     "memory": "show how many bytes recipes' parameters, gradients and optimizer states take",
     "compare": "compare optimizers on a recipe: paired by seed, each at its best",
     "sharpness": "measure how flat the place is where runs have ended",
+    "jitter": "measure how much the gradients of a trained network make v and the step jitter",
     "publish": "put a run on the Hub: model, recipe, results and a model card",
     "paper": "show the paper's tables beside your own runs",
 }

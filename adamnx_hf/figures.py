@@ -1,9 +1,13 @@
-"""The documentation's figures: `python -m adamnx_hf.figures docs/images`."""
+"""The documentation's figures: `python -m adamnx_hf.figures docs/images`.
+
+With `--results docs/results` those of the pages of results, each from the data beside it.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +19,10 @@ __all__ = [
     "RC",
     "draw_bfloat16",
     "draw_decay",
+    "draw_gains",
     "draw_kernel",
+    "draw_results",
+    "draw_twins",
     "newest_weights",
     "shares",
     "v_in_bfloat16",
@@ -338,11 +345,113 @@ def draw_bfloat16(path: Path) -> None:
         plt.close(figure)
 
 
+def draw_gains(path: Path, contents: Sequence[dict[str, Any]]) -> None:
+    """How much lower AdamNX's loss ends than that of another optimizer, against the horizons in a run.
+
+    Args:
+        path: of the PNG to write.
+        contents: of comparison.json, one of each length of run; the first contender is the other optimizer.
+    """
+    from matplotlib import pyplot as plt
+
+    from adamnx_hf.optim.schedules import horizon
+
+    plt.switch_backend("agg")
+    with plt.rc_context(RC):
+        figure, axes = plt.subplots(figsize=(8, 4.6), dpi=150, layout="constrained")
+        for content, colour in zip(contents, PALETTE, strict=False):
+            steps = content["contenders"][0]["steps"]
+            beta2 = {one["label"]: one["betas"][1] for one in content["contenders"]}
+            items = [item for item in content["comparisons"] if item["metric"] == "eval_loss"]
+            places = [steps / horizon(beta2[item["second"]]) for item in items]
+            rows = sorted(zip(places, items, strict=True), key=lambda row: row[0])
+            x = [place for place, _ in rows]
+            axes.plot(x, [item["mean"] for _, item in rows], "o-", color=colour, label=f"{steps} steps", lw=1)
+            for place, item in rows:
+                axes.plot([place] * 2, [item["low"], item["high"]], color=colour, lw=2.5, alpha=0.7)
+        axes.axhline(0, color="#444444", lw=1)
+        first, seeds = contents[0]["contenders"][0]["label"], len(contents[0]["seeds"])
+        axes.set(
+            xscale="log",
+            xlabel="horizons in the run, T/H",
+            title=f"Eval loss of {first} less that of AdamNX: above 0, AdamNX is better",
+        )
+        axes.set_title(f"mean of {seeds} pairs, and its 95 % t interval", fontsize=9, loc="right", y=-0.2)
+        axes.legend(frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, facecolor="white")
+        plt.close(figure)
+
+
+def draw_twins(path: Path, content: dict[str, Any]) -> None:
+    """The eval loss of one seed's runs, and how far each is from the first contender's.
+
+    Args:
+        path: of the PNG to write.
+        content: of comparison.json.
+    """
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("agg")
+    with plt.rc_context(RC):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), dpi=150, layout="constrained")
+        curves = [one["runs"][0]["per_epoch"] for one in content["contenders"]]
+        losses = [[row["eval_loss"] for row in rows] for rows in curves]
+        steps = [row["step"] for row in curves[0]]
+        for i, (one, values) in enumerate(zip(content["contenders"], losses, strict=True)):
+            left.plot(steps, values, color=PALETTE[i], lw=5 - 1.8 * i, label=one["label"])
+            if i:
+                away = [abs(a - b) for a, b in zip(values, losses[0], strict=True)]
+                right.plot(steps, away, "o-", color=PALETTE[i], lw=1.5, label=one["label"])
+        left.set(xlabel="step", title="Eval loss")
+        right.set(xlabel="step", yscale="log", title="Distance from the first one's")
+        left.legend(frameon=False, fontsize=9)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, facecolor="white")
+        plt.close(figure)
+
+
+def draw_results(folder: Path) -> list[Path]:
+    """Draws the figures of the pages of results from the data beside them.
+
+    Args:
+        folder: `docs/results`.
+
+    Returns:
+        The PNGs written.
+    """
+    from adamnx_hf import compare, jitter, sharpness
+
+    def read(name: str) -> Any:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+
+    written: list[Path] = []
+    lengths = sorted((folder / "horizon").glob("*.json"), key=lambda path: int(path.stem))
+    figures: list[tuple[str, Callable[[Path, Any], None], Any]] = [
+        ("ablation/comparison.png", compare.draw, read("ablation/comparison.json")),
+        ("ablation/decay.png", compare.draw_decay, read("ablation/comparison.json")),
+        ("adax/twins.png", draw_twins, read("adax/twins.json")),
+        ("flatness/sharpness.png", sharpness.draw, read("flatness/sharpness.json")),
+        ("horizon/gains.png", draw_gains, [read(f"horizon/{path.name}") for path in lengths]),
+        ("jitter/jitter.png", jitter.draw, read("jitter/jitter.json")),
+    ]
+    for name, draw, data in figures:
+        draw(folder / name, data)
+        written.append(folder / name)
+    return written
+
+
 def main(argv: list[str] | None = None) -> None:
     """Draws all figures into a folder."""
     parser = argparse.ArgumentParser(prog="python -m adamnx_hf.figures", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/images"))
+    parser.add_argument(
+        "--results", type=Path, metavar="FOLDER", help="draw those of the pages of results instead"
+    )
     args = parser.parse_args(argv)
+    if args.results:
+        print(*draw_results(args.results), sep="\n")
+        return
     for name, draw in (
         ("decay.png", draw_decay),
         ("kernel.png", draw_kernel),

@@ -43,6 +43,7 @@ __all__ = [
     "measure",
     "random_rise",
     "run",
+    "trainer_of",
 ]
 
 #: The extra of this package that has what this command needs.
@@ -354,36 +355,50 @@ def _of_run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _model_and_batches(folder: Path, args: argparse.Namespace) -> tuple[nn.Module, list[tuple[int, Any]]]:
-    """The run's network, as it ended, and its first training examples as evaluation sees them."""
+def trainer_of(folder: Path, dataset_name: str | None = None) -> Any:
+    """The Trainer of a run in `folder`, with its network as the run ended.
+
+    Args:
+        folder: of the run, with its model.
+        dataset_name: where the data set is now, if not where the run had it.
+
+    Raises:
+        RecipeError: the folder holds no whole model, or the data set is not there.
+    """
     from adamnx_hf import recipe as recipes
 
+    _check(folder)
     words = ["--output_dir", str(folder), "--report_to=none", "--disable_tqdm=true"]
-    if args.dataset_name:
-        words += ["--dataset_name", args.dataset_name]
+    words += ["--dataset_name", dataset_name] if dataset_name else []
     recipe = recipes.resolve(str(folder / "recipe.yaml"), words)
     try:
         trainer = recipe.task.make_trainer(recipe)
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(f"{folder}: {' '.join(str(error).split())}") from error
-    data: Any = trainer.train_dataset
+    if hasattr(trainer.model, "peft_config"):
+        raise RecipeError(f"{folder}: holds an adapter; only whole models can be measured")
+    model: Any = type(trainer.model).from_pretrained(str(folder))
+    trainer.model = trainer.model_wrapped = model.to(trainer.args.device)
+    return trainer
+
+
+def _model_and_batches(folder: Path, args: argparse.Namespace) -> tuple[nn.Module, list[tuple[int, Any]]]:
+    """The run's network, as it ended, and its first training examples as evaluation sees them."""
+    import datasets
+
+    trainer = trainer_of(folder, args.dataset_name)
+    data = trainer.train_dataset
     if hasattr(data, "transform"):
         data.transform = trainer.eval_dataset.transform
-    elif recipe.arguments.task != "language_modeling":
-        raise RecipeError(
-            f"{folder}: training examples of {recipe.arguments.task} cannot be had without their augmentation"
-        )
-    model: Any = trainer.model
-    if hasattr(model, "peft_config"):
-        raise RecipeError(f"{folder}: holds an adapter; sharpness is measured of whole models only")
-    model = type(model).from_pretrained(str(folder)).to(trainer.args.device).eval()
-    trainer.model = trainer.model_wrapped = model
+    elif not isinstance(data, datasets.Dataset):  # language models' are not augmented
+        raise RecipeError(f"{folder}: its training examples are not to be had without augmentation")
+    trainer.model.eval()
     subset = torch.utils.data.Subset(data, range(min(args.samples, len(data))))
     batches = []
     for inputs in trainer.get_eval_dataloader(subset):
         ready = trainer._prepare_inputs(inputs)
         batches.append((len(ready["labels"]), dict(ready.items())))
-    return model, batches
+    return trainer.model, batches
 
 
 def _of_comparison(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
