@@ -128,7 +128,8 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
 
 def _remove_results(folder: Path) -> None:
     """Removes what an earlier run has written into `folder` and this one would only write at its end."""
-    for name in (RESULTS, "metrics.json", "curves.png", PREDICTIONS):
+    measured = ("sharpness.json", "jitter.json", "jitter.png")  # of the model that was here
+    for name in (RESULTS, "metrics.json", "curves.png", PREDICTIONS, *measured):
         (folder / name).unlink(missing_ok=True)
     for path in folder.glob("checkpoint-*"):
         if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir() and not path.is_symlink():

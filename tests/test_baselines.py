@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from adamnx_hf import names
+from adamnx_hf import AdamNX, horizon, names
 from adamnx_hf.baselines import AdaX, SophiaG
 
 
@@ -42,6 +42,29 @@ def test_adax_is_as_published():
             v[i] = (1 + b) * v[i] + b * p.grad**2
             corrected = v[i] / ((1 + b) ** t - 1)
             slow[i] = slow[i] * (1 - lr * decay) - lr * m[i] / (corrected.sqrt() + eps)
+
+
+def test_with_adamnxs_first_moment_and_b_adax_is_adamnx():
+    """AdaX's own recursion for v, with b = β2^−(1−β2) − 1, and an m that is corrected."""
+    lr, beta1, beta2, eps, decay = 0.01, 0.9, 0.9, 1e-8, 0.1
+    b = beta2 ** -(1 - beta2) - 1
+    slow, m, u = None, None, None
+
+    def make(params):
+        return AdamNX(params, lr, (beta1, beta2), eps, decay)
+
+    for t, (_, params) in enumerate(trajectory(make, 400), 1):
+        if slow is None:
+            slow = [p.detach().clone() for p in params]
+            m, u = [torch.zeros_like(p) for p in slow], [torch.zeros_like(p) for p in slow]
+        for p, own in zip(params, slow, strict=True):
+            assert torch.allclose(p.detach(), own, rtol=0, atol=1e-11)
+        for i, p in enumerate(params):
+            m[i] = beta1 * m[i] + (1 - beta1) * p.grad
+            u[i] = (1 + b) * u[i] + b * p.grad**2
+            v = u[i] / ((1 + b) ** t - 1)
+            slow[i] = slow[i] * (1 - lr * decay) - lr * m[i] / (1 - beta1**t) / (v.sqrt() + eps)
+    assert t > 4 * horizon(beta2)  # into the phase in which v stands still
 
 
 def test_sophiag_is_as_published():
