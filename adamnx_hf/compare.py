@@ -115,8 +115,8 @@ class _Run:
     """Of the swept fields."""
     folder: Path
     words: list[str]
-    keep_model: bool = False
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
+    keep_model: bool = False
 
     def score(self, metric: str) -> float:
         """Its value after the last step; nan where it is not known or not finite."""
@@ -942,6 +942,6 @@ def draw_decay(path: Path, content: dict[str, Any]) -> None:
             title="Share of v at the end that came from it",
             ylim=(0, 1.02),
         )
-        left.legend(frameon=False, fontsize=9)
+        left.legend(frameon=False, fontsize=9, loc="lower left")
         figure.savefig(path)
         plt.close(figure)
