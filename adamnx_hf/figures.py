@@ -404,7 +404,8 @@ def draw_twins(path: Path, content: dict[str, Any]) -> None:
                 away = [abs(a - b) for a, b in zip(values, losses[0], strict=True)]
                 right.plot(steps, away, "o-", color=PALETTE[i], lw=1.5, label=one["label"])
         left.set(xlabel="step", title="Eval loss")
-        right.set(xlabel="step", yscale="log", title="Distance from the first one's")
+        right.set_yscale("symlog", linthresh=1e-6)  # it may be exactly 0
+        right.set(xlabel="step", title="Distance from the first one's", ylim=(-1e-7, None))
         left.legend(frameon=False, fontsize=9)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, facecolor="white")

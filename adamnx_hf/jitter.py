@@ -266,6 +266,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     """
     import numpy as np
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     from adamnx_hf.figures import PALETTE, RC, newest_weights
 
@@ -293,6 +294,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
                 middle.plot(at[1:], [row["moved"] for row in one["rows"]][1:], **style)
         left.set(xscale="log", yscale="log", xlabel="step", title="Var(v) / E(v)², in units of κ")
         middle.set(xscale="log", yscale="log", xlabel="step", title="E (v moved in one step)², likewise")
+        middle.set_ylim(bottom=1e-14)  # below it stands still in float32, and float64 soon after
         for name, marker in zip(content["gradients"], "o^", strict=True):
             left.plot([], [], marker=marker, ls="", mfc="none", color="#555555", label=name)
         left.legend(frameon=False, fontsize=9)
@@ -303,7 +305,8 @@ def draw(path: Path, content: dict[str, Any]) -> None:
         right.set_yticks(range(len(real)), [label(one) for one in real])
         right.invert_yaxis()
         right.xaxis.set_major_formatter("{x:+.1%}")
-        right.set_title("Mean squared step, beside that\nwith a v that never moves", fontsize=11)
+        right.xaxis.set_major_locator(MaxNLocator(4))
+        right.set_title("Mean squared step of the\nnetwork, against a v without error", fontsize=10)
         right.grid(axis="y", visible=False)
         figure.savefig(path)
         plt.close(figure)
