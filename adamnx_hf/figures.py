@@ -346,11 +346,11 @@ def draw_bfloat16(path: Path) -> None:
 
 
 def draw_gains(path: Path, contents: Sequence[dict[str, Any]]) -> None:
-    """How much lower AdamNX's loss ends than that of another optimizer, against the horizons in a run.
+    """How much lower AdamNX's loss ends than with Adam's decay, against the horizons in a run.
 
     Args:
         path: of the PNG to write.
-        contents: of comparison.json, one of each length of run; the first contender is the other optimizer.
+        contents: of comparison.json, one of each length of run; the first contender has Adam's decay.
     """
     from matplotlib import pyplot as plt
 
@@ -366,17 +366,22 @@ def draw_gains(path: Path, contents: Sequence[dict[str, Any]]) -> None:
             places = [steps / horizon(beta2[item["second"]]) for item in items]
             rows = sorted(zip(places, items, strict=True), key=lambda row: row[0])
             x = [place for place, _ in rows]
-            axes.plot(x, [item["mean"] for _, item in rows], "o-", color=colour, label=f"{steps} steps", lw=1)
+            axes.plot(
+                x,
+                [item["mean"] for _, item in rows],
+                "o-",
+                color=colour,
+                lw=1,
+                label=f"{content['recipe']}, {steps} steps",
+            )
             for place, item in rows:
                 axes.plot([place] * 2, [item["low"], item["high"]], color=colour, lw=2.5, alpha=0.7)
         axes.axhline(0, color="#444444", lw=1)
-        first, seeds = contents[0]["contenders"][0]["label"], len(contents[0]["seeds"])
-        axes.set(
-            xscale="log",
-            xlabel="horizons in the run, T/H",
-            title=f"Eval loss of {first} less that of AdamNX: above 0, AdamNX is better",
-        )
-        axes.set_title(f"mean of {seeds} pairs, and its 95 % t interval", fontsize=9, loc="right", y=-0.2)
+        seeds = len(contents[0]["seeds"])
+        axes.set(xscale="log", xlabel="horizons in the run, T/H")
+        axes.set_title("How much lower the eval loss ends with AdamNX than with Adam's decay")
+        note = f"mean of {seeds} pairs, and its 95 % t interval"
+        axes.text(0.99, 0.02, note, transform=axes.transAxes, ha="right", color="#555555")
         axes.legend(frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, facecolor="white")

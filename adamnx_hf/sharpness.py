@@ -518,8 +518,6 @@ def draw(path: Path, content: dict[str, Any]) -> None:
         path: of the PNG.
         content: of a comparison's sharpness.json.
     """
-    import textwrap
-
     from matplotlib import pyplot as plt
 
     from adamnx_hf.figures import PALETTE, RC
@@ -533,7 +531,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     labels = [one["label"] for one in content["contenders"]]
     plt.switch_backend("agg")
     with plt.rc_context(RC):
-        figure, axes = plt.subplots(1, len(MEASURES), figsize=(12, 4.6), dpi=150, layout="constrained")
+        figure, axes = plt.subplots(1, len(MEASURES), figsize=(14, 4.6), dpi=150, layout="constrained")
         for panel, name in zip(axes, MEASURES, strict=True):
             values = [[row[name] for row in one["runs"]] for one in content["contenders"]]
             for pair in zip(*values, strict=True):
@@ -543,9 +541,8 @@ def draw(path: Path, content: dict[str, Any]) -> None:
                 panel.plot([place] * len(row), row, "o", color=colour, alpha=0.6, mew=0)
                 panel.plot([place - 0.25, place + 0.25], [statistics.fmean(row)] * 2, color=colour, lw=3)
             panel.set_title(titles[name], fontsize=10)
-            panel.set_xticks(range(len(labels)), [textwrap.fill(label, 16) for label in labels], fontsize=8)
+            panel.set_xticks(range(len(labels)), [label.replace(" ", "\n") for label in labels], fontsize=8)
             panel.set(xlim=(-0.5, len(labels) - 0.5), ylim=(0, None))
-            panel.tick_params(axis="x", rotation=35)
         seeds = len(content["seeds"])
         figure.suptitle(
             f"{content['recipe']} · {seeds} seeds, joined by a grey line; bars: means; lower is flatter",
