@@ -531,22 +531,24 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     labels = [one["label"] for one in content["contenders"]]
     plt.switch_backend("agg")
     with plt.rc_context(RC):
-        figure, axes = plt.subplots(1, len(MEASURES), figsize=(14, 4.6), dpi=150, layout="constrained")
+        figure, axes = plt.subplots(1, len(MEASURES), figsize=(12, 4.4), dpi=150, layout="constrained")
         for panel, name in zip(axes, MEASURES, strict=True):
             values = [[row[name] for row in one["runs"]] for one in content["contenders"]]
             for pair in zip(*values, strict=True):
                 panel.plot(range(len(labels)), pair, color="#bbbbbb", lw=1, zorder=1)
             for place, row in enumerate(values):
                 colour = PALETTE[place % len(PALETTE)]
-                panel.plot([place] * len(row), row, "o", color=colour, alpha=0.6, mew=0)
+                label = labels[place] if panel is axes[0] else None
+                panel.plot([place] * len(row), row, "o", color=colour, alpha=0.6, mew=0, label=label)
                 panel.plot([place - 0.25, place + 0.25], [statistics.fmean(row)] * 2, color=colour, lw=3)
             panel.set_title(titles[name], fontsize=10)
-            panel.set_xticks(range(len(labels)), [label.replace(" ", "\n") for label in labels], fontsize=8)
+            panel.set_xticks([])
             panel.set(xlim=(-0.5, len(labels) - 0.5), ylim=(0, None))
         seeds = len(content["seeds"])
         figure.suptitle(
             f"{content['recipe']} · {seeds} seeds, joined by a grey line; bars: means; lower is flatter",
             fontsize=11,
         )
+        figure.legend(loc="outside lower center", ncols=min(len(labels), 3), frameon=False)
         figure.savefig(path)
         plt.close(figure)
