@@ -378,10 +378,9 @@ def draw_gains(path: Path, contents: Sequence[dict[str, Any]]) -> None:
                 axes.plot([place] * 2, [item["low"], item["high"]], color=colour, lw=2.5, alpha=0.7)
         axes.axhline(0, color="#444444", lw=1)
         seeds = len(contents[0]["seeds"])
-        axes.set(xscale="log", xlabel="horizons in the run, T/H")
-        axes.set_title("How much lower the eval loss ends with AdamNX than with Adam's decay")
         note = f"mean of {seeds} pairs, and its 95 % t interval"
-        axes.text(0.99, 0.02, note, transform=axes.transAxes, ha="right", color="#555555")
+        axes.set(xscale="log", xlabel=f"horizons in the run, T/H ({note})")
+        axes.set_title("How much lower the eval loss ends with AdamNX than with Adam's decay")
         axes.legend(frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, facecolor="white")
