@@ -19,6 +19,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import types
 import unicodedata
 from pathlib import Path
 
@@ -290,6 +291,18 @@ def two_pictures(namespace, patch):
     patch.setattr("torchvision.datasets.SBDataset", lambda *_, **__: pictures)
 
 
+def offloading(namespace, patch):
+    """In the place of torchao's, which needs a GPU: it makes the same optimizers with the same options."""
+
+    class CPUOffloadOptimizer:
+        def __init__(self, params, optimizer_class, **options):
+            self.optimizers = [optimizer_class([param], **options) for param in params]
+
+    for name in ("torchao", "torchao.optim"):
+        patch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["torchao.optim"].CPUOffloadOptimizer = CPUOffloadOptimizer
+
+
 def old_kernels(namespace, patch):
     """Before 0.13 it had to be told the name, as the page says."""
     kernels = importlib.import_module("kernels")
@@ -302,6 +315,7 @@ SETUP = {
     "docs/checkpoints.md": adamw_checkpoint,
     "docs/fsdp2.md": processes,
     "docs/kernel.md": old_kernels,
+    "docs/optimizer.md": offloading,
     "docs/recipes.md": models,
     "docs/results/adax/README.md": three_models,
     "docs/trl.md": tiny_model,
