@@ -784,8 +784,8 @@ def test_16_bytes_are_moved_at_a_time(kind, capability, compiled):
     threads = 32 * engine.WARPS
     dtypes += [torch.int16] if rounding == "kahan" else []
     if moment == PACKED:
-        # A thread's 8 elements are 8 bytes. The others are an exponent to each block, which Triton 3.4 reads or
-        # writes once for each element.
+        # A thread's 8 elements are 8 bytes. The others are an exponent to each block, which Triton 3.4 reads
+        # or writes once for each element.
         counts = accesses(ptx)
         assert counts["st", 8] == 2
         often = {2, 16} if triton.__version__.startswith("3.4.") else {2}
