@@ -232,7 +232,7 @@ def measure(real: Tensor, steps: int, streams: int) -> dict[str, Any]:
                     {
                         "schedule": schedule,
                         "beta2": beta2,
-                        "theory": [float(squared_shares(schedule, steps, beta2)[t - 1]) for t in at],
+                        "theory": squared_shares(schedule, steps, beta2)[[t - 1 for t in at]].tolist(),
                         "rows": simulate(gradients, schedule, beta2, at, streams=streams),
                     }
                     for schedule, beta2 in SHOWN
@@ -282,9 +282,9 @@ def draw(path: Path, content: dict[str, Any]) -> None:
         )
         for name, marker in zip(content["gradients"], "o^", strict=True):
             for one, colour in zip(content["gradients"][name]["schedules"], PALETTE, strict=False):
-                steps = np.arange(1, content["steps"] + 1)
-                sums = squared_shares(one["schedule"], content["steps"], one["beta2"])
                 if marker == "o":
+                    steps = np.arange(1, content["steps"] + 1)
+                    sums = squared_shares(one["schedule"], content["steps"], one["beta2"])
                     weights = newest_weights(one["schedule"], steps, one["beta2"])
                     # v_t − v_(t−1) = w (g² − v_(t−1)), two independent parts
                     moved = weights[1:] ** 2 * (1 + sums[:-1])
