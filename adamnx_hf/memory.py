@@ -81,7 +81,7 @@ def _probe(optimizer: Callable[[list[Any]], Optimizer], dtype: torch.dtype) -> t
         param.grad = torch.ones_like(param)
         made = optimizer([param])
         made.step()
-        held.append(sum(t.numel() * t.element_size() for t in plain_tensors(made.state[param].values())))
+        held.append(_bytes(made.state[param].values()))
     small, large = (size**2 for size in sizes)
     per_element = (held[1] - held[0]) / (large - small)
     return per_element, held[0] - per_element * small
@@ -94,22 +94,26 @@ def as_it_is(model: nn.Module, optimizer: Any) -> Memory:
         parameters += param.numel() * param.element_size()
         # What bitsandbytes needs to read a quantized weight.
         for state in _quantization_states(param):
-            parameters += sum(t.numel() * t.element_size() for t in plain_tensors(vars(state).values()))
+            parameters += _bytes(vars(state).values())
         if param.grad is not None:
             gradients += param.grad.numel() * param.grad.element_size()
     for module in model.modules():  # in 8 bits bitsandbytes keeps the scales with the layer
-        scales = plain_tensors([getattr(getattr(module, "state", None), "SCB", None)])
-        parameters += sum(t.numel() * t.element_size() for t in scales)
+        parameters += _bytes([getattr(getattr(module, "state", None), "SCB", None)])
     while hasattr(optimizer, "optimizer"):  # Accelerate's wrapper
         optimizer = optimizer.optimizer
-    held = plain_tensors(value for state in optimizer.state.values() for value in state.values())
-    return Memory(parameters, gradients, sum(t.numel() * t.element_size() for t in held))
+    held = _bytes(value for state in optimizer.state.values() for value in state.values())
+    return Memory(parameters, gradients, held)
 
 
 def _quantization_states(param: Any) -> list[Any]:
     """Of a bitsandbytes parameter: scales and, where these are quantized in turn, theirs."""
     first = getattr(param, "quant_state", None)
     return [state for state in (first, getattr(first, "state2", None)) if state is not None]
+
+
+def _bytes(values: Iterable[Any]) -> int:
+    """Of the tensors among `values`."""
+    return sum(tensor.nbytes for tensor in plain_tensors(values))
 
 
 def plain_tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
