@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adamnx_hf.errors import RecipeError, nearest
 
-__all__ = ["DataArguments", "check_columns", "check_images", "load_splits"]
+__all__ = ["DataArguments", "check_class_names", "check_columns", "check_images", "load_splits"]
 
 
 def _help(text: str) -> dict[str, str]:
@@ -169,6 +170,16 @@ def _part(data: Any, spec: str, where: str) -> Any:
     if not rows:
         raise RecipeError(f"{where}: {spec!r} holds no rows; {name} has {len(data[name])}")
     return data[name].select(rows)
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """That each stands once.
+
+    Raises:
+        ValueError: one stands twice.
+    """
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"class_names: {twice[0]!r} is given twice")
 
 
 def check_columns(data: Any, columns: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from adamnx_hf import metrics
 from adamnx_hf.errors import RecipeError, nearest
-from adamnx_hf.tasks.data import DataArguments, check_columns, check_images, load_splits
+from adamnx_hf.tasks.data import DataArguments, check_class_names, check_columns, check_images, load_splits
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
@@ -134,9 +134,7 @@ class Arguments(DataArguments):
             raise ValueError(f"image_size: {self.image_size} is not a multiple of 32 pixels")
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise ValueError(f"scale_range: needs two factors above 0, the smaller first: {self.scale_range}")
-        names = self.class_names or []
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"class_names: {twice[0]!r} is given twice")
+        check_class_names(self.class_names or [])
         if self.architecture:
             _config(self, ["a class"])
 

@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.tasks import masks
-from adamnx_hf.tasks.data import DataArguments, check_columns, check_images, load_splits
+from adamnx_hf.tasks.data import DataArguments, check_class_names, check_columns, check_images, load_splits
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
@@ -133,8 +133,7 @@ class Arguments(DataArguments):
                 f"scale_range: needs two numbers above 0, the lower first, got {self.scale_range}"
             )
         names = self.class_names or []
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"class_names: {twice[0]!r} is given twice")
+        check_class_names(names)
         if names and 0 <= self.ignore_index < len(names):
             raise ValueError(
                 f"ignore_index: {self.ignore_index} is the id of {names[self.ignore_index]!r} in class_names"
