@@ -6,6 +6,7 @@ listing, information, download at a revision. And data sets, to be read: `datase
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -15,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _http
 
 TOKEN, USER = "hf_thetokenofthetests", "me"
 
@@ -64,6 +66,21 @@ def set_endpoint(monkeypatch, endpoint):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     # Versions before 1.0 keep a copy.
     monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+
+
+@contextlib.contextmanager
+def serving(monkeypatch, cache):
+    """A Hub, and a huggingface_hub that is set to it."""
+    server = HubServer()
+    set_endpoint(monkeypatch, server.endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    # Versions before 1.0 keep a session for each thread, which stays offline if it was made so.
+    getattr(_http, "reset_sessions", lambda: None)()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -9,9 +9,8 @@ import sys
 
 import pytest
 import yaml
-from hub_server import TOKEN, HubServer, set_endpoint
+from hub_server import TOKEN, serving, set_endpoint
 from huggingface_hub import ModelCard, constants, hf_hub_download
-from huggingface_hub.utils import _http
 
 from adamnx_hf import cli, hub, publish, recipe
 from adamnx_hf.errors import RecipeError
@@ -21,19 +20,11 @@ from adamnx_hf.tasks import TASKS, load_task
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A Hub, and a client that is set to it as HF_ENDPOINT and HF_TOKEN would set it."""
-    server = HubServer()
-    set_endpoint(monkeypatch, server.endpoint)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "tokens"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    # Versions before 1.0 keep a session for each thread, which stays offline if it was made so.
-    getattr(_http, "reset_sessions", lambda: None)()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(monkeypatch, tmp_path / "cache") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,7 @@
 import datasets
 import pytest
 from datasets import Dataset
-from hub_server import HubServer, set_endpoint
-from huggingface_hub import constants
-from huggingface_hub.utils import _http
+from hub_server import serving
 
 from adamnx_hf.errors import RecipeError
 from adamnx_hf.tasks.data import DataArguments, load_splits
@@ -21,18 +19,11 @@ def folder(tmp_path):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A Hub, and the clients of huggingface_hub and datasets set to it as HF_ENDPOINT would set them."""
-    server = HubServer()
-    set_endpoint(monkeypatch, server.endpoint)
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    getattr(_http, "reset_sessions", lambda: None)()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(monkeypatch, tmp_path / "cache") as server:
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+        yield server
 
 
 def rows(folder, **fields):
