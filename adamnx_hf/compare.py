@@ -22,7 +22,7 @@ import statistics
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -743,9 +743,8 @@ def markdown(content: dict[str, Any]) -> str:
         cells = []
         for metric in metrics:
             values = [run[metric] for run in one["runs"] if run[metric] is not None]
-            spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
             lost = f" ({len(values)} of {seeds} seeds)" if len(values) < seeds else ""
-            cells.append((_number(_mean(values)) + spread if values else "diverged") + lost)
+            cells.append((_number(_mean(values)) + _spread(values) if values else "diverged") + lost)
         choice = [
             one["chosen"].get(name, "fixed") + (" (edge)" if name in one["at_the_edge"] else "")
             for name in swept
@@ -757,19 +756,11 @@ def markdown(content: dict[str, Any]) -> str:
         text += ["A smoke run: says nothing about the optimizers.", ""]
     text += [*_table(rows), "", f"Mean ± standard deviation over {seeds} seed{'s' * (seeds != 1)}, after the "
              "last step.", ""]  # fmt: skip
-    rows = [["difference", "metric", "mean", "95 % t interval", "paired by seed"]]
-    for item in content["comparisons"]:
-        low, high = item["low"], item["high"]
-        rows.append(
-            [
-                f"{item['first']} {MINUS} {item['second']}",
-                f"{item['metric'].replace('_', ' ')} ({item['better']} is better)",
-                _signed(item["mean"]),
-                "\N{EN DASH}" if low is None else f"{_signed(low)} to {_signed(high)}",
-                item["verdict"],
-            ]
-        )
-    text += _table(rows)
+    text += _differences(
+        content["comparisons"],
+        "metric",
+        lambda item: f"{item['metric'].replace('_', ' ')} ({item['better']} is better)",
+    )
     count = len(content["comparisons"])
     if count > 1:
         text += ["", f"{count} intervals at 95 % each: of 20 such, one misses the truth by chance."]
@@ -790,6 +781,29 @@ def markdown(content: dict[str, Any]) -> str:
                 for name in one["at_the_edge"]
             ]
     return "\n".join(text)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+
+
+def _differences(
+    comparisons: Sequence[dict[str, Any]], what: str, named: Callable[[dict[str, Any]], str]
+) -> list[str]:
+    """The table of paired differences; `named` says of each, in the column `what`, of which figure it is."""
+    rows = [["difference", what, "mean", "95 % t interval", "paired by seed"]]
+    for item in comparisons:
+        low, high = item["low"], item["high"]
+        rows.append(
+            [
+                f"{item['first']} {MINUS} {item['second']}",
+                named(item),
+                _signed(item["mean"]),
+                "\N{EN DASH}" if low is None else f"{_signed(low)} to {_signed(high)}",
+                item["verdict"],
+            ]
+        )
+    return _table(rows)
 
 
 def _table(rows: list[list[str]]) -> list[str]:

@@ -482,34 +482,19 @@ def _verdict(first: str, second: str, sign: int | None) -> str:
 
 def markdown(content: dict[str, Any]) -> str:
     """The measures as Markdown: a table of the optimizers and one of the paired differences."""
-    from adamnx_hf.compare import MINUS, _number, _signed, _table
+    from adamnx_hf.compare import _differences, _number, _spread, _table
 
     rows = [["optimizer", "loss", "norm of the weights", *(name.replace("_", " ") for name in MEASURES)]]
     for one in content["contenders"]:
         cells = []
         for name in ("loss", "norm", *MEASURES):
             values = [row[name] for row in one["runs"]]
-            spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-            cells.append(f"{_number(statistics.fmean(values))}{spread}")
+            cells.append(_number(statistics.fmean(values)) + _spread(values))
         rows.append([one["label"], *cells])
     text = [*_table(rows), ""]
-    rows = [["difference", "measure", "mean", "95 % t interval", "paired by seed"]]
-    for item in content["comparisons"]:
-        interval = (
-            "\N{EN DASH}" if item["low"] is None else f"{_signed(item['low'])} to {_signed(item['high'])}"
-        )
-        rows.append(
-            [
-                f"{item['first']} {MINUS} {item['second']}",
-                item["metric"].replace("_", " "),
-                _signed(item["mean"]),
-                interval,
-                item["verdict"],
-            ]
-        )
     count = len(content["comparisons"])
     text += [
-        *_table(rows),
+        *_differences(content["comparisons"], "measure", lambda item: item["metric"].replace("_", " ")),
         "",
         f"{count} intervals at 95 % each: of 20 such, one misses the truth by chance.",
     ]
