@@ -26,14 +26,17 @@ __all__ = [
     "NARROW",
     "PARAM_ROUNDINGS",
     "STATE_DTYPES",
+    "RandomBits",
     "convert",
     "decode",
     "encode",
     "join",
     "load",
+    "most_elements",
     "new_moment",
     "packed_shape",
     "packs",
+    "pieces",
     "random_bits",
     "round_stochastically",
     "split",
@@ -70,28 +73,63 @@ ONE = 127 << 3
 # The smallest m that is not 0, in units of 2^k.
 SMALLEST = 1.25 * 2.0**-16
 
-# Elements that are rounded at a time: each costs some 30 bytes. On the CPU they stay in its caches.
-_PIECE, _PIECE_ON_CPU = 2**22, 2**17
+# Elements that are worked on at a time: each costs some 30 bytes. On the CPU they stay in its caches.
+PIECE, PIECE_ON_CPU = 2**22, 2**17
 
 
-def random_bits(numel: int, step: int | Tensor, number: int, device: torch.device, start: int = 0) -> Tensor:
+class RandomBits:
+    """The random bits of a parameter, or of some of its rows, at one step; computed once for all who ask.
+
+    Args:
+        step, number, start: see :func:`random_bits`.
+    """
+
+    def __init__(self, step: float | Tensor, number: int, start: int = 0) -> None:
+        self.step, self.number, self.start = step, number, start
+        self.drawn: dict[int, Tensor] = {}
+
+    def __call__(self, values: Tensor, salt: int = 0) -> Tensor:
+        """int32, of the shape of `values`; others for another `salt`. Not to be written to."""
+        if salt not in self.drawn:
+            numel, number = values.numel(), self.number + salt
+            self.drawn[salt] = random_bits(numel, self.step, number, values.device, self.start)
+        return self.drawn[salt].view(values.shape)
+
+
+def random_bits(
+    numel: int, step: float | Tensor, number: int, device: torch.device, start: int = 0
+) -> Tensor:
     """32 bits for each of `numel` elements of a parameter: int32 [numel], of any sign.
 
     Args:
         numel: elements, in the order in which they lie in memory.
-        step: t, a number or an int64 0-d tensor on `device`.
+        step: t, a whole number; or a 0-d tensor on `device`.
         number: the parameter's, in its optimizer.
         device: of the result.
         start: which element is the first.
     """
-    # The finalizer of MurmurHash3. Products wrap at 2^32; what a shift brings in from the sign is cut off.
-    index = torch.arange(start, start + numel, dtype=torch.int64, device=device)
+    # The finalizer of MurmurHash3, in place: it is memory that takes the time. Products wrap at 2^32.
+    dtype = torch.int32 if start + numel <= 2**31 else torch.int64
+    bits = torch.arange(start, start + numel, dtype=dtype, device=device)
+    if dtype == torch.int64:
+        bits = (bits ^ (bits >> 32)).int()
+    step = step.long() if isinstance(step, Tensor) else int(step)
     seed = step * 0x85EBCA77 ^ number * 0xC2B2AE3D
-    bits = (index ^ (index >> 32)).int() * _int32(0x9E3779B1)
-    bits = bits ^ (seed.int() if isinstance(seed, Tensor) else _int32(seed))
-    bits = (bits ^ (bits >> 16 & 0xFFFF)) * _int32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13 & 0x7FFFF)) * _int32(0xC2B2AE35)
-    return bits ^ (bits >> 16 & 0xFFFF)
+    bits *= _int32(0x9E3779B1)
+    bits ^= seed.int() if isinstance(seed, Tensor) else _int32(seed)
+    _xor_shifted_(bits, 16)
+    bits *= _int32(0x85EBCA6B)
+    _xor_shifted_(bits, 13)
+    bits *= _int32(0xC2B2AE35)
+    _xor_shifted_(bits, 16)
+    return bits
+
+
+def _xor_shifted_(bits: Tensor, by: int) -> None:
+    """X ^= x >> `by`, where zeros are shifted in, not the sign."""
+    shifted = bits >> by
+    shifted &= (1 << 32 - by) - 1
+    bits ^= shifted
 
 
 def _int32(number: int) -> int:
@@ -233,35 +271,48 @@ def load(moment: Tensor, param: Tensor, role: str) -> Tensor:
     return decode(moment, param.shape[1:].numel(), signed=role == "exp_avg").view(param.shape)
 
 
-def store(moment: Tensor, values: Tensor, step: int | Tensor, number: int, role: str) -> None:
+def store(moment: Tensor, values: Tensor, bits: RandomBits, role: str) -> None:
     """Writes `values` into a moment in bfloat16 or 8 bits, rounded stochastically.
 
     Args:
         moment: bfloat16 of any strides, or packed.
         values: of the parameter's shape, laid out as it lies in memory.
-        step, number: see :func:`random_bits`.
+        bits: the parameter's.
         role: `"exp_avg"` or `"exp_avg_sq"`.
     """
     signed = role == "exp_avg"
     if moment.dtype == torch.bfloat16:  # half of the bits for each
-        for part, new, bits in _in_pieces(moment, values, step, number):
-            part.copy_(round_stochastically(new.float(), (bits if signed else bits >> 16) & 0xFFFF))
+        half = bits(values) if signed else bits(values) >> 16
+        moment.copy_(round_stochastically(values.float(), half & 0xFFFF))
+    else:
+        drawn = bits(values, EXP_AVG_SALT if signed else 0)
+        moment.copy_(encode(values.float().flatten(1), drawn.flatten(1), signed=signed))
+
+
+def most_elements(device: torch.device) -> int:
+    """How many elements to work on at a time."""
+    return PIECE_ON_CPU if device.type == "cpu" else PIECE
+
+
+def pieces(param: Tensor, most: int) -> Iterator[tuple[Any, int, int]]:
+    """A parameter's rows, so few at a time that what is computed from them stays small.
+
+    Args:
+        param: its rows are also those of its moments, packed or not.
+        most: elements, where a row has no more.
+
+    Yields:
+        An index of rows, `...` for all; how many elements come before them; how many they are.
+    """
+    rows, numel = len(param) if param.ndim else 1, param.numel()
+    at_a_time = max(1, most * rows // max(numel, 1))
+    if at_a_time >= rows:
+        yield ..., 0, numel
         return
-    for part, new, bits in _in_pieces(moment, values, step, number + EXP_AVG_SALT * signed):
-        part.copy_(encode(new.float().flatten(1), bits.flatten(1), signed=signed))
-
-
-def _in_pieces(
-    target: Tensor, values: Tensor, step: int | Tensor, number: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Rows of both, with random bits, so few at a time that what is computed from them stays small."""
-    rows = values.shape[0] if values.ndim else 1
-    piece = _PIECE_ON_CPU if values.is_cpu else _PIECE
-    most = max(1, piece * rows // max(values.numel(), 1))
-    for start in range(0, rows, most):
-        part, new = (t[start : start + most] if most < rows else t for t in (target, values))
-        first = start * (values.numel() // max(rows, 1))
-        yield part, new, random_bits(new.numel(), step, number, new.device, first).view(new.shape)
+    row = numel // rows
+    for start in range(0, rows, at_a_time):
+        stop = min(start + at_a_time, rows)
+        yield slice(start, stop), start * row, (stop - start) * row
 
 
 def convert(moment: Tensor, param: Tensor, dtype: torch.dtype, step: int, number: int, role: str) -> Tensor:
@@ -271,27 +322,27 @@ def convert(moment: Tensor, param: Tensor, dtype: torch.dtype, step: int, number
         moment: of `param`, in any format, a DTensor too.
         param: whose it is.
         dtype: one of :data:`STATE_DTYPES`' values.
-        step, number, role: see :func:`store`.
+        step, number: see :func:`random_bits`.
+        role: `"exp_avg"` or `"exp_avg_sq"`.
     """
     result = new_moment(param, dtype)
     new, old, like = (t.to_local() if hasattr(t, "to_local") else t for t in (result, moment, param))
-    values = load(old, like, role)
-    if dtype in (torch.bfloat16, torch.uint8):
-        store(new, values.contiguous(), step, number, role)
-    else:
-        new.copy_(values)
+    for rows, start, _ in pieces(like, most_elements(like.device)):
+        values = load(old[rows], like[rows], role)
+        if dtype in NARROW:
+            store(new[rows], values.contiguous(), RandomBits(step, number, start), role)
+        else:
+            new[rows].copy_(values)
     return result
 
 
-def store_param(
-    param: Tensor, values: Tensor, step: int | Tensor, number: int, residual: Tensor | None
-) -> None:
+def store_param(param: Tensor, values: Tensor, bits: RandomBits, residual: Tensor | None) -> None:
     """Writes float32 `values` into a bfloat16 `param`: whole, with a `residual`; else rounded stochastically.
 
     Args:
         param: bfloat16, any shape and strides.
         values: float32, of its shape.
-        step, number: see :func:`random_bits`.
+        bits: the parameter's.
         residual: of its shape; what `param` cannot hold is left there, see :func:`split`.
     """
     if residual is not None:
@@ -299,8 +350,7 @@ def store_param(
         param.copy_(upper)
         residual.copy_(lower)
         return
-    for part, new, bits in _in_pieces(param, values, step, number + PARAM_SALT):
-        part.copy_(round_stochastically(new, bits & 0xFFFF))
+    param.copy_(round_stochastically(values, bits(values, PARAM_SALT) & 0xFFFF))
 
 
 def split(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,14 +9,23 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _to_scalar
 
 from adamnx_hf.optim.engines import ENGINES, Engine, Weight, choose_engine
-from adamnx_hf.optim.formats import NARROW, join, load, store, store_param
+from adamnx_hf.optim.formats import (
+    NARROW,
+    RandomBits,
+    join,
+    load,
+    most_elements,
+    pieces,
+    store,
+    store_param,
+)
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
 __all__ = ["Memo", "adamnx", "count_on_device", "moment_dtype", "pack_steps"]
@@ -24,9 +33,6 @@ __all__ = ["Memo", "adamnx", "count_on_device", "moment_dtype", "pack_steps"]
 #: What a caller keeps between the steps of the same parameters: for "step" the addresses that were last found
 #: in order, and for each bucket of parameters what the engine wants to keep. Never a tensor of the caller's.
 Memo = dict[Any, Any]
-
-# Working copies are made for at most this many elements at a time (64 MiB in float32).
-_WORKING_ELEMENTS = 2**24
 
 _MEMORY_FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
 
@@ -342,8 +348,9 @@ def _step_bucket(
 ) -> None:
     """Calls the engine: at once on the parameters it can take as they are, on copies of the others.
 
-    `columns` are params, grads, exp_avgs and exp_avg_sqs. The copies are made in batches. What is stored in
-    bfloat16 is rounded here, unless the engine takes it as it is and does so itself.
+    `columns` are params, grads, exp_avgs and exp_avg_sqs. The copies are made of few elements at a time, of
+    a large parameter's of some rows. What is stored in a narrow format is rounded here, unless the engine
+    takes it as it is and does so itself.
     """
     everyone = range(len(columns[0]))
     dtypes = engine.MIXES or {dtype}
@@ -354,21 +361,23 @@ def _step_bucket(
         alike = [i for i in everyone if _alike([tensors[i] for tensors in columns], dtypes)]
     others = sorted(set(everyone).difference(alike)) if len(alike) < len(everyone) else []
 
-    batches = [(alike, False), *((batch, True) for batch in _batches(others, columns[0]))]
+    batches = [(_Batch(alike), False)]
     if engine.SCALES:
         hyperparameters |= {"grad_scale": grad_scale, "found_inf": found_inf}
     elif grad_scale is not None:
-        batches[:1] = [(batch, False) for batch in _batches(alike, columns[0])]
+        batches = [(batch, False) for batch in _batches(alike, columns)]
+    # An engine that rounds has the random bits from where an element is in the whole parameter.
+    batches += [(batch, True) for batch in _batches(others, columns, cuts=len(engine.MIXES) == 0)]
     for number, (batch, copied) in enumerate(batches):
-        if not batch:
+        if not batch.places:
             continue
-        originals = working = [_pick(tensors, batch) for tensors in columns]
+        originals = working = [batch.of(tensors) for tensors in columns]
         if copied:  # both conversions are no-ops on a tensor that is right already
             working = [
                 [_working_copy(t, p, role, dtypes, dtype) for t, p in zip(tensors, originals[0], strict=True)]
                 for role, tensors in zip(_ROLES, originals, strict=False)
             ]
-        rests = residuals and _pick(residuals, batch)
+        rests = kept = residuals and batch.of(residuals)
         if copied and rests:
             rests = [rest if rest is None else rest.contiguous() for rest in rests]
             if not engine.MIXES:
@@ -378,9 +387,9 @@ def _step_bucket(
             working = [working[0], _resolved(working[1]), *working[2:]]
         if engine.SCALES:
             hyperparameters["memo"] = memo.setdefault(number, {})
-            hyperparameters["dtypes"] = kinds if batch is everyone else None
-            hyperparameters["step"] = _pick_weights(step, batch)
-            hyperparameters["numbers"] = _pick(numbers, batch)
+            hyperparameters["dtypes"] = kinds if batch.places is everyone else None
+            hyperparameters["step"] = _pick_weights(step, batch.places)
+            hyperparameters["numbers"] = _pick(numbers, batch.places)
             hyperparameters["rounding"] = rounding
             hyperparameters["residuals"] = rests
         elif grad_scale is not None:
@@ -388,30 +397,30 @@ def _step_bucket(
             working = [working[0], list(torch._foreach_div(working[1], scale)), *working[2:]]
         engine.step_(
             *working,
-            weight1=_pick_weights(weight1, batch),
-            weight2=_pick_weights(weight2, batch),
+            weight1=_pick_weights(weight1, batch.places),
+            weight2=_pick_weights(weight2, batch.places),
             **hyperparameters,
         )
         if not copied:
             continue
-        for role, old, new in zip(_ROLES, originals, working, strict=False):
-            for place, tensor, copy in zip(batch, old, new, strict=True):
+        for i, place in enumerate(batch.places):
+            t = step if isinstance(step, float) else step[place]
+            bits = RandomBits(t, numbers[place], batch.starts[i])
+            for role, old, new in zip(_ROLES, originals, working, strict=False):
+                tensor, copy = old[i], new[i]
                 if copy is tensor or role == "grad":
                     continue
                 by_chance = role != "param" or rounding != "nearest"
                 if not (by_chance and tensor.dtype in NARROW and tensor.dtype != copy.dtype):
                     tensor.copy_(copy)
-                    continue
-                t = int(step) if isinstance(step, float) else step[place].long()
-                if role == "param":
-                    store_param(tensor, copy, t, numbers[place], residuals[place] if residuals else None)
+                elif role == "param":
+                    store_param(tensor, copy, bits, kept[i] if kept else None)
                 else:
-                    store(tensor, copy, t, numbers[place], role)
-        if engine.MIXES and residuals and rests:
-            for place, rest in zip(batch, rests, strict=True):
-                original = residuals[place]
-                if original is not None and rest is not None and rest is not original:
-                    original.copy_(rest)
+                    store(tensor, copy, bits, role)
+            if engine.MIXES and kept and rests:
+                residual, rest = kept[i], rests[i]
+                if residual is not None and rest is not None and rest is not residual:
+                    residual.copy_(rest)
 
 
 def _working_copy(
@@ -424,7 +433,7 @@ def _working_copy(
 
 
 def _pick_weights(weights: Weight, members: Sequence[int]) -> Weight:
-    if isinstance(weights, float) or len(members) == len(weights):
+    if isinstance(weights, float) or [*members] == [*range(len(weights))]:
         return weights
     return torch.stack([weights[i] for i in members])  # an index would have to be sent to the device
 
@@ -464,14 +473,43 @@ def _alike(row: Sequence[Tensor], dtypes: Collection[torch.dtype]) -> bool:
     )
 
 
-def _batches(members: Sequence[int], params: list[Tensor]) -> Iterator[list[int]]:
-    batch: list[int] = []
-    elements = 0
-    for i in members:
-        if batch and elements + params[i].numel() > _WORKING_ELEMENTS:
-            yield batch
-            batch, elements = [], 0
-        batch.append(i)
-        elements += params[i].numel()
-    if batch:
+class _Batch(NamedTuple):
+    """What an engine is given at a time: the parameters at `places`, or of each the `rows` (an index).
+
+    `starts`: how many of a parameter's elements come before its rows.
+    """
+
+    places: Any
+    rows: Any = ()
+    starts: Any = ()
+
+    def of(self, tensors: list[_T]) -> list[_T]:
+        """What this batch has of `tensors`, which hold one for each parameter, or None."""
+        if not self.rows:
+            return _pick(tensors, self.places)
+        chosen: list[Any] = [tensors[place] for place in self.places]
+        return [
+            tensor if tensor is None or rows is ... else tensor[rows]
+            for tensor, rows in zip(chosen, self.rows, strict=True)
+        ]
+
+
+def _batches(members: Sequence[int], columns: Sequence[list[Tensor]], cuts: bool = True) -> Iterator[_Batch]:
+    """Batches of few elements each. A parameter with more of them is cut, or where it cannot be, a batch."""
+    if not members:
+        return
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _wrapped(*columns):
+        cuts = False
+    most = most_elements(columns[0][members[0]].device)
+    batch, elements = _Batch([], [], []), 0
+    for place in members:
+        param = columns[0][place]
+        for rows, start, count in pieces(param, most) if cuts else [(..., 0, param.numel())]:
+            if batch.places and elements + count > most:
+                yield batch
+                batch, elements = _Batch([], [], []), 0
+            for column, entry in zip(batch, (place, rows, start), strict=True):
+                column.append(entry)
+            elements += count
+    if batch.places:
         yield batch

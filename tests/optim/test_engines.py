@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
 from adamnx_hf import AdamNX, adamnx
-from adamnx_hf.optim import functional, schedules
+from adamnx_hf.optim import formats, schedules
 from adamnx_hf.optim.engines import ENGINES, choose_engine
 from adamnx_hf.optim.update import adamnx_update
 
@@ -402,8 +402,17 @@ def test_a_weight_of_1_forgets_all_of_the_past(flags, capturable, is_triton, dev
     assert_close(param.detach(), torch.full((2,), -2.0), rtol=1e-4, atol=0)
 
 
+@pytest.fixture
+def few_at_a_time(monkeypatch):
+    """Batches of at most 8 elements."""
+    monkeypatch.setattr(formats, "PIECE", 8)
+    monkeypatch.setattr(formats, "PIECE_ON_CPU", 8)
+
+
 @every_engine
-def test_working_copies_are_made_in_batches_of_bounded_size(flags, is_triton, device, monkeypatch):
+def test_working_copies_are_made_in_batches_of_bounded_size(
+    flags, is_triton, device, monkeypatch, few_at_a_time
+):
     takes_half_precision = is_triton or (device == "cuda" and "foreach" not in flags)
     sizes = []
     for name, engine in ENGINES.items():
@@ -413,13 +422,52 @@ def test_working_copies_are_made_in_batches_of_bounded_size(flags, is_triton, de
             return _step(params, *args, **kwargs)
 
         monkeypatch.setattr(ENGINES[name], "step_", spy)
-    monkeypatch.setattr(functional, "_WORKING_ELEMENTS", 8)
-    params = [nn.Parameter(torch.ones(n, dtype=torch.bfloat16)) for n in (5, 3, 4, 20, 1)]
+    shapes = [(5,), (3,), (4,), (20,), (1,), (5, 3), (2, 10), (), (1, 9)]
+    params = [nn.Parameter(torch.ones(shape, dtype=torch.bfloat16)) for shape in shapes]
     for param in params:
         param.grad = torch.ones_like(param)
     AdamNX(params, lr=0.5, weight_decay=0.0, **flags).step()
-    assert sizes == ([33] if takes_half_precision else [8, 4, 20, 1])
+    # A row, or a parameter of one row, is not cut.
+    cut = [5 + 3, 4, 8, 8, 4 + 1, 6, 6, 3, 10, 10, 1, 9]
+    assert sizes == ([78] if takes_half_precision else cut)
     assert all(torch.equal(p.detach(), torch.full_like(p, 0.5)) for p in params)
+
+
+@every_engine
+@pytest.mark.parametrize(
+    "storage",
+    [
+        {},
+        {"state_dtype": "bfloat16", "param_rounding": "stochastic"},
+        {"state_dtype": "bfloat16", "param_rounding": "kahan"},
+        {"state_dtype": "int8"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("grad_scale", [None, 4.0])
+def test_rows_at_a_time_are_the_whole_to_the_last_bit(flags, storage, grad_scale, device, monkeypatch):
+    # Multiples of 16: at the ends of vectors torch's kernels round in another way.
+    shapes = [(96, 80), (9, 4, 16), (2, 16, 3, 3), (480,), (), (1, 400)]
+    dtypes = [torch.bfloat16, torch.float32] if storage else [torch.float16, torch.float32]
+
+    def run(most):
+        monkeypatch.setattr(formats, "PIECE", most)
+        monkeypatch.setattr(formats, "PIECE_ON_CPU", most)
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(shape, device=device).to(d)) for shape in shapes for d in dtypes]
+        params[4].data = params[4].data.to(memory_format=torch.channels_last)
+        params.append(nn.Parameter(torch.randn(48, 8, device=device).t()))  # strided
+        optimizer = AdamNX(params, lr=0.01, **storage, **flags)
+        if grad_scale:
+            optimizer.grad_scale = torch.tensor(grad_scale, device=device)
+        for _ in range(3):
+            for param in params:
+                param.grad = torch.randn_like(param)
+            optimizer.step()
+        tensors = [*params, *(t for param in params for t in optimizer.state[param].values())]
+        return [t.detach().contiguous().view(torch.uint8) for t in tensors if t.ndim]  # a residual may be nan
+
+    assert all(map(torch.equal, run(2**20), run(160)))
 
 
 # ---------------------------------------------------------------- the schedule on the device

@@ -22,7 +22,7 @@ from torch.testing import assert_close
 from adamnx_hf import AdamNX, adamnx
 from adamnx_hf.optim.engines import choose_engine
 from adamnx_hf.optim.engines import triton as engine
-from adamnx_hf.optim.formats import load, new_moment, store
+from adamnx_hf.optim.formats import RandomBits, load, new_moment, store
 
 triton = pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -399,7 +399,7 @@ def test_8_bits_are_those_of_the_twin_to_the_last(dtype, device):
         adamnx(twins, grads, *wide, steps[1], **numbers)
         for role, moments, values in zip(("exp_avg", "exp_avg_sq"), kept, wide, strict=True):
             for number, (moment, value) in enumerate(zip(moments, values, strict=True)):
-                store(moment, value, t, number, role)
+                store(moment, value, RandomBits(t, number), role)
         for a, b in zip([*ours, *packed[0], *packed[1]], [*twins, *kept[0], *kept[1]], strict=True):
             assert torch.equal(a, b)
     assert all(moment.any() for moments in packed for moment in moments)
