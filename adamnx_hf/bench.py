@@ -331,6 +331,7 @@ def _compare(
                 with _parameters(CASES[case], device) as params:
                     fitting = [n for n in names if CONTESTANTS[n].dtype in (None, CASES[case].dtype)]
                     runners = dict(_runners(fitting, params, device, failures, clip=not args.memory))
+                    _warm_up(runners, device, failures)
                     rows = _time(runners, params, args.rounds, args.steps, device, progress.update)
                     count = sum(param.numel() for param in params)
                     runners.clear()
@@ -462,6 +463,20 @@ def _bytes_moved(params: list[Any], optimizer: Any) -> int | None:
     return moved
 
 
+def _warm_up(runners: dict[str, _Runner], device: str, failures: list[str]) -> None:
+    """Compiles what there is to compile, and measures memory; leaves out what has too little of it."""
+    import torch
+
+    for name, runner in list(runners.items()):
+        try:
+            runner.step()
+            runner.peak_bytes = _temporary_bytes(runner.step, device)
+        except torch.OutOfMemoryError as error:
+            failures.append(f"{name}: {_one_line(error)}")
+            del runners[name], runner
+            _give_back(device)
+
+
 def _time(
     runners: dict[str, _Runner],
     params: list[Any],
@@ -474,9 +489,6 @@ def _time(
     import torch
 
     cuda = device == "cuda"
-    for runner in runners.values():
-        runner.step()  # compile, if there is something to compile
-        runner.peak_bytes = _temporary_bytes(runner.step, device)
     gradients = [[param.grad for param in params]]
     if sum(param.grad.nbytes for param in params) < _SECOND_GRADIENTS:
         gradients.append([param.grad.clone() for param in params])
@@ -606,13 +618,15 @@ def _tune(
                     f"{size[0]} x {size[1]}": _Runner(functools.partial(step, size), moved, 0)
                     for size in sizes
                 }
+                failures: list[str] = []
                 try:
+                    _warm_up(runners, device, failures)
                     rows = _time(runners, params, args.rounds, args.steps, device, progress.update)
                 finally:
                     engine.BLOCK, engine.WARPS = shipped
                 _add_shares(rows, copy_gb_per_s)
                 count = sum(param.numel() for param in params)
-                yield {"case": case, "parameters": count, "optimizers": rows, "failed": []}
+                yield {"case": case, "parameters": count, "optimizers": rows, "failed": failures}
                 del optimizer, kept, runners
 
 

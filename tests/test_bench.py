@@ -105,20 +105,29 @@ def test_what_fails_is_named_and_the_rest_goes_on(monkeypatch, capsys):
     def fail(params):
         raise RuntimeError("no such kernel\nat all")
 
+    class Greedy(torch.optim.SGD):
+        """Its first step has room; with the others' states beside it the next has none."""
+
+        def step(self):
+            if self.defaults.get("stepped"):
+                raise torch.OutOfMemoryError("CUDA out of memory: greedy")
+            self.defaults["stepped"] = True
+
     def too_large():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
     monkeypatch.setitem(bench.CONTESTANTS, "broken", bench.Contestant("Broken", fail, ("cpu",)))
+    monkeypatch.setitem(bench.CONTESTANTS, "greedy", bench.Contestant("Greedy", Greedy, ("cpu",)))
     monkeypatch.setitem(bench.CASES, "10x5m", bench.Case("too large", too_large, ("cpu",)))
     monkeypatch.setitem(bench.CASES, "400x8k", bench.Case("one number", lambda: [(1,)], ("cpu",)))
-    argv = (
-        "--device cpu --cases 10x5m 400x8k --rounds 1 --steps 1 --optimizers broken adamnx adamw_torch_fused"
-    )
+    names = "broken greedy adamnx adamw_torch_fused"
+    argv = f"--device cpu --cases 10x5m 400x8k --rounds 1 --steps 1 --optimizers {names}"
     assert cli.main(["bench", *argv.split()]) == 0
     out = capsys.readouterr().out
     assert "Failed, broken: RuntimeError: no such kernel." in out
     assert "Failed, 10x5m: OutOfMemoryError: CUDA out of memory. Tried to allocate." in out
-    assert "| AdamNX |" in out
+    assert "Failed, greedy: OutOfMemoryError: CUDA out of memory: greedy." in out
+    assert "| AdamNX |" in out and "| Greedy |" not in out
 
 
 # ---------------------------------------------------------------- memory
