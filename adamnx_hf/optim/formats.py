@@ -117,18 +117,18 @@ def random_bits(
     seed = step * 0x85EBCA77 ^ number * 0xC2B2AE3D
     bits *= _int32(0x9E3779B1)
     bits ^= seed.int() if isinstance(seed, Tensor) else _int32(seed)
-    _xor_shifted_(bits, 16)
+    _xor_shifted_(bits, 16, 0xFFFF)
     bits *= _int32(0x85EBCA6B)
-    _xor_shifted_(bits, 13)
+    _xor_shifted_(bits, 13, 0x7FFFF)
     bits *= _int32(0xC2B2AE35)
-    _xor_shifted_(bits, 16)
+    _xor_shifted_(bits, 16, 0xFFFF)
     return bits
 
 
-def _xor_shifted_(bits: Tensor, by: int) -> None:
-    """X ^= x >> `by`, where zeros are shifted in, not the sign."""
+def _xor_shifted_(bits: Tensor, by: int, mask: int) -> None:
+    """Combines `bits` with themselves shifted, zeros coming in, not the sign: `mask` has 32 − `by` ones."""
     shifted = bits >> by
-    shifted &= (1 << 32 - by) - 1
+    shifted &= mask
     bits ^= shifted
 
 
