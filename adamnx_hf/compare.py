@@ -835,6 +835,8 @@ def _command(args: argparse.Namespace) -> str:
 def draw(path: Path, content: dict[str, Any]) -> None:
     """Curves with bands over the seeds, and the paired differences with their intervals.
 
+    Of runs that were judged once, a dot a seed in the place of a curve.
+
     Args:
         path: of the PNG.
         content: of comparison.json.
@@ -846,6 +848,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
 
     metrics, count = list(content["metrics"]), len(content["contenders"])
     lower = 0.8 + 0.55 * (count - 1)
+    once = all(len(run["per_epoch"]) == 1 for one in content["contenders"] for run in one["runs"])
     plt.switch_backend("agg")
     with plt.rc_context(RC):
         figure, axes = plt.subplots(
@@ -865,20 +868,27 @@ def draw(path: Path, content: dict[str, Any]) -> None:
                 length = min(map(len, series))
                 values = np.array([row[:length] for row in series], dtype=float)
                 x = [row["step"] for row in one["runs"][0]["per_epoch"][:length]]
+                label = one["label"] if column == 0 else None
+                if once:
+                    top.plot([i] * len(values), values[:, 0], "o", color=colour, alpha=0.4, ms=6, mew=0)
+                    top.plot([i], values.mean(axis=0), "D", color=colour, ms=6, label=label)
+                    continue
                 marker = "o" if length < 20 else None
                 # The first is drawn wider, so that it shows where another one covers it.
                 width = 3.2 if i == 0 else 1.6
-                label = one["label"] if column == 0 else None
                 top.plot(x, values.mean(axis=0), lw=width, marker=marker, ms=4, color=colour, label=label)
                 if len(values) > 1:
                     low, high = values.min(axis=0), values.max(axis=0)
                     top.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
             top.set(xlabel="step", title=metric.replace("_", " ").replace("eval ", "").capitalize())
+            if once:
+                top.set(xlabel="after the last step", xticks=[], xlim=(-0.7, count - 0.3))
             _draw_differences(bottom, content, metric, PALETTE)
             if column:
                 bottom.tick_params(labelleft=False)
         seeds = len(content["seeds"])
-        title = f"{content['recipe']} · mean and range of {seeds} seed{'s' * (seeds != 1)}"
+        spread = "each" if once else "range"
+        title = f"{content['recipe']} · mean and {spread} of {seeds} seed{'s' * (seeds != 1)}"
         if content["smoke"]:
             title += " · smoke run: says nothing about the optimizers"
         figure.suptitle(title, fontsize=12)
