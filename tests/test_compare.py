@@ -311,3 +311,39 @@ def test_an_optimizers_settings_come_to_those_of_the_recipe(tiny, tmp_path, trai
         for label in labels
     ]
     assert given == ["beta1=0.8,horizon=auto", "beta1=0.8,horizon=500", None]
+
+
+@pytest.mark.parametrize("evaluations", [1, 2])
+def test_runs_that_were_judged_once_are_drawn_as_dots(evaluations, tmp_path, monkeypatch):
+    from matplotlib import pyplot as plt
+
+    steps = [100 * (i + 1) for i in range(evaluations)]
+    contenders = [
+        {
+            "label": label,
+            "runs": [
+                {"per_epoch": [{"step": step, "loss": seed / step} for step in steps]} for seed in range(3)
+            ],
+        }
+        for label in ("ours", "theirs")
+    ]
+    difference = {"metric": "loss", "second": "theirs", "better": "lower", "differences": [0.0, 1.0, 2.0]}
+    content = {
+        "metrics": {"loss": "min"},
+        "contenders": contenders,
+        "comparisons": [difference | {"mean": 1.0, "low": -1.0, "high": 3.0}],
+        "seeds": [0, 1, 2],
+        "recipe": "a recipe",
+        "smoke": False,
+    }
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    compare.draw(tmp_path / "comparison.png", content)
+    figure = plt.gcf()
+    monkeypatch.undo()
+    top = figure.axes[0]
+    points = [line.get_ydata().tolist() for line in top.lines]
+    means = [[1 / step for step in steps]] * 2
+    each = [[0.0, 1 / 100, 2 / 100]] * 2
+    assert sorted(points) == sorted(each + means if evaluations == 1 else means)
+    assert ("each of 3 seeds" in figure.get_suptitle()) == (evaluations == 1)
+    plt.close(figure)
