@@ -33,6 +33,10 @@ _STEPS = {
     "_prepare_for_training": "max_steps",  # called by train() in later versions
 }
 
+# What the Trainer does with the norm of all gradients: it computes one to log (since 5.0, also where it does
+# not clip), and logs it.
+_NORM, _LOG = "_get_grad_norm", "_maybe_log_save_evaluate"
+
 _OWN_NAME = "optim={!r} is one of Transformers' own names and stays so; register another"
 
 _names: list[str] = []
@@ -168,11 +172,49 @@ def _patch_trainer(module: Any) -> None:
         finally:
             _planned_steps.reset(token)
 
+    def find_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
+        given = inspect.signature(wrapped).bind(*arguments, **keywords).arguments
+        if given.get("grad_norm") is None and _finds_norm(trainer.optimizer, given["model"]):
+            return None
+        return wrapped(*arguments, **keywords)
+
+    def log_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
+        given = inspect.signature(wrapped).bind(*arguments, **keywords)
+        if given.arguments["grad_norm"] is None and not trainer.accelerator.optimizer_step_was_skipped:
+            given.arguments["grad_norm"] = getattr(_unwrapped(trainer.optimizer), "grad_norm", None)
+        return wrapped(*given.args, **given.kwargs)
+
     _wrap(cls, "get_optimizer_cls_and_kwargs", get_optimizer_cls_and_kwargs)
+    for method, parameters, wrapper in (
+        (_NORM, ("model", "grad_norm"), find_norm),
+        (_LOG, ("grad_norm",), log_norm),
+    ):
+        if method in cls.__dict__:
+            _require(cls, method, *parameters)
+            _wrap(cls, method, wrapper)
     for method, parameter in _STEPS.items():
         if method in cls.__dict__:
             _require(cls, method, parameter)
             _wrap(cls, method, remember_steps)
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    """What Accelerate has wrapped."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _finds_norm(optimizer: Any, model: Any) -> bool:
+    """Whether the optimizer, and only it, knows the norm of all gradients.
+
+    It clips within its step (it has `max_grad_norm`, and the norm in `grad_norm` afterwards), so that reading
+    and writing all gradients for a norm to log would cost what that saves. Or it has used and freed them
+    already, and the Trainer would log 0.
+    """
+    optimizer = _unwrapped(optimizer)
+    return hasattr(optimizer, "grad_norm") and (
+        getattr(optimizer, "max_grad_norm", None) is not None
+        or all(param.grad is None for param in model.parameters())
+    )
 
 
 def _lookup(optim: Any) -> RegisteredOptimizer | None:

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from test_trainer import adamnx_of, assert_same_parameters, losses, make_trainer, tiny_llama
+from test_trainer import adamnx_of, assert_same_parameters, grad_norms, losses, make_trainer, tiny_llama
 
 from adamnx_hf import AdamNX, LayerwiseAdamNX
 
@@ -59,8 +59,18 @@ def test_layerwise_goes_adamnxs_way(tmp_path):
     assert type(adamnx_of(usual)) is AdamNX and type(adamnx_of(released)) is LayerwiseAdamNX
     assert_same_parameters(usual.model, released.model)
     assert losses(usual) == losses(released)
+    assert grad_norms(released) == []  # not 0: nobody has found it
     rates = [[entry.get("learning_rate") for entry in t.state.log_history] for t in (usual, released)]
     assert rates[0] == rates[1]
+
+
+def test_layerwise_logs_the_norm_that_it_finds(tmp_path):
+    usual = make_trainer(tmp_path / "a", optim="adamnx", max_grad_norm=1e6)
+    released = make_trainer(tmp_path / "b", optim="adamnx_layerwise", optim_args="max_grad_norm=1e6")
+    for trainer in (usual, released):
+        trainer.train()
+    assert len(grad_norms(usual)) == 8
+    assert grad_norms(released) == pytest.approx(grad_norms(usual), rel=1e-4)
 
 
 @pytest.mark.parametrize(
