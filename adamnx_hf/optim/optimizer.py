@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
+from numbers import Real
 from typing import Any, Literal, overload
 
 import torch
@@ -97,7 +98,8 @@ class AdamNX(Optimizer):
             DeepSpeed ZeRO), let those clip. None: no clipping; inf: the norm alone.
 
     Raises:
-        ValueError: a hyperparameter out of range, or of the wrong kind.
+        ValueError: a hyperparameter out of range.
+        TypeError: one that is no number.
         RuntimeError: flags that exclude each other; in `step`, sparse gradients, or an implementation
             that was asked for and cannot serve the parameters.
 
@@ -449,6 +451,12 @@ def _keeps_residual(param: Tensor, group: dict[str, Any]) -> bool:
     return group["param_rounding"] == "kahan" and param.dtype == torch.bfloat16
 
 
+def _check_number(label: str, value: Any) -> None:
+    if not isinstance(value, Real | Tensor):
+        hint = "; YAML takes 1e-3 for text and 1.0e-3 for a number" if isinstance(value, str) else ""
+        raise TypeError(f"Invalid {label}: {value!r} is not a number{hint}")
+
+
 def _check(group: dict[str, Any]) -> None:
     """Raises where a group's options are out of range or exclude each other, in torch.optim.AdamW's words."""
     lr, betas, foreach, fused = group["lr"], group["betas"], group["foreach"], group["fused"]
@@ -463,13 +471,17 @@ def _check(group: dict[str, Any]) -> None:
         ("eps", "epsilon value"),
         ("weight_decay", "weight_decay value"),
     ):
+        _check_number(label, group[name])
         if not 0.0 <= group[name]:  # so phrased that nan is caught
-            raise ValueError(f"Invalid {label}: {group[name]}")
+            raise ValueError(f"Invalid {label}: {group[name]}; it must be at least 0")
+    if not hasattr(betas, "__len__"):
+        raise TypeError(f"betas must be two numbers, β1 and β2, got {betas!r}")
     if len(betas) != 2:
         raise ValueError(f"betas must be two numbers, β1 and β2, got {betas}")
     if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
         raise ValueError("betas must be either both floats or both Tensors")
     for i, beta in enumerate(betas):
+        _check_number(f"beta parameter at index {i}", beta)
         if isinstance(beta, Tensor):
             if foreach and not capturable:
                 raise ValueError(
@@ -478,7 +490,9 @@ def _check(group: dict[str, Any]) -> None:
             if beta.numel() != 1:
                 raise ValueError(f"Tensor betas[{i}] must be 1-element")
         if not 0.0 <= beta < 1.0:
-            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+            raise ValueError(
+                f"Invalid beta parameter at index {i}: {beta}; it must be at least 0 and below 1"
+            )
     state_dtype = group["state_dtype"]
     group["state_dtype"] = name = state_dtype and str(state_dtype).removeprefix("torch.")
     if name is not None and name not in STATE_DTYPES:

@@ -187,7 +187,13 @@ def test_wrong_arguments_fail_as_in_adamw(case):
 
 NAN = float("nan")
 INVALID = [
-    ({"lr": -0.5}, ValueError, "Invalid learning rate: -0.5"),
+    ({"lr": -0.5}, ValueError, "Invalid learning rate: -0.5; it must be at least 0"),
+    ({"lr": "1e-3"}, TypeError, "Invalid learning rate: '1e-3' is not a number; YAML takes 1e-3 for text"),
+    ({"lr": None}, TypeError, "Invalid learning rate: None is not a number$"),
+    ({"eps": "1e-8"}, TypeError, "Invalid epsilon value: '1e-8' is not a number"),
+    ({"betas": 0.9}, TypeError, "betas must be two numbers, β1 and β2, got 0.9"),
+    ({"betas": "0.9"}, ValueError, "betas must be two numbers, β1 and β2, got 0.9"),
+    ({"betas": (0.9, "0.99")}, TypeError, "Invalid beta parameter at index 1: '0.99' is not a number"),
     ({"lr": NAN}, ValueError, "Invalid learning rate: nan"),
     ({"lr": torch.tensor(-0.5)}, ValueError, "Invalid learning rate: -0.5"),
     ({"eps": -1e-8}, ValueError, "Invalid epsilon value: -1e-08"),
@@ -196,7 +202,11 @@ INVALID = [
     ({"weight_decay": NAN}, ValueError, "Invalid weight_decay value: nan"),
     ({"betas": (-0.1, 0.99)}, ValueError, "Invalid beta parameter at index 0: -0.1"),
     ({"betas": (1.0, 0.99)}, ValueError, "Invalid beta parameter at index 0: 1.0"),
-    ({"betas": (0.9, 1.0)}, ValueError, "Invalid beta parameter at index 1: 1.0"),
+    (
+        {"betas": (0.9, 1.0)},
+        ValueError,
+        "Invalid beta parameter at index 1: 1.0; it must be at least 0 and below 1",
+    ),
     ({"betas": (0.9, NAN)}, ValueError, "Invalid beta parameter at index 1: nan"),
     ({"betas": (0.9, 0.99, 0.5)}, ValueError, r"two numbers.*\(0.9, 0.99, 0.5\)"),
     ({"betas": (torch.tensor(0.9), torch.tensor([0.9, 0.8]))}, ValueError, r"betas\[1\] must be 1-element"),
