@@ -32,7 +32,16 @@ def split(text: str) -> dict[str, str]:
 
     Raises:
         ValueError: a part that is not `key=value`, a key given twice, or a bracket left open.
+        TypeError: no text, as where a YAML file has a mapping.
     """
+    if not isinstance(text, str):
+        written = (
+            ",".join(f"{key}={value}" for key, value in text.items()) if isinstance(text, Mapping) else ""
+        )
+        raise TypeError(
+            f"optim_args={text!r}: a {type(text).__name__} instead of text; write it as "
+            f"optim_args={written or 'key=value,key=value'!r}"
+        )
     parts, depth, start = [], [], 0
     for i, char in enumerate(text):
         if char in _BRACKETS:

@@ -119,3 +119,14 @@ def test_an_unknown_key_is_named_with_the_nearest_and_the_list():
 def test_a_key_that_is_set_elsewhere_says_where():
     with pytest.raises(ValueError, match=r"TrainingArguments\(weight_decay=0.1\)"):
         parse("weight_decay=0.1")
+
+
+def test_a_mapping_is_refused_with_the_text_to_write():
+    with pytest.raises(
+        TypeError, match=r"a dict instead of text; write it as optim_args='beta2=0\.95,fused=True'"
+    ):
+        split({"beta2": 0.95, "fused": True})
+    with pytest.raises(
+        TypeError, match=r"a list instead of text; write it as optim_args='key=value,key=value'"
+    ):
+        split(["beta2=0.95"])
