@@ -54,6 +54,13 @@ def test_arguments_that_do_not_fit_end_in_one_line(argv, message, capsys):
     assert message in stops_with(2, argv, capsys).err.splitlines()[-1]
 
 
+def test_help_keeps_names_as_they_are_written(capsys):
+    assert (
+        "Train a small vision transformer with AdamNX and with AdamW"
+        in stops_with(0, ["demo", "--help"], capsys).out
+    )
+
+
 def test_a_seed_given_twice():
     with pytest.raises(SystemExit, match="--seeds 1 1 names one twice"):
         cli.main(["demo", "--seeds", "1", "1"])
