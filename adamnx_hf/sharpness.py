@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from adamnx_hf.errors import RecipeError, number
-from adamnx_hf.paired import paired_difference
+from adamnx_hf.paired import Difference, compared
 
 __all__ = [
     "EXTRA",
@@ -442,20 +442,8 @@ def _of_comparison(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     for other in others:
         for name in MEASURES:
             a, b = ([row[name] for row in rows[label]] for label in (first, other))
-            difference = paired_difference(a, b)
-            comparisons.append(
-                {
-                    "first": first,
-                    "second": other,
-                    "metric": name,
-                    "better": "lower",
-                    "differences": [x - y for x, y in zip(a, b, strict=True)],
-                    "mean": difference.mean,
-                    "low": difference.low,
-                    "high": difference.high,
-                    "verdict": _verdict(first, other, difference.sign),
-                }
-            )
+            record, difference = compared((first, other), name, "lower", a, b)
+            comparisons.append(record | {"verdict": _verdict(first, other, difference)})
     content = {
         "recipe": there["recipe"],
         "comparison": there["command"],
@@ -472,7 +460,8 @@ def _of_comparison(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return content
 
 
-def _verdict(first: str, second: str, sign: int | None) -> str:
+def _verdict(first: str, second: str, difference: Difference | None) -> str:
+    sign = difference.sign if difference else None
     if sign is None:
         return "cannot be judged"
     if sign == 0:
