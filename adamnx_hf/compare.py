@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from adamnx_hf.errors import RecipeError, number
-from adamnx_hf.paired import Difference, paired_difference
+from adamnx_hf.paired import Difference, compared
 
 __all__ = ["EXTRA", "TAKES_FLAGS", "Contender", "add_arguments", "compare", "markdown", "run", "verdict"]
 
@@ -682,20 +682,12 @@ def _comparison(
     first: Contender, second: Contender, metric: str, kind: str, runs: Sequence[_Run]
 ) -> dict[str, Any]:
     a, b = ([run.score(metric) for run in runs if run.contender == one] for one in (first, second))
-    pairs = [(x, y) for x, y in zip(a, b, strict=True) if math.isfinite(x) and math.isfinite(y)]
-    diverged = {first.label: sum(map(math.isnan, a)), second.label: sum(map(math.isnan, b))}
-    difference = paired_difference(a, b) if len(pairs) == len(a) else None
-    return {
-        "first": first.label,
-        "second": second.label,
-        "metric": metric,
-        "better": "lower" if kind == "min" else "higher",
-        "differences": [_or_none(x - y) for x, y in zip(a, b, strict=True)],
-        "mean": difference.mean if difference else None,
-        "low": difference.low if difference else None,
-        "high": difference.high if difference else None,
+    names = (first.label, second.label)
+    record, difference = compared(names, metric, "lower" if kind == "min" else "higher", a, b)
+    diverged = {name: sum(map(math.isnan, values)) for name, values in zip(names, (a, b), strict=True)}
+    return record | {
         "diverged": diverged,
-        "verdict": verdict(first.label, second.label, kind, difference, diverged, len(a)),
+        "verdict": verdict(*names, kind, difference, diverged, len(a)),
     }
 
 

@@ -6,8 +6,9 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["Difference", "paired_difference"]
+__all__ = ["Difference", "compared", "paired_difference"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +52,32 @@ def paired_difference(
     quantile = float(t.ppf((1 + confidence) / 2, len(differences) - 1))
     half = quantile * spread / math.sqrt(len(differences))
     return Difference(mean, mean - half, mean + half)
+
+
+def compared(
+    names: tuple[str, str], metric: str, better: str, first: Sequence[float], second: Sequence[float]
+) -> tuple[dict[str, Any], Difference | None]:
+    """What a comparison's JSON says of two optimizers by one figure, all but the verdict.
+
+    Args:
+        names: of the two.
+        metric: the figure.
+        better: `"lower"` or `"higher"`.
+        first, second: as for :func:`paired_difference`; NaN where a run diverged.
+
+    Returns:
+        The record, and the difference in it, None where a run diverged.
+    """
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    difference = paired_difference(first, second) if all(map(math.isfinite, differences)) else None
+    record = {
+        "first": names[0],
+        "second": names[1],
+        "metric": metric,
+        "better": better,
+        "differences": [value if math.isfinite(value) else None for value in differences],
+        "mean": difference.mean if difference else None,
+        "low": difference.low if difference else None,
+        "high": difference.high if difference else None,
+    }
+    return record, difference

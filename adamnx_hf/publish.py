@@ -468,6 +468,8 @@ def _card(
             task_type=tag or results["task"],
             dataset_type=label,
             dataset_name=label,
+            dataset_config=recipe.get("dataset_config_name") if dataset else None,
+            dataset_revision=recipe.get("dataset_revision") if dataset else None,
             metric_type=kind,
             metric_name=f"{name}, {which}",
             metric_value=convert(value[key]),

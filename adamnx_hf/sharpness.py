@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from adamnx_hf.errors import RecipeError, number
-from adamnx_hf.paired import paired_difference
+from adamnx_hf.paired import Difference, compared
 
 __all__ = [
     "EXTRA",
@@ -325,18 +325,27 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("samples", "random_radius", "ascent_radius", "directions")}
 
 
+def _data(folder: Path, args: argparse.Namespace) -> str | None:
+    """The data set that a run is measured on: its name on the Hub, or its folder's whole path."""
+    from adamnx_hf import recipe as recipes
+
+    name = args.dataset_name or recipes.read(folder / "recipe.yaml").get("dataset_name")
+    path = Path(name or "").expanduser()
+    return str(path.resolve()) if name and path.is_dir() else name
+
+
 def _of_run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Measures one run, and writes its sharpness.json; what was measured alike before is taken from there."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from adamnx_hf import report
 
-    path = folder / "sharpness.json"
+    path, alike = folder / "sharpness.json", {"settings": _settings(args), "data": _data(folder, args)}
     weights = sorted(folder.glob("model*.safetensors"))
     stamp = max((item.stat().st_mtime_ns for item in weights), default=0)
     if path.is_file():
         there: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if there.get("settings") == _settings(args) and path.stat().st_mtime_ns > stamp:
+        if alike.items() <= there.items() and path.stat().st_mtime_ns > stamp:
             return there
     model, batches = _model_and_batches(folder, args)
     params = [param for param in model.parameters() if param.requires_grad]
@@ -357,7 +366,7 @@ def _of_run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             )
     except RuntimeError as error:
         raise RecipeError(f"{folder}: {' '.join(str(error).split())}") from error
-    result = {"settings": _settings(args), **values, "environment": report.environment()}
+    result = {**alike, **values, "environment": report.environment()}
     report.write_json(path, result)
     return result
 
@@ -433,29 +442,18 @@ def _of_comparison(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         for i in range(len(there["seeds"])):
             for label in labels:
                 measured = _of_run(folders[label][i], args)
-                rows[label].append({"seed": there["seeds"][i]} | {
-                    key: value for key, value in measured.items() if key not in ("settings", "environment")
-                })  # fmt: skip
+                rows[label].append(
+                    {"seed": there["seeds"][i]}
+                    | {name: measured[name] for name in ("loss", "norm", *MEASURES)}
+                )
                 bar.update()
     first, *others = labels
     comparisons = []
     for other in others:
         for name in MEASURES:
             a, b = ([row[name] for row in rows[label]] for label in (first, other))
-            difference = paired_difference(a, b)
-            comparisons.append(
-                {
-                    "first": first,
-                    "second": other,
-                    "metric": name,
-                    "better": "lower",
-                    "differences": [x - y for x, y in zip(a, b, strict=True)],
-                    "mean": difference.mean,
-                    "low": difference.low,
-                    "high": difference.high,
-                    "verdict": _verdict(first, other, difference.sign),
-                }
-            )
+            record, difference = compared((first, other), name, "lower", a, b)
+            comparisons.append(record | {"verdict": _verdict(first, other, difference)})
     content = {
         "recipe": there["recipe"],
         "comparison": there["command"],
@@ -472,7 +470,8 @@ def _of_comparison(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return content
 
 
-def _verdict(first: str, second: str, sign: int | None) -> str:
+def _verdict(first: str, second: str, difference: Difference | None) -> str:
+    sign = difference.sign if difference else None
     if sign is None:
         return "cannot be judged"
     if sign == 0:

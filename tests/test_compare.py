@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from adamnx_hf import cli, compare, recipe, run
 from adamnx_hf.errors import RecipeError
-from adamnx_hf.paired import paired_difference
+from adamnx_hf.paired import compared, paired_difference
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
 def content_of(out):
@@ -231,6 +234,26 @@ def test_never_better_where_the_interval_holds_0(pairs, kind):
     assert ("better" in words or "worse" in words) == shown
     if shown:
         assert ("better" in words) == ((difference.mean < 0) == (kind == "min"))
+
+
+@pytest.mark.parametrize("name", ["ablation/comparison", "flatness/sharpness", "llm/lora"])
+def test_kept_comparisons_come_out_again_from_their_runs(name):
+    content = json.loads((RESULTS / f"{name}.json").read_text())
+    runs = {one["label"]: one["runs"] for one in content["contenders"]}
+    for item in content["comparisons"]:
+        names = (item["first"], item["second"])
+        values = [[run[item["metric"]] for run in runs[name]] for name in names]
+        record, difference = compared(names, item["metric"], item["better"], *values)
+        assert list(record) == [key for key in item if key not in ("diverged", "verdict")]
+        for key, value in record.items():
+            assert item[key] == (pytest.approx(value) if isinstance(value, float | list) else value)
+        assert difference.mean == record["mean"]
+
+
+def test_what_is_recorded_of_a_run_that_diverged():
+    record, difference = compared(("A", "B"), "loss", "lower", [1.0, math.nan, 3.0], [1.5, 1.0, math.nan])
+    assert record["differences"] == [-0.5, None, None] and difference is None
+    assert record["mean"] is record["low"] is record["high"] is None
 
 
 def test_a_run_that_diverged_is_named_and_not_averaged_away():

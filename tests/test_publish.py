@@ -468,6 +468,24 @@ def test_dry_run_needs_no_hub(copied, tmp_path, monkeypatch, capsys):
     assert "is not an empty folder; choose another --output-dir" in says(capsys, words)
 
 
+def test_the_card_says_which_part_of_the_data_set_was_judged_on(copied):
+    written = yaml.safe_load((copied / "recipe.yaml").read_text())
+    part = {"dataset_config_name": "small", "dataset_revision": "refs/convert/parquet"}
+
+    def judged_on(**fields):
+        (copied / "recipe.yaml").write_text(yaml.safe_dump({**written, **fields}))
+        card = ModelCard(publish.package(copied, "me/x").files["README.md"].decode())
+        (model,) = card.data.to_dict()["model-index"]
+        return [result["dataset"] for result in model["results"]]
+
+    (of_the_hub,) = judged_on(dataset_name="me/data", **part)
+    assert of_the_hub["type"] == "me/data"
+    assert (of_the_hub["config"], of_the_hub["revision"]) == tuple(part.values())
+    for fields in ({"dataset_name": "me/data"}, part):  # the second: of a local folder, which has no branches
+        (other,) = judged_on(**fields)
+        assert not {"config", "revision"} & set(other)
+
+
 def test_an_adapter(copied):
     (copied / "model.safetensors").rename(copied / "adapter_model.safetensors")
     (copied / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -131,7 +132,7 @@ def test_relative_measures_do_not_see_the_scale_before_a_batch_norm():
         assert second[name] == pytest.approx(first[name], rel=1e-5)
 
 
-def test_of_a_comparison(tiny, tmp_path, capsys):
+def test_of_a_comparison(tiny, folder, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["compare", tiny, "--optim", "adamnx", "momentum_sgd", "--seeds", "2", "--max_steps", "4"]
     assert cli.main([*words, "--output_dir", str(out)]) == 0
@@ -162,6 +163,15 @@ def test_of_a_comparison(tiny, tmp_path, capsys):
         name: content["contenders"][0]["runs"][0][name] for name in MEASURES
     }
     assert (run / "sharpness.json").stat().st_mtime_ns == written
+    # Nor on the same data by its name, but on other data it is.
+    assert cli.main(["sharpness", str(run), "--samples", "20", "--dataset-name", str(folder)]) == 0
+    assert (run / "sharpness.json").stat().st_mtime_ns == written
+    other = shutil.copytree(folder, tmp_path / "other")
+    shutil.copy(*sorted((other / "data").iterdir()))  # the test images are there to train on, too
+    capsys.readouterr()
+    assert cli.main(["sharpness", str(run), "--samples", "20", "--dataset-name", str(other)]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] != alone["loss"]
+    assert json.loads((run / "sharpness.json").read_text())["data"] == str(other)
     # Of a run that diverged nothing is written.
     weights = load_file(run / "model.safetensors")
     broken = {

@@ -10,10 +10,19 @@ from typing import Any
 
 from adamnx_hf.errors import RecipeError, nearest
 
-__all__ = ["DataArguments", "check_class_names", "check_columns", "check_images", "load_splits"]
+__all__ = [
+    "DataArguments",
+    "ImageArguments",
+    "check_class_names",
+    "check_columns",
+    "check_images",
+    "doc",
+    "load_splits",
+]
 
 
-def _help(text: str) -> dict[str, str]:
+def doc(text: str) -> dict[str, str]:
+    """The `metadata` of a field whose help `text` is."""
     return {"help": text}
 
 
@@ -22,38 +31,38 @@ class DataArguments:
     """Fields of a recipe that say which data; every task has them."""
 
     dataset_name: str | None = dataclasses.field(
-        default=None, metadata=_help("Hub name of a data set, or a local folder of the same schema.")
+        default=None, metadata=doc("Hub name of a data set, or a local folder of the same schema.")
     )
     dataset_config_name: str | None = dataclasses.field(
-        default=None, metadata=_help("Configuration of the data set.")
+        default=None, metadata=doc("Configuration of the data set.")
     )
     dataset_revision: str | None = dataclasses.field(
-        default=None, metadata=_help("Branch, tag or commit of the data set on the Hub.")
+        default=None, metadata=doc("Branch, tag or commit of the data set on the Hub.")
     )
     data_files: dict | str | None = dataclasses.field(
         default=None,
-        metadata=_help(
+        metadata=doc(
             "Files of each split in the data set's repository on the Hub, as load_dataset takes them, as "
             'JSON on the command line: {"train": ["a/*.parquet"], ...}. A local folder is read whole.'
         ),
     )
     train_split: str = dataclasses.field(
-        default="train", metadata=_help("Split to train on, or a part of it: train[:90%%].")
+        default="train", metadata=doc("Split to train on, or a part of it: train[:90%%].")
     )
     eval_split: str = dataclasses.field(
-        default="test", metadata=_help("Split to evaluate on, or a part of one: train[90%%:].")
+        default="test", metadata=doc("Split to evaluate on, or a part of one: train[90%%:].")
     )
     max_train_samples: int | None = dataclasses.field(
-        default=None, metadata=_help("Train on the first so many examples only.")
+        default=None, metadata=doc("Train on the first so many examples only.")
     )
     max_eval_samples: int | None = dataclasses.field(
-        default=None, metadata=_help("Evaluate on the first so many examples only.")
+        default=None, metadata=doc("Evaluate on the first so many examples only.")
     )
     hold_out: int = dataclasses.field(
-        default=0, metadata=_help("Percent of the training rows, spread evenly, that are not trained on.")
+        default=0, metadata=doc("Percent of the training rows, spread evenly, that are not trained on.")
     )
     eval_on_held_out: bool = dataclasses.field(
-        default=False, metadata=_help("Evaluate on the rows that hold_out takes out, not on eval_split.")
+        default=False, metadata=doc("Evaluate on the rows that hold_out takes out, not on eval_split.")
     )
 
     def __post_init__(self) -> None:
@@ -68,6 +77,47 @@ class DataArguments:
             raise ValueError(f"hold_out: {self.hold_out} is not a percentage from 0 to 50")
         if self.eval_on_held_out and not self.hold_out:
             raise ValueError("eval_on_held_out: nothing is held out; set hold_out, too")
+
+
+@dataclasses.dataclass
+class ImageArguments(DataArguments):
+    """What tasks on images have besides: their column, the network, and how images become its input."""
+
+    image_column: str = dataclasses.field(default="image", metadata=doc("Column of the images."))
+    architecture: str | None = dataclasses.field(default=None, metadata=doc("A network, from scratch."))
+    architecture_options: dict | str | None = dataclasses.field(
+        default=None, metadata=doc("What to change of the network, as JSON on the command line.")
+    )
+    model_name_or_path: str | None = dataclasses.field(
+        default=None,
+        metadata=doc("Instead of architecture: a model of the Hub, or a saved one, to fine-tune."),
+    )
+    image_mean: list[float] = dataclasses.field(
+        default_factory=lambda: [0.5, 0.5, 0.5],
+        metadata=doc("Subtracted from the channels of images in [0, 1]."),
+    )
+    image_std: list[float] = dataclasses.field(
+        default_factory=lambda: [0.5, 0.5, 0.5], metadata=doc("What the channels are then divided by.")
+    )
+    flip_probability: float = dataclasses.field(
+        default=0.5, metadata=doc("Probability of mirroring a training image.")
+    )
+    keep_decoded: bool = dataclasses.field(
+        default=False, metadata=doc("Decode every image once and keep them all in memory.")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.architecture_options, str):
+            self.architecture_options = json.loads(self.architecture_options)
+        if bool(self.architecture) == bool(self.model_name_or_path):
+            raise ValueError("give either architecture or model_name_or_path")
+        for name, value in vars(self).items():
+            if name.endswith("_probability") and not 0 <= value <= 1:
+                raise ValueError(f"{name}: {value} is not a probability from 0 to 1")
+        for name in ("image_mean", "image_std"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name}: needs 3 numbers, one a channel, got {getattr(self, name)}")
 
 
 def _check_data_files(data_files: Any) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from adamnx_hf import metrics
 from adamnx_hf.errors import RecipeError
-from adamnx_hf.tasks.data import DataArguments, check_columns, check_images, load_splits
+from adamnx_hf.tasks.data import ImageArguments, check_columns, check_images, doc, load_splits
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
@@ -29,63 +29,28 @@ METRICS = {"top1_error": "min", "top5_error": "min"}
 UNIT = "images"
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclasses.dataclass
-class Arguments(DataArguments):
+class Arguments(ImageArguments):
     """The fields of a recipe for image classification."""
 
-    image_column: str = dataclasses.field(default="image", metadata=_help("Column of the images."))
-    label_column: str = dataclasses.field(default="label", metadata=_help("Column of the class ids."))
+    label_column: str = dataclasses.field(default="label", metadata=doc("Column of the class ids."))
     architecture: str | None = dataclasses.field(
         default=None,
-        metadata=_help("A torchvision network, from scratch, one of adamnx_hf.models.nets.NETS."),
-    )
-    architecture_options: dict | str | None = dataclasses.field(
-        default=None, metadata=_help("What to change of the network, as JSON on the command line.")
-    )
-    model_name_or_path: str | None = dataclasses.field(
-        default=None,
-        metadata=_help("Instead of architecture: a model of the Hub, or a saved one, to fine-tune."),
+        metadata=doc("A torchvision network, from scratch, one of adamnx_hf.models.nets.NETS."),
     )
     image_size: int = dataclasses.field(
-        default=32, metadata=_help("Images of another size are resized to it, in pixels.")
-    )
-    image_mean: list[float] = dataclasses.field(
-        default_factory=lambda: [0.5, 0.5, 0.5],
-        metadata=_help("Subtracted from the channels of images in [0, 1]."),
-    )
-    image_std: list[float] = dataclasses.field(
-        default_factory=lambda: [0.5, 0.5, 0.5], metadata=_help("What the channels are then divided by.")
+        default=32, metadata=doc("Images of another size are resized to it, in pixels.")
     )
     jitter_probability: float = dataclasses.field(
-        default=0.5, metadata=_help("Probability of the HSV jitter of a training image.")
-    )
-    flip_probability: float = dataclasses.field(
-        default=0.5, metadata=_help("Probability of mirroring a training image.")
-    )
-    keep_decoded: bool = dataclasses.field(
-        default=False, metadata=_help("Decode every image once and keep them all in memory.")
+        default=0.5, metadata=doc("Probability of the HSV jitter of a training image.")
     )
     augment_on_device: bool = dataclasses.field(
         default=False,
-        metadata=_help("Augment whole batches on the training device, not in the data loader."),
+        metadata=doc("Augment whole batches on the training device, not in the data loader."),
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.architecture_options, str):
-            self.architecture_options = json.loads(self.architecture_options)
-        if bool(self.architecture) == bool(self.model_name_or_path):
-            raise ValueError("give either architecture or model_name_or_path")
-        for name in ("jitter_probability", "flip_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not a probability from 0 to 1")
-        for name in ("image_mean", "image_std"):
-            if len(getattr(self, name)) != 3:
-                raise ValueError(f"{name}: needs 3 numbers, one a channel, got {getattr(self, name)}")
         if self.image_size < 1:
             raise ValueError(f"image_size: {self.image_size} is not a size in pixels")
         if self.architecture:

@@ -17,7 +17,7 @@ import torch
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from adamnx_hf.errors import RecipeError
-from adamnx_hf.tasks.data import DataArguments, check_columns, load_splits
+from adamnx_hf.tasks.data import DataArguments, check_columns, doc, load_splits
 from adamnx_hf.tasks.sft_trainer import ExactMatch, RecipeSFTConfig, RecipeSFTTrainer, completion_text
 
 if TYPE_CHECKING:
@@ -42,56 +42,52 @@ JOINED = 1000
 BASE = "base_model"
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclasses.dataclass
 class Arguments(DataArguments, ModelConfig):
     """The fields of a recipe for language models: TRL's ModelConfig (model, LoRA, quantization) and these."""
 
     model_config: dict | str | None = dataclasses.field(
         default=None,
-        metadata=_help(
+        metadata=doc(
             "What the model's config.json says of its kind and sizes (model_type and others), for --smoke "
             "and `adamnx-hf memory`, which do without the Hub."
         ),
     )
     prompt_template: str | None = dataclasses.field(
         default=None,
-        metadata=_help("The prompt, with columns in braces: 'Question: {question}\\nAnswer:'."),
+        metadata=doc("The prompt, with columns in braces: 'Question: {question}\\nAnswer:'."),
     )
     completion_template: str | None = dataclasses.field(
-        default=None, metadata=_help("What the model is to answer, with columns in braces: ' {answer}'.")
+        default=None, metadata=doc("What the model is to answer, with columns in braces: ' {answer}'.")
     )
     use_chat_template: bool = dataclasses.field(
         default=False,
-        metadata=_help(
+        metadata=doc(
             "Prompt and completion are the user's and the assistant's turn in the tokenizer's chat template."
         ),
     )
     messages_column: str | None = dataclasses.field(
         default=None,
-        metadata=_help("Instead of templates: a column of chats, lists of {role, content}."),
+        metadata=doc("Instead of templates: a column of chats, lists of {role, content}."),
     )
     join_rows: str | None = dataclasses.field(
         default=None,
-        metadata=_help(
+        metadata=doc(
             f"Rows of dataset_text_field are pieces of one text: join {JOINED:,} at a time with this between."
         ),
     )
     answer_pattern: str | None = dataclasses.field(
         default=None,
-        metadata=_help(
+        metadata=doc(
             "Regular expression whose first group is the answer in a completion: reports exact match by "
             "greedy generation."
         ),
     )
     exact_match_samples: int = dataclasses.field(
-        default=200, metadata=_help("Generate for the first so many examples of the evaluation split.")
+        default=200, metadata=doc("Generate for the first so many examples of the evaluation split.")
     )
     max_new_tokens: int = dataclasses.field(
-        default=256, metadata=_help("Generate at most so many tokens an answer.")
+        default=256, metadata=doc("Generate at most so many tokens an answer.")
     )
 
     def __post_init__(self) -> None:

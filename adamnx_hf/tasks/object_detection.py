@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +16,14 @@ from tqdm import tqdm
 
 from adamnx_hf import metrics
 from adamnx_hf.errors import RecipeError, nearest
-from adamnx_hf.tasks.data import DataArguments, check_class_names, check_columns, check_images, load_splits
+from adamnx_hf.tasks.data import (
+    ImageArguments,
+    check_class_names,
+    check_columns,
+    check_images,
+    doc,
+    load_splits,
+)
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
@@ -48,88 +54,63 @@ LEAST_SCORE = 0.001
 ROUNDING = 1.0
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclasses.dataclass
-class Arguments(DataArguments):
+class Arguments(ImageArguments):
     """The fields of a recipe for object detection."""
 
-    image_column: str = dataclasses.field(default="image", metadata=_help("Column of the images."))
     objects_column: str = dataclasses.field(
-        default="objects", metadata=_help("Column of each image's objects: their boxes, classes and so on.")
+        default="objects", metadata=doc("Column of each image's objects: their boxes, classes and so on.")
     )
-    box_field: str = dataclasses.field(default="bbox", metadata=_help("Where among them the boxes are."))
+    box_field: str = dataclasses.field(default="bbox", metadata=doc("Where among them the boxes are."))
     box_format: Literal["xywh", "xyxy", "voc"] = dataclasses.field(
         default="xywh",
-        metadata=_help(
+        metadata=doc(
             "What four numbers in pixels mean: left, top, width, height; or two corners; or corners as VOC "
             "writes them, whose pixels count from 1 and belong to the box."
         ),
     )
     category_field: str = dataclasses.field(
-        default="category", metadata=_help("Where among them the class ids are.")
+        default="category", metadata=doc("Where among them the class ids are.")
     )
     class_names: list[str] | None = dataclasses.field(
-        default=None, metadata=_help("Names of the ids 0, 1, ... Default: the data set's own.")
+        default=None, metadata=doc("Names of the ids 0, 1, ... Default: the data set's own.")
     )
     difficult_field: str = dataclasses.field(
         default="difficult",
-        metadata=_help("Where among them it is marked that one need not be found; may be missing."),
+        metadata=doc("Where among them it is marked that one need not be found; may be missing."),
     )
     train_on_difficult: bool = dataclasses.field(
-        default=False, metadata=_help("Train on objects that need not be found, too.")
+        default=False, metadata=doc("Train on objects that need not be found, too.")
     )
     architecture: str | None = dataclasses.field(
-        default=None, metadata=_help("A network, from scratch: yolov7_tiny.")
+        default=None, metadata=doc("A network, from scratch: yolov7_tiny.")
     )
     architecture_options: dict | str | None = dataclasses.field(
         default=None,
-        metadata=_help("What to change of it: fields of Yolov7TinyConfig, as JSON on the command line."),
+        metadata=doc("What to change of it: fields of Yolov7TinyConfig, as JSON on the command line."),
     )
     model_name_or_path: str | None = dataclasses.field(
         default=None,
-        metadata=_help("Instead of architecture: a YOLOv7-tiny of the Hub, or a saved one, to fine-tune."),
+        metadata=doc("Instead of architecture: a YOLOv7-tiny of the Hub, or a saved one, to fine-tune."),
     )
     image_size: int = dataclasses.field(
         default=640,
-        metadata=_help("Pixels along a side of the square that images are put into, a multiple of 32."),
-    )
-    image_mean: list[float] = dataclasses.field(
-        default_factory=lambda: [0.5, 0.5, 0.5],
-        metadata=_help("Subtracted from the channels of images in [0, 1]."),
-    )
-    image_std: list[float] = dataclasses.field(
-        default_factory=lambda: [0.5, 0.5, 0.5], metadata=_help("What the channels are then divided by.")
+        metadata=doc("Pixels along a side of the square that images are put into, a multiple of 32."),
     )
     scale_range: list[float] = dataclasses.field(
         default_factory=lambda: [0.5, 1.5],
-        metadata=_help("A training image is scaled by a factor between these, then padded or cut at random."),
+        metadata=doc("A training image is scaled by a factor between these, then padded or cut at random."),
     )
     jitter_probability: float = dataclasses.field(
-        default=0.5, metadata=_help("Probability of the HSV jitter of a training image.")
-    )
-    flip_probability: float = dataclasses.field(
-        default=0.5, metadata=_help("Probability of mirroring a training image.")
+        default=0.5, metadata=doc("Probability of the HSV jitter of a training image.")
     )
     keep_decoded: bool = dataclasses.field(
         default=False,
-        metadata=_help("Decode and letterbox every image once and keep them all in memory."),
+        metadata=doc("Decode and letterbox every image once and keep them all in memory."),
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.architecture_options, str):
-            self.architecture_options = json.loads(self.architecture_options)
-        if bool(self.architecture) == bool(self.model_name_or_path):
-            raise ValueError("give either architecture or model_name_or_path")
-        for name in ("jitter_probability", "flip_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not a probability from 0 to 1")
-        for name in ("image_mean", "image_std"):
-            if len(getattr(self, name)) != 3:
-                raise ValueError(f"{name}: needs 3 numbers, one a channel, got {getattr(self, name)}")
         if self.image_size < 32 or self.image_size % 32:
             raise ValueError(f"image_size: {self.image_size} is not a multiple of 32 pixels")
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:

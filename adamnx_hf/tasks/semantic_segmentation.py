@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,14 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.tasks import masks
-from adamnx_hf.tasks.data import DataArguments, check_class_names, check_columns, check_images, load_splits
+from adamnx_hf.tasks.data import (
+    ImageArguments,
+    check_class_names,
+    check_columns,
+    check_images,
+    doc,
+    load_splits,
+)
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
@@ -46,83 +52,49 @@ UNIT = "images"
 PIPELINE_TAG = "image-segmentation"
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclasses.dataclass
-class Arguments(DataArguments):
+class Arguments(ImageArguments):
     """The fields of a recipe for semantic segmentation."""
 
-    image_column: str = dataclasses.field(default="image", metadata=_help("Column of the images."))
     mask_column: str = dataclasses.field(
-        default="mask", metadata=_help("Column of the masks: images of one channel that holds class ids.")
+        default="mask", metadata=doc("Column of the masks: images of one channel that holds class ids.")
     )
     class_names: list[str] | None = dataclasses.field(
         default=None,
-        metadata=_help(
+        metadata=doc(
             "Names of the ids 0, 1, ... Default: numbers, up to the highest id in the training split."
         ),
     )
     ignore_index: int = dataclasses.field(
-        default=255, metadata=_help("Id of pixels that count neither in training nor in evaluation.")
+        default=255, metadata=doc("Id of pixels that count neither in training nor in evaluation.")
     )
     architecture: str | None = dataclasses.field(
         default=None,
-        metadata=_help("A network, from scratch: `unet`, or the model_type of one that Transformers has."),
-    )
-    architecture_options: dict | str | None = dataclasses.field(
-        default=None, metadata=_help("What to change of its configuration, as JSON on the command line.")
-    )
-    model_name_or_path: str | None = dataclasses.field(
-        default=None,
-        metadata=_help("Instead of architecture: a model of the Hub, or a saved one, to fine-tune."),
+        metadata=doc("A network, from scratch: `unet`, or the model_type of one that Transformers has."),
     )
     class_balance: float = dataclasses.field(
         default=0.0,
-        metadata=_help(
+        metadata=doc(
             "In a U-Net's cross-entropy a pixel counts its class's share of the training pixels to the power "
             "of minus this: 0, all pixels alike, to 1, all classes alike."
         ),
     )
     image_size: int = dataclasses.field(
         default=384,
-        metadata=_help(
+        metadata=doc(
             "The shorter side of images, to which they are resized, in pixels. Judged is at their own size."
         ),
     )
     scale_range: list[float] = dataclasses.field(
         default_factory=lambda: [0.5, 2.0],
-        metadata=_help("For training image_size is multiplied by a number drawn from this range."),
+        metadata=doc("For training image_size is multiplied by a number drawn from this range."),
     )
     crop_size: int = dataclasses.field(
-        default=320, metadata=_help("Training takes a random square of so many pixels a side.")
-    )
-    flip_probability: float = dataclasses.field(
-        default=0.5, metadata=_help("Probability of mirroring a training image.")
-    )
-    image_mean: list[float] = dataclasses.field(
-        default_factory=lambda: [0.5, 0.5, 0.5],
-        metadata=_help("Subtracted from the channels of images in [0, 1]."),
-    )
-    image_std: list[float] = dataclasses.field(
-        default_factory=lambda: [0.5, 0.5, 0.5], metadata=_help("What the channels are then divided by.")
-    )
-    keep_decoded: bool = dataclasses.field(
-        default=False, metadata=_help("Decode every image once and keep them all in memory.")
+        default=320, metadata=doc("Training takes a random square of so many pixels a side.")
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.architecture_options, str):
-            self.architecture_options = json.loads(self.architecture_options)
-        if bool(self.architecture) == bool(self.model_name_or_path):
-            raise ValueError("give either architecture or model_name_or_path")
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"flip_probability: {self.flip_probability} is not a probability from 0 to 1")
-        for name in ("image_mean", "image_std"):
-            if len(getattr(self, name)) != 3:
-                raise ValueError(f"{name}: needs 3 numbers, one a channel, got {getattr(self, name)}")
         for name in ("image_size", "crop_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not a size in pixels")

@@ -1,11 +1,14 @@
 """Splits and parts of them."""
 
+import dataclasses
+
 import datasets
 import pytest
 from datasets import Dataset
 from hub_server import serving
 
 from adamnx_hf.errors import RecipeError
+from adamnx_hf.tasks import load_task
 from adamnx_hf.tasks.data import DataArguments, load_splits
 
 
@@ -88,6 +91,30 @@ def test_data_files_are_the_data_sets_own(pattern):
     for other in ("[]", "{}", '{"train": []}'):
         with pytest.raises(ValueError, match="data_files: "):
             DataArguments(data_files=other)
+
+
+@pytest.mark.parametrize(
+    ("task", "architecture"),
+    [
+        ("image_classification", "convnext_tiny"),
+        ("object_detection", "yolov7_tiny"),
+        ("semantic_segmentation", "unet"),
+    ],
+)
+def test_what_every_task_on_images_checks(task, architecture):
+    kind = load_task(task).Arguments
+    for wrong, message in (
+        ({"flip_probability": -0.5}, "flip_probability: -0.5 is not a probability from 0 to 1"),
+        ({"image_std": [0.5]}, r"image_std: needs 3 numbers, one a channel, got \[0.5\]"),
+        ({"model_name_or_path": "x"}, "give either architecture or model_name_or_path"),
+        ({"architecture": None}, "give either architecture or model_name_or_path"),
+        ({"max_eval_samples": 0}, "max_eval_samples: 0 is not a number of examples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kind(**{"architecture": architecture, **wrong})
+    assert kind(architecture=architecture, architecture_options="{}").architecture_options == {}
+    for field in dataclasses.fields(kind):
+        assert field.metadata["help"].endswith("."), field.name
 
 
 @pytest.mark.parametrize("name", ["text", "pandas", "imagefolder"])
