@@ -92,7 +92,13 @@ def _command(name: str, flags: Sequence[str]) -> str:
 def _check_output_dir(recipe: Recipe) -> Path:
     folder = Path(recipe.training_arguments.output_dir)
     if folder.exists() and not folder.is_dir():
-        raise RecipeError(f"output_dir: {folder} is a file")
+        raise RecipeError(f"output_dir: {folder} is a file; choose another --output_dir")
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise RecipeError(
+            f"output_dir: {folder} cannot be written, as {there} is not a folder that you may write into; "
+            "choose another --output_dir"
+        )
     if (
         int(os.environ.get("RANK", 0))
         or recipe.training_arguments.overwrite_output_dir
@@ -100,10 +106,11 @@ def _check_output_dir(recipe: Recipe) -> Path:
     ):
         return folder
     if folder.is_dir() and any(folder.iterdir()):
-        raise RecipeError(
-            f"output_dir: {folder} is not empty; choose another --output_dir, pass --overwrite_output_dir, "
-            "or go on with --resume_from_checkpoint last"
-        )
+        ways = ["choose another --output_dir", "pass --overwrite_output_dir"]
+        if any(folder.glob("checkpoint-*")):
+            ways.append("go on with --resume_from_checkpoint last")
+        *ways, last_way = ways
+        raise RecipeError(f"output_dir: {folder} is not empty; {', '.join(ways)}, or {last_way}")
     return folder
 
 
@@ -125,7 +132,10 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
         return given
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if last is None:
-        raise RecipeError(f"resume_from_checkpoint: there is no checkpoint in {folder}")
+        raise RecipeError(
+            f"resume_from_checkpoint: there is no checkpoint in {folder}; leave it out to start anew, with "
+            "--overwrite_output_dir if the folder is not empty"
+        )
     return last
 
 

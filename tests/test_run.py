@@ -122,7 +122,12 @@ def test_nothing_is_overwritten_unless_asked(tiny, tmp_path, capsys):
     words = ["run", tiny, "--max_steps", "2", "--output_dir", str(out)]
     assert cli.main(words) == 1
     err = capsys.readouterr().err
-    assert "is not empty; choose another --output_dir, pass --overwrite_output_dir" in err
+    # With no checkpoint there, no word about going on.
+    assert err.strip().endswith("is not empty; choose another --output_dir, or pass --overwrite_output_dir")
+    (out / "checkpoint-1").mkdir()
+    assert cli.main(words) == 1
+    assert capsys.readouterr().err.strip().endswith("or go on with --resume_from_checkpoint last")
+    (out / "checkpoint-1").rmdir()
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
     elsewhere = str(tmp_path / "other" / "checkpoint-6")
     assert cli.main([*words, "--resume_from_checkpoint", elsewhere]) == 1
@@ -263,7 +268,20 @@ def test_resuming_is_as_if_never_stopped(tiny, tmp_path):
 def test_resuming_from_nothing(tiny, tmp_path, capsys):
     words = ["--output_dir", str(tmp_path / "none"), "--resume_from_checkpoint", "last"]
     assert cli.main(["run", tiny, *words]) == 1
-    assert "resume_from_checkpoint: there is no checkpoint in" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "resume_from_checkpoint: there is no checkpoint in" in err and "leave it out to start anew" in err
+
+
+def test_a_folder_that_cannot_be_written(tiny, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["run", tiny, "--output_dir", str(tmp_path / "file" / "out")]) == 1
+    said = f"as {tmp_path / 'file'} is not a folder that you may write into; choose another --output_dir"
+    assert said in capsys.readouterr().err
+    # Whoever runs the tests may be allowed everything.
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != str(tmp_path))
+    assert cli.main(["run", tiny, "--output_dir", str(tmp_path / "a" / "b")]) == 1
+    assert f"as {tmp_path} is not a folder that you may write into" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
 
 
 def test_fast(tiny, tmp_path):
