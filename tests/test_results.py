@@ -129,6 +129,9 @@ def records(path):
             yield _spreads([run["epochs"][-1] for run in data["runs"] if run["optim"] == optim])
         for item in data["comparisons"]:
             yield _differences(item["loss"]) + _differences(item["accuracy"])
+    elif "folds" in data:
+        for fold in data["folds"]:
+            yield [(fold["mean_iou"],), (fold["background"],)]
     else:  # bench
         for case in data["results"]:
             for row in case.get("optimizers", []):

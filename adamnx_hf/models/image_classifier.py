@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import can_return_tuple
 
 from adamnx_hf.models import nets
 from adamnx_hf.models.configuration import TorchvisionNetConfig
@@ -49,29 +50,24 @@ class TorchvisionNetForImageClassification(PreTrainedModel):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> ImageClassifierOutput | tuple[Tensor, ...]:
+    ) -> ImageClassifierOutput:
         """Classifies images.
 
         Args:
             pixel_values: (batch, channels, height, width), floating point.
             labels: (batch,), int64 class ids; with them the output has a loss, the mean cross-entropy.
-            return_dict: False for a tuple `(loss,) logits`. Default: the config's.
 
         Returns:
-            `logits` (batch, classes) and, where there are labels, `loss`.
+            `logits` (batch, classes) and, where there are labels, `loss`; as a tuple `(loss,) logits`
+            with `return_dict=False`, here or in the config.
         """
         logits = self.net(pixel_values)
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
-        if return_dict is None:
-            # `use_return_dict` in Transformers 4, `return_dict` in 5.
-            return_dict = getattr(self.config, "return_dict", True)
-        if not return_dict:
-            return (logits,) if loss is None else (loss, logits)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 

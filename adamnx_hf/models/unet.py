@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.utils import can_return_tuple
 
 from adamnx_hf.models.configuration import UNetConfig
 
@@ -119,22 +120,22 @@ class UNetForSemanticSegmentation(PreTrainedModel):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> SemanticSegmenterOutput | tuple[Tensor, ...]:
+    ) -> SemanticSegmenterOutput:
         """Classifies pixels.
 
         Args:
             pixel_values: (batch, channels, height, width), floating point.
             labels: (batch, height, width), int64 class ids; with them the output has a loss, the average of
                 cross-entropy and Dice by `config.dice_weight`.
-            return_dict: False for a tuple `(loss,) logits`. Default: the config's.
 
         Returns:
-            `logits` (batch, classes, height, width) and, where there are labels, `loss`.
+            `logits` (batch, classes, height, width) and, where there are labels, `loss`; as a tuple
+            `(loss,) logits` with `return_dict=False`, here or in the config.
         """
         height, width = pixel_values.shape[-2:]
         step = 2**self.config.depth
@@ -156,9 +157,4 @@ class UNetForSemanticSegmentation(PreTrainedModel):
             weight = None if weight is None else torch.tensor(weight, device=full.device)
             loss = (1 - dice) * cross_entropy_loss(full, labels, ignore, weight)
             loss = loss + dice * dice_loss(full, labels, ignore)
-        if return_dict is None:
-            # `use_return_dict` in Transformers 4, `return_dict` in 5.
-            return_dict = getattr(self.config, "return_dict", True)
-        if not return_dict:
-            return (logits,) if loss is None else (loss, logits)
         return SemanticSegmenterOutput(loss=loss, logits=logits)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from adamnx_hf.models.configuration import Yolov7TinyConfig
 from adamnx_hf.models.yolov7_loss import Priors, decode, yolov7_loss
@@ -190,14 +189,14 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
 
+    @can_return_tuple
     # torch.compile sees the network alone: it would compile the loss again for every number of objects.
     @torch.compiler.disable(recursive=False)
     def forward(
         self,
         pixel_values: Tensor,
         labels: list[dict[str, Tensor]] | None = None,
-        return_dict: bool | None = None,
-    ) -> Yolov7TinyOutput | tuple[Any, ...]:
+    ) -> Yolov7TinyOutput:
         """Detects objects.
 
         Args:
@@ -205,7 +204,9 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
             labels: for each image `class_labels` (objects,), int64, and `boxes` (objects, 4): centre x,
                 centre y, width and height as shares of the sides of `pixel_values`, as DETR takes them. With
                 them the output has a loss, in float32 under autocast, too.
-            return_dict: False for a tuple. Default: the config's.
+
+        Returns:
+            A tuple with `return_dict=False`, here or in the config.
 
         Raises:
             ValueError: a side is not a multiple of 32.
@@ -238,17 +239,13 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
                 * parts["loss_objectness"]
                 + self.config.class_loss_coefficient * (raw.shape[-1] - 5) / 80 * parts["loss_class"]
             )
-        output = Yolov7TinyOutput(
+        return Yolov7TinyOutput(
             loss=loss,
             loss_dict=parts,
             logits=raw[..., 5:],
             objectness_logits=raw[..., 4],
             pred_boxes=boxes / scale,
         )
-        if return_dict is None:
-            # `use_return_dict` in Transformers 4, `return_dict` in 5.
-            return_dict = getattr(self.config, "return_dict", True)
-        return output if return_dict else output.to_tuple()
 
 
 def _flat(level: Tensor) -> Tensor:

@@ -139,6 +139,8 @@ def test_tuples():
     loss, logits = model(pixels, labels=labels, return_dict=False)
     assert torch.equal(loss, output.loss) and torch.equal(logits, output.logits)
     assert model(pixels).loss is None and len(model(pixels, return_dict=False)) == 1
+    model.config.return_dict = False
+    assert len(model(pixels)) == 1 and torch.equal(model(pixels, return_dict=True).logits, logits)
 
 
 def test_save_load_and_pipeline(tmp_path):
