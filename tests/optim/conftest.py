@@ -3,6 +3,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 
 from adamnx_hf.optim.engines import triton
 
@@ -36,6 +37,14 @@ def interpreted(monkeypatch):
         yield kernel
     importlib.reload(standard)
     importlib.reload(kernel)
+
+
+@pytest.fixture
+def fresh_dynamo():
+    """Recompilations count by code, for the whole process: at the limit nothing is compiled any more."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(autouse=True)

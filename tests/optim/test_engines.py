@@ -493,6 +493,7 @@ def test_capturable_equals_the_host_schedule_even_where_steps_differ(beta2_sched
     assert [int(device.state[p]["step"]) for p in devices] == [4, 4, 2]
 
 
+@pytest.mark.usefixtures("fresh_dynamo")
 def test_compiled_step_equals_eager():
     # aot_eager: all of torch.compile but the code generator, which needs a C++ compiler and a minute.
     backend = CompileCounterWithBackend("aot_eager")

@@ -549,6 +549,7 @@ def test_residuals_come_and_go():
     train(back, [4])
 
 
+@pytest.mark.usefixtures("fresh_dynamo")
 def test_compiled():
     """Every format in one graph, a group each: tracing is what takes the time."""
     storages = (
@@ -569,7 +570,6 @@ def test_compiled():
     ours, theirs = (
         [group["params"][0] for group in optimizer.param_groups] for optimizer in (compiled, eager)
     )
-    torch._dynamo.reset()
     step = torch.compile(compiled.step, backend="aot_eager")  # as inductor sees it, without its C++
     for _ in range(3):
         for a, b in zip(ours, theirs, strict=True):

@@ -601,6 +601,7 @@ def test_gradscaler_skips_an_overflow_and_counts_it_nowhere(flags, max_grad_norm
 # ---------------------------------------------------------------- torch.compile
 
 
+@pytest.mark.usefixtures("fresh_dynamo")
 def test_compiled_step_calls_the_kernel(device, launches):
     params = [torch.randn(4, 3, device=device), torch.randn(3, device=device)]
     kernel, reference = twins(params, lr=torch.tensor(0.1))
