@@ -433,7 +433,9 @@ def _working_copy(
 
 
 def _pick_weights(weights: Weight, members: Sequence[int]) -> Weight:
-    if isinstance(weights, float) or [*members] == [*range(len(weights))]:
+    if isinstance(weights, float) or isinstance(members, range):  # a range is that of all parameters
+        return weights
+    if [*members] == [*range(len(weights))]:
         return weights
     return torch.stack([weights[i] for i in members])  # an index would have to be sent to the device
 

@@ -402,17 +402,15 @@ def test_a_weight_of_1_forgets_all_of_the_past(flags, capturable, is_triton, dev
     assert_close(param.detach(), torch.full((2,), -2.0), rtol=1e-4, atol=0)
 
 
-@pytest.fixture
-def few_at_a_time(monkeypatch):
-    """Batches of at most 8 elements."""
-    monkeypatch.setattr(formats, "PIECE", 8)
-    monkeypatch.setattr(formats, "PIECE_ON_CPU", 8)
+def work_on(most, monkeypatch):
+    """Has batches of at most `most` elements."""
+    monkeypatch.setattr(formats, "PIECE", most)
+    monkeypatch.setattr(formats, "PIECE_ON_CPU", most)
 
 
 @every_engine
-def test_working_copies_are_made_in_batches_of_bounded_size(
-    flags, is_triton, device, monkeypatch, few_at_a_time
-):
+def test_working_copies_are_made_in_batches_of_bounded_size(flags, is_triton, device, monkeypatch):
+    work_on(8, monkeypatch)
     takes_half_precision = is_triton or (device == "cuda" and "foreach" not in flags)
     sizes = []
     for name, engine in ENGINES.items():
@@ -451,8 +449,7 @@ def test_rows_at_a_time_are_the_whole_to_the_last_bit(flags, storage, grad_scale
     dtypes = [torch.bfloat16, torch.float32] if storage else [torch.float16, torch.float32]
 
     def run(most):
-        monkeypatch.setattr(formats, "PIECE", most)
-        monkeypatch.setattr(formats, "PIECE_ON_CPU", most)
+        work_on(most, monkeypatch)
         torch.manual_seed(0)
         params = [nn.Parameter(torch.randn(shape, device=device).to(d)) for shape in shapes for d in dtypes]
         params[4].data = params[4].data.to(memory_format=torch.channels_last)
