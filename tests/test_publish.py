@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -338,9 +339,10 @@ def test_a_classifier_is_used_as_its_card_says(server, trained, tmp_path):
 @pytest.mark.parametrize(
     ("name", "start", "expected"),
     [
-        ("sbd_unet", "import adamnx_hf", "'mask': <PIL"),
-        ("voc_yolov7_tiny", "import adamnx_hf", "["),
-        ("tinyshakespeare_stories260k", "from transformers", "'generated_text': 'Once upon a time"),
+        ("sbd_unet", "import adamnx_hf", r"'mask': <PIL"),
+        ("voc_yolov7_tiny", "import adamnx_hf", r"\["),
+        # The pipeline draws the words: where an apostrophe is among them, they stand in double quotes.
+        ("tinyshakespeare_stories260k", "from transformers", r"'generated_text': ['\"]Once upon a time"),
     ],
 )
 def test_a_model_is_used_as_its_card_says(name, start, expected, server, tmp_path):
@@ -348,7 +350,7 @@ def test_a_model_is_used_as_its_card_says(name, start, expected, server, tmp_pat
     assert cli.main(["run", name, "--smoke", "--output_dir", str(out)]) == 0
     publish.push(out, "me/model")
     code, printed = used(server, tmp_path, "me/model")
-    assert code.startswith(start) and expected in printed
+    assert code.startswith(start) and re.search(expected, printed)
 
 
 def test_an_adapter_is_used_as_its_card_says(server, tmp_path):
