@@ -16,6 +16,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -338,8 +339,8 @@ def test_snippets(page, tmp_path, monkeypatch):
     examples = list(document.examples())
     if not examples:
         return
-    for name in ("docs", "recipes"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("docs", "recipes"):  # copies: some commands write there
+        shutil.copytree(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     name = page.relative_to(ROOT).as_posix()
