@@ -491,13 +491,15 @@ def test_capturable_equals_the_host_schedule_even_where_steps_differ(beta2_sched
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled_step_equals_eager():
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_compiled_step_equals_eager_and_is_compiled_once_for_all_learning_rates(kind):
     # aot_eager: all of torch.compile but the code generator, which needs a C++ compiler and a minute.
     backend = CompileCounterWithBackend("aot_eager")
     torch.manual_seed(0)
     eager_params = [nn.Parameter(randn(4, 3)), nn.Parameter(randn(3))]
     params = copy.deepcopy(eager_params)
-    eager, compiled = AdamNX(eager_params, lr=0.01), AdamNX(params, lr=torch.tensor(0.01))
+    eager, compiled = AdamNX(eager_params, lr=0.01), AdamNX(params, lr=kind(0.01))
+    schedulers = [torch.optim.lr_scheduler.ExponentialLR(one, 0.8) for one in (eager, compiled)]
     step = torch.compile(compiled.step, backend=backend)
     graphs = []
     for i in range(5):
@@ -506,13 +508,15 @@ def test_compiled_step_equals_eager():
             b.grad = a.grad.clone()
         eager.step()
         (compiled.step if i == 4 else step)()  # and back to eager
+        for scheduler in schedulers:
+            scheduler.step()
         graphs.append(backend.frame_count)
         assert_close(eager_params, params)
         for a, b in zip(eager_params, params, strict=True):
             assert_close(dict(eager.state[a]), dict(compiled.state[b]))
     called = {str(node.target) for graph in backend.graphs for node in graph.graph.nodes}
     assert any("_foreach_sqrt" in name for name in called)  # it was traced, and did not fall back to eager
-    # A schedule that were part of the code would have it compiled anew at each step.
+    # A schedule that were part of the code, of v or of the learning rate, would have it compiled each time.
     assert 1 <= graphs[1] == graphs[2] == graphs[3]
 
 

@@ -602,17 +602,21 @@ def test_gradscaler_skips_an_overflow_and_counts_it_nowhere(flags, max_grad_norm
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled_step_calls_the_kernel(device, launches):
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_compiled_step_calls_the_kernel(kind, device, launches):
     params = [torch.randn(4, 3, device=device), torch.randn(3, device=device)]
-    kernel, reference = twins(params, lr=torch.tensor(0.1))
+    kernel, reference = twins(params, lr=kind(0.1))
     backend = CompileCounterWithBackend("aot_eager")
     step = torch.compile(kernel.step, backend=backend)
-    for i in range(3):
+    for i in range(4):
+        for group in (*kernel.param_groups, *reference.param_groups):
+            group["lr"] = kind(0.1 / (1 + i))
         give_gradients(kernel, reference, seed=i)
         step()
         reference.step()
         check_equal(kernel, reference)
-    assert len(launches) == 3
+    assert len(launches) == 4
+    assert backend.frame_count <= 2 * 2  # once without state, once with it
     called = {str(node.target) for graph in backend.graphs for node in graph.graph.nodes}
     assert any("adamnx_hf.triton_step" in name for name in called)
 

@@ -112,11 +112,10 @@ def step_(
     """One step in place; see :mod:`adamnx_hf.optim.engines`."""
     if torch.compiler.is_compiling():
         assert isinstance(weight1, Tensor) and isinstance(weight2, Tensor)  # the schedule is on the device
-        number, tensor = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
-        assert isinstance(step, Tensor)
+        assert isinstance(step, Tensor) and isinstance(lr, Tensor)
         _opaque_step(
             params, grads, exp_avgs, exp_avg_sqs, step, list(numbers or range(len(params))),
-            weight1, weight2, number, tensor,
+            weight1, weight2, lr,
             weight_decay, eps, maximize, rounding, [rest for rest in residuals or [] if rest is not None],
             grad_scale, found_inf,
         )  # fmt: skip
@@ -394,8 +393,7 @@ def _opaque_step(
     numbers: list[int],
     weight1: Tensor,
     weight2: Tensor,
-    lr_number: float,
-    lr: Tensor | None,
+    lr: Tensor,
     weight_decay: float,
     eps: float,
     maximize: bool,
@@ -418,7 +416,7 @@ def _opaque_step(
         numbers=numbers,
         weight1=weight1,
         weight2=weight2,
-        lr=lr_number if lr is None else lr,
+        lr=lr,
         weight_decay=weight_decay,
         eps=eps,
         maximize=maximize,
