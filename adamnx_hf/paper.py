@@ -34,8 +34,9 @@ class Table:
     rows: tuple[Mapping[str, Any], ...] = ()
     """`label`; `optim`, `beta2_schedule` and `betas` of the runs that belong there; `published`."""
     note: str = ""
-    examples: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """How many `train_examples` and `eval_examples` a run has to have had."""
+    examples: tuple[Mapping[str, int], ...] = ({},)
+    """How many `train_examples` and `eval_examples` a run has to have had. Of several data sets one fills the
+    table: the first that there are runs of."""
 
 
 def tables() -> dict[int, Table]:
@@ -49,7 +50,7 @@ def tables() -> dict[int, Table]:
             tuple(entry.get("metrics", ())),
             tuple(entry.get("rows", ())),
             entry.get("note", ""),
-            entry.get("examples", {}),
+            tuple(entry.get("examples", [{}])),
         )
         for number, entry in entries.items()
     }
@@ -94,7 +95,9 @@ def _kind_of_run(run: Mapping[str, Any]) -> tuple[str, str | None]:
     return _kind(run["optim"], given.get("beta2_schedule"))
 
 
-def _objection(run: Mapping[str, Any], row: Mapping[str, Any] | None, table: Table) -> str:
+def _objection(
+    run: Mapping[str, Any], row: Mapping[str, Any] | None, table: Table, examples: Mapping[str, int]
+) -> str:
     """Why `run` may not stand in the row; empty if it may."""
     changes = dict(run.get("changes", {}))
     if row is not None and "betas" in row and row["betas"] == run.get("betas"):
@@ -103,7 +106,7 @@ def _objection(run: Mapping[str, Any], row: Mapping[str, Any] | None, table: Tab
         return "a smoke run"
     if changes:
         return "changed: " + ", ".join(f"{key}={value}" for key, value in changes.items())
-    for key, count in table.examples.items():
+    for key, count in examples.items():
         if run.get(key) != count:
             return f"{run.get(key)} {key}, not {count}"
     if lacking := [metric for metric in table.metrics if metric not in run["metrics"]]:
@@ -129,13 +132,25 @@ def fill(
         for row in table.rows
     ]
     left_out = []
+    kinds = [_kind(row["optim"], row.get("beta2_schedule")) for row in table.rows]
+    candidates = []
     for run in runs:
-        if run["recipe"] != table.recipe:
-            continue
-        kinds = [_kind(row["optim"], row.get("beta2_schedule")) for row in table.rows]
-        kind = _kind_of_run(run)
-        place = kinds.index(kind) if kind in kinds else None
-        why = _objection(run, None if place is None else table.rows[place], table)
+        if run["recipe"] == table.recipe:
+            kind = _kind_of_run(run)
+            candidates.append((run, kinds.index(kind) if kind in kinds else None))
+    examples = next(
+        (
+            one
+            for one in table.examples
+            if any(
+                place is not None and not _objection(run, table.rows[place], table, one)
+                for run, place in candidates
+            )
+        ),
+        table.examples[0],
+    )
+    for run, place in candidates:
+        why = _objection(run, None if place is None else table.rows[place], table, examples)
         if why or place is None:
             left_out.append({"path": run["path"], "why": why})
             continue

@@ -80,12 +80,17 @@ def test_the_ablation_of_segmentation(tmp_path):
     iou = {"mean_iou": {"best": 40.0, "best_epoch": 1, "last": 39.0}}
     split = {"train_examples": 10582, "eval_examples": 1449}
     result(tmp_path, "own", recipe="sbd_unet", metrics=iou, **split)
-    result(tmp_path, "sbds", recipe="sbd_unet", metrics=iou, train_examples=8498, eval_examples=2857)
-    rows, left_out = paper.fill(paper.tables()[10], paper.find_runs([tmp_path]))
+    better = {"mean_iou": {"best": 41.0, "best_epoch": 1, "last": 38.0}}
+    result(tmp_path, "sbds", recipe="sbd_unet", metrics=better, train_examples=8498, eval_examples=2857)
+    runs = paper.find_runs([tmp_path])
+    rows, left_out = paper.fill(paper.tables()[10], runs)
     published = [34.43, 31.76, 36.37, 37.81]
     assert [row["published"] for row in rows] == [{"mean_iou": value} for value in published]
-    assert rows[3]["best"] == {"mean_iou": [40.0]} and rows[3]["last"] == {"mean_iou": [39.0]}
-    assert [one["why"] for one in left_out] == ["8498 train_examples, not 10582"]
+    assert rows[3]["best"] == {"mean_iou": [41.0]} and rows[3]["last"] == {"mean_iou": [38.0]}
+    assert [one["why"] for one in left_out] == ["10582 train_examples, not 8498"]
+    (recipes_own,) = (run for run in runs if run["train_examples"] == 10582)
+    rows, left_out = paper.fill(paper.tables()[10], [recipes_own])
+    assert rows[3]["last"] == {"mean_iou": [39.0]} and not left_out
 
 
 def test_as_markdown(runs, capsys):

@@ -1,9 +1,11 @@
 """Whole runs, small enough for a test."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image as Picture
 from transformers import pipeline
 
 from adamnx_hf import cli, recipe, run
+from adamnx_hf.errors import RecipeError
 from adamnx_hf.tasks import load_task, throughput
 from adamnx_hf.tasks.image_classification import ImageDataset
 from adamnx_hf.tasks.trainer import RecipeTrainer
@@ -347,6 +350,24 @@ def test_images_are_read_as_they_are(keep_decoded):
     assert torch.equal(images[1]["pixel_values"], pixels[2]) and len(images) == 3
 
 
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (None, "has none; leave the row out"),
+        (np.full((32, 32), 30000, np.uint16), "cannot be read (its pixels have more than 8 bits"),
+        ({"bytes": b"no image", "path": None}, "cannot be read (cannot identify image file"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_named(image, message):
+    good = Picture.fromarray(np.zeros((32, 32, 3), np.uint8))
+    features = Features({"image": Image(), "label": ClassLabel(5)})
+    data = Dataset.from_dict({"image": [good, image, good], "label": [4, 2, 0]}, features=features)
+    images = ImageDataset(data, image_column="image", label_column="label", size=32, split="test")
+    with pytest.raises(RecipeError) as error:
+        images.__getitems__([0, 2, 1])
+    assert str(error.value).startswith("image: row 1 of the split 'test' ") and message in str(error.value)
+
+
 def test_two_processes_under_accelerate(tiny, tmp_path):
     out = tmp_path / "out"
     command = [
@@ -361,6 +382,23 @@ def test_two_processes_under_accelerate(tiny, tmp_path):
     assert results["changes"]["total_train_batch_size"] == 16
     assert results["environment"]["processes"] == 2
     assert ran.stdout.count("Written to") == 1
+
+
+def test_two_processes_judge_as_one(tmp_path, monkeypatch):
+    """Every image once, though the last batch does not share out evenly, and images differ in objects."""
+    judge = Path(__file__).parent / "tasks" / "judge.py"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        str(judge), str(tmp_path / "two"),
+    ]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    monkeypatch.syspath_prepend(judge.parent)
+    one = importlib.import_module("judge").judge(tmp_path / "one")
+    assert one == json.loads(ran.stdout.splitlines()[-1])
+    assert 0 < one["sbd_unet"]["mean_iou"] < 100 and 0 < one["cifar100_nano"]["top5_error"] < 100
+    assert 5 < one["voc_yolov7_tiny"]["map_50"] < 95
 
 
 def test_the_command_says_where_the_recipe_goes(capsys):

@@ -13,6 +13,8 @@ from torchvision.transforms.v2 import functional
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.image_utils import make_list_of_images
 
+from adamnx_hf.images import to_rgb
+
 __all__ = ["Yolov7TinyImageProcessor", "letterbox", "letterbox_boxes", "unletterbox_boxes"]
 
 #: The border of letterboxed images, as YOLO has it: of 255.
@@ -103,13 +105,16 @@ class Yolov7TinyImageProcessor(BaseImageProcessor):
 
         Returns:
             `pixel_values`, float32, (images, 3, size, size).
+
+        Raises:
+            ValueError: images of more than 8 bits a channel, or not of 1 or 3 channels.
         """
         pixels = [self._pixels(image) for image in make_list_of_images(images)]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     def _pixels(self, image: Any) -> np.ndarray:
         if hasattr(image, "convert"):
-            image = functional.pil_to_tensor(image.convert("RGB"))
+            image = functional.pil_to_tensor(to_rgb(image))
         else:
             image = torch.as_tensor(np.asarray(image))
             if image.ndim == 3 and image.shape[0] not in (1, 3):

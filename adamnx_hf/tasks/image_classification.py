@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from adamnx_hf import metrics
 from adamnx_hf.errors import RecipeError
+from adamnx_hf.images import pictures
 from adamnx_hf.tasks.data import ImageArguments, check_columns, check_images, doc, load_splits
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
@@ -106,6 +107,10 @@ class ImageDataset(torch.utils.data.Dataset):
         size: of the images, in pixels; others are resized, and grey ones made RGB.
         transform: applied to a uint8 batch (n, 3, size, size). None: they stay as they are.
         keep_decoded: decode all images now and keep them, 3 · size² bytes each.
+        split: its name, for messages.
+
+    Raises:
+        RecipeError: an image that cannot be read, when it is; names its row.
 
     Batches are `{"pixel_values": (n, 3, size, size), "labels": (n,) int64}`.
     """
@@ -119,7 +124,9 @@ class ImageDataset(torch.utils.data.Dataset):
         size: int,
         transform: Callable[[Tensor], Tensor] | None = None,
         keep_decoded: bool = False,
+        split: str = "train",
     ) -> None:
+        self.split = split
         self.images = data.select_columns([image_column])
         self.image_column, self.size, self.transform = image_column, size, transform
         self.labels = torch.as_tensor(np.asarray(data.with_format("numpy")[label_column][:], dtype=np.int64))
@@ -150,10 +157,10 @@ class ImageDataset(torch.utils.data.Dataset):
         from torchvision.transforms.v2 import functional
 
         images = []
-        for image in self.images[list(indices)][self.image_column]:
+        for image in pictures(self.images, self.image_column, indices, self.split):
             if image.size != (self.size, self.size):
                 image = functional.resize(image, [self.size, self.size], antialias=True)
-            images.append(functional.pil_to_tensor(image.convert("RGB")))
+            images.append(functional.pil_to_tensor(image))
         return torch.stack(images)
 
 
@@ -183,9 +190,10 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     )
     on_eval = transforms.eval_transform(mean=arguments.image_mean, std=arguments.image_std)
 
-    def dataset(data: Any, transform: Any) -> ImageDataset:
+    def dataset(data: Any, split: str, transform: Any) -> ImageDataset:
         return ImageDataset(
             data,
+            split=split,
             image_column=arguments.image_column,
             label_column=arguments.label_column,
             size=arguments.image_size,
@@ -205,8 +213,8 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     return RecipeTrainer(
         model=_model(arguments, classes, recipe),
         args=recipe.training_arguments,
-        train_dataset=dataset(train, on_train),
-        eval_dataset=dataset(test, on_eval),
+        train_dataset=dataset(train, arguments.train_split, on_train),
+        eval_dataset=dataset(test, arguments.eval_split, on_eval),
         data_collator=as_it_is,
         compute_metrics=compute_metrics,
         processing_class=_processor(arguments),

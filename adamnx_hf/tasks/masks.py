@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from adamnx_hf import images
 from adamnx_hf.errors import RecipeError
 
 __all__ = [
@@ -56,7 +56,6 @@ def check_pairs(
         RecipeError: a row that does not fit, which it names.
     """
     from datasets import Image
-    from PIL import Image as Picture
 
     columns = (image_column, mask_column)
     raw = data.select_columns(list(columns))
@@ -64,36 +63,30 @@ def check_pairs(
         raw = raw.cast_column(column, Image(decode=False))
     counts = np.zeros(classes or 0, dtype=np.int64)
 
-    def picture(row: int, column: str, stored: Any) -> Any:
-        if stored is None:
-            raise RecipeError(f"{column}: row {row} of the split {split!r} has none; leave the row out")
-        try:
-            if stored["bytes"]:
-                return Picture.open(io.BytesIO(stored["bytes"]))  # reads no more than the header
-            return Image().decode_example(stored)
-        except OSError as error:
-            raise RecipeError(
-                f"{column}: row {row} of the split {split!r} cannot be read ({error})"
-            ) from error
-
     for row, pair in enumerate(
         tqdm(raw, desc=f"checking {split}", unit=" masks", leave=False, disable=quiet)
     ):
-        image, mask = (picture(row, column, pair[column]) for column in columns)
+        image, mask = (
+            images.opened(pair[column], column, row, split, as_rgb=column == image_column)
+            for column in columns
+        )
         where = f"{mask_column}: row {row} of the split {split!r}"
-        size = image.size[::-1] if image.getexif().get(0x0112, 1) >= 5 else image.size  # turned by a quarter
-        if mask.size != size:
+        shown = [f"{width} x {height}" for width, height in map(images.size, (mask, image))]
+        if len(set(shown)) > 1:
             raise RecipeError(
-                f"{where} is {mask.size[0]} x {mask.size[1]} pixels, its image {size[0]} x {size[1]}; "
-                "a mask has to have its image's size"
+                f"{where} is {shown[0]} pixels, its image {shown[1]}; a mask has to have its image's size"
             )
         if len(mask.getbands()) != 1:
             raise RecipeError(
                 f"{where} is a picture in colours ({mask.mode}), not one channel of class ids; convert it"
             )
+        if mask.mode == "F":
+            raise RecipeError(
+                f"{where} holds fractions (PIL's mode F), not class ids; convert it to whole ones"
+            )
         try:
             ids, pixels = np.unique(np.asarray(mask), return_counts=True)
-        except OSError as error:
+        except (OSError, SyntaxError) as error:
             raise RecipeError(f"{where} cannot be read ({error})") from error
         counted = ids != ignore_index
         ids, pixels = ids[counted].astype(np.int64), pixels[counted]
@@ -120,6 +113,11 @@ class SegmentationDataset(torch.utils.data.Dataset):
             torchvision's tv_tensors.
         keep_mask: for evaluation, where the mask that counts is the one of the image's own size.
         keep_decoded: decode all images now and keep them, 4 bytes a pixel.
+        split: its name, for messages.
+        quiet: no progress bar.
+
+    Raises:
+        RecipeError: an image that cannot be read, when it is; names its row.
 
     Examples are `{"pixel_values": (3, height, width), "labels": (height, width) int64}` and, with
     `keep_mask`, `"mask"`, as `labels` before the transform.
@@ -134,17 +132,19 @@ class SegmentationDataset(torch.utils.data.Dataset):
         transform: Callable[..., tuple[Tensor, Tensor]],
         keep_mask: bool = False,
         keep_decoded: bool = False,
+        split: str = "train",
+        quiet: bool = False,
     ) -> None:
-        self.data = data.select_columns([image_column, mask_column])
-        self.image_column, self.mask_column = image_column, mask_column
+        self.images, self.masks = data.select_columns([image_column]), data.select_columns([mask_column])
+        self.image_column, self.mask_column, self.split = image_column, mask_column, split
         self.transform, self.keep_mask = transform, keep_mask
         self.decoded: list[tuple[Tensor, Tensor]] | None = None
         if keep_decoded:
-            rows = tqdm(range(len(data)), desc="decoding", unit=" images", leave=False)
+            rows = tqdm(range(len(data)), desc="decoding", unit=" images", leave=False, disable=quiet)
             self.decoded = [self._decode(i) for i in rows]
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         from torchvision import tv_tensors
@@ -155,12 +155,15 @@ class SegmentationDataset(torch.utils.data.Dataset):
         example = {"pixel_values": pixels.as_subclass(Tensor), "labels": labels.as_subclass(Tensor)}
         return example | ({"mask": mask} if self.keep_mask else {})
 
+    def picture(self, index: int) -> Any:
+        """The image itself, PIL's."""
+        return images.picture(self.images, self.image_column, index, self.split)
+
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         from torchvision.transforms.v2 import functional
 
-        row = self.data[index]
-        image = functional.pil_to_tensor(row[self.image_column].convert("RGB"))
-        mask = np.array(row[self.mask_column])
+        image = functional.pil_to_tensor(self.picture(index))
+        mask = np.array(self.masks[index][self.mask_column])
         return image, torch.from_numpy(mask if mask.dtype == np.uint8 else mask.astype(np.int64))
 
 

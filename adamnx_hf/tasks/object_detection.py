@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adamnx_hf import metrics
+from adamnx_hf import images, metrics
 from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.tasks.data import (
     ImageArguments,
@@ -166,7 +165,8 @@ class Augmentation:
                 v2.RandomCrop(size, pad_if_needed=True, fill=GREY),
                 v2.RandomHorizontalFlip(flip),
                 v2.ClampBoundingBoxes(),
-                # What is left of an object at a cut edge is often too little to tell what it is.
+                # What is left of an object at a cut edge is often too little to tell what it is; nor can what
+                # is as small by itself be told.
                 v2.SanitizeBoundingBoxes(min_size=max(2.0, size / 100), labels_getter=_third),
             ]
         )
@@ -195,9 +195,11 @@ class DetectionDataset(torch.utils.data.Dataset):
         classes: how many there are.
         augment: changes image and boxes. None: they stay as they are.
         with_difficult: whether objects that need not be found are among those to learn.
+        quiet: no progress bars.
 
     Raises:
-        RecipeError: a row whose objects do not fit their image or the classes.
+        RecipeError: a row whose objects do not fit their image or the classes; or an image that cannot be
+            read, when it is.
 
     Examples are `{"pixel_values": (3, size, size) float, "labels": {...}}`. Labels have, as DETR's,
     `class_labels` (n,), `boxes` (n, 4) centre x, centre y, width and height as shares of the square's side,
@@ -213,16 +215,17 @@ class DetectionDataset(torch.utils.data.Dataset):
         classes: int,
         augment: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
         with_difficult: bool = False,
+        quiet: bool = False,
     ) -> None:
         self.images = data.select_columns([arguments.image_column])
-        self.image_column, self.size = arguments.image_column, arguments.image_size
+        self.image_column, self.split, self.size = arguments.image_column, split, arguments.image_size
         self.mean, self.std = arguments.image_mean, arguments.image_std
         self.augment, self.with_difficult = augment, with_difficult
-        self.objects, self.sizes = _objects(data, arguments, split, classes)
+        self.objects, self.sizes = _objects(data, arguments, split, classes, quiet)
         self.decoded: Tensor | None = None
         if arguments.keep_decoded:
             self.decoded = torch.empty(len(data), 3, self.size, self.size, dtype=torch.uint8)
-            for i in tqdm(range(len(data)), desc="decoding", unit=" images", leave=False):
+            for i in tqdm(range(len(data)), desc="decoding", unit=" images", leave=False, disable=quiet):
                 self.decoded[i] = self._decode(i)
 
     def __len__(self) -> int:
@@ -255,7 +258,7 @@ class DetectionDataset(torch.utils.data.Dataset):
 
     def picture(self, index: int) -> Any:
         """The image itself, PIL's."""
-        return self.images[index][self.image_column].convert("RGB")
+        return images.picture(self.images, self.image_column, index, self.split)
 
     def _decode(self, index: int) -> Tensor:
         from torchvision.transforms.v2 import functional
@@ -279,6 +282,8 @@ class DetectionTrainer(RecipeTrainer):
     Predictions are (images, most, 6): class id, likelihood, two corners in pixels of the image itself. Labels
     are :class:`DetectionDataset`'s `objects`. Both are filled up with rows of -100.
     """
+
+    smooths_labels = False
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The optimizer; see :meth:`RecipeTrainer.sampled_loss` for what is refused here."""
@@ -345,6 +350,12 @@ def compute_metrics(prediction: Any) -> dict[str, float]:
 def make_trainer(recipe: Recipe) -> DetectionTrainer:
     """The model, the data and the metrics of `recipe` in a Trainer."""
     arguments: Arguments = recipe.task_arguments
+    if (gpus := recipe.training_arguments.n_gpu) > 1:
+        raise RecipeError(
+            f"one process has {gpus} GPUs, and the objects of a batch cannot be shared out among them: start "
+            f"one process for each, by accelerate launch --num_processes {gpus} -m adamnx_hf.cli run ..., or "
+            "show it one of them alone, by CUDA_VISIBLE_DEVICES=0"
+        )
     with recipe.training_arguments.main_process_first(desc="loading the data"):
         train, test = _synthetic(arguments) if recipe.synthetic_data else load_splits(arguments)
     for data in (train, test):
@@ -359,10 +370,12 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
     augment = Augmentation(
         arguments.image_size, arguments.scale_range, arguments.jitter_probability, arguments.flip_probability
     )
-    learned = DetectionDataset(
-        train, arguments, arguments.train_split, len(classes), augment, arguments.train_on_difficult
+    quiet = recipe.training_arguments.disable_tqdm or recipe.training_arguments.local_process_index > 0
+    dataset: Any = functools.partial(DetectionDataset, classes=len(classes), quiet=quiet)
+    learned = dataset(
+        train, arguments, arguments.train_split, augment=augment, with_difficult=arguments.train_on_difficult
     )
-    judged = DetectionDataset(test, arguments, arguments.eval_split, len(classes))
+    judged = dataset(test, arguments, arguments.eval_split)
     if all((objects[:, 1] > 0).all() for objects in judged.objects):
         raise RecipeError("eval_split: there is no object in it that has to be found")
     trainer = DetectionTrainer(
@@ -466,54 +479,54 @@ def _check_features(data: Any, arguments: Arguments) -> None:
 
 
 def _class_names(data: Any, arguments: Arguments) -> list[str]:
+    names = getattr(_fields(data, arguments.objects_column)[arguments.category_field], "names", None)
     if arguments.class_names:
+        for i, name in enumerate(arguments.class_names):
+            if names and name in names and names.index(name) != i:
+                raise RecipeError(
+                    f"class_names: {name!r} is class {i} there, and {names.index(name)} in the data set; "
+                    "list them in its order, or leave them out"
+                )
         return arguments.class_names
-    kind = _fields(data, arguments.objects_column)[arguments.category_field]
-    if hasattr(kind, "names"):
-        return list(kind.names)
+    if names:
+        return list(names)
     most = -1
     for objects in data.select_columns([arguments.objects_column])[arguments.objects_column]:
-        most = max([most, *_columns(objects, arguments)[arguments.category_field]])
+        labels = _columns(objects, arguments)[arguments.category_field]
+        most = max([most, *(label for label in labels or [] if label is not None)])
     return [str(i) for i in range(int(most) + 1)]
 
 
-def _columns(objects: Any, arguments: Arguments) -> dict[str, list[Any]]:
-    """One image's objects as lists by field."""
-    if isinstance(objects, dict):
-        return objects
-    names = objects[0] if objects else (arguments.box_field, arguments.category_field)
-    return {name: [one[name] for one in objects] for name in names}
+def _columns(objects: Any, arguments: Arguments) -> dict[str, Any]:
+    """One image's objects as lists by field, None where it has none."""
+    names = (arguments.box_field, arguments.category_field, arguments.difficult_field)
+    if not isinstance(objects, dict):
+        objects = {name: [one[name] for one in objects if one and name in one] for name in names if objects}
+    return {name: objects.get(name) or None for name in names}
 
 
 def _objects(
-    data: Any, arguments: Arguments, split: str, classes: int
+    data: Any, arguments: Arguments, split: str, classes: int, quiet: bool
 ) -> tuple[list[Tensor], list[tuple[int, int]]]:
     """Each row's objects, (n, 6), and each image's height and width; see :class:`DetectionDataset`.
 
     Reads the images' headers alone.
 
     Raises:
-        RecipeError: a box without area or reaching out of its image, or an unknown class id; names the row.
+        RecipeError: an image that is not there or that RGB does not hold, objects that are no numbers, a box
+            without area or reaching out of its image, or an unknown class id; names the row.
     """
     from datasets import Image
 
     column = arguments.image_column
     headers = data.select_columns([column, arguments.objects_column]).cast_column(column, Image(decode=False))
     objects, sizes = [], []
-    for i, row in enumerate(tqdm(headers, desc=f"checking {split}", unit=" images", leave=False)):
+    for i, row in enumerate(
+        tqdm(headers, desc=f"checking {split}", unit=" images", leave=False, disable=quiet)
+    ):
         where = f"{split}, row {i}"
-        height, width = _size(row[column], where)
-        fields = _columns(row[arguments.objects_column], arguments)
-        boxes = np.asarray(fields[arguments.box_field], dtype=np.float64)
-        labels = np.asarray(fields[arguments.category_field], dtype=np.int64)
-        difficult = np.asarray(fields.get(arguments.difficult_field, [False] * len(labels)), dtype=bool)
-        if boxes.size == 0:
-            boxes = boxes.reshape(0, 4)
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) == len(labels) == len(difficult):
-            raise RecipeError(
-                f"{where}: boxes of four numbers, class ids and marks of difficult ones do not match: "
-                f"{boxes.shape}, {labels.shape}, {difficult.shape}"
-            )
+        width, height = images.size(images.opened(row[column], column, i, split, as_rgb=True))
+        boxes, labels, difficult = _numbers(row[arguments.objects_column], arguments, where)
         corners = boxes.copy()
         if arguments.box_format == "xywh":
             corners[:, 2:] += corners[:, :2]
@@ -541,18 +554,38 @@ def _objects(
     return objects, sizes
 
 
-def _size(image: Any, where: str) -> tuple[int, int]:
-    """Height and width of an undecoded image, turned as its EXIF data say."""
-    import PIL.Image
+def _numbers(objects: Any, arguments: Arguments, where: str) -> list[np.ndarray]:
+    """A row's boxes (n, 4), class ids (n,) and marks of difficult objects (n,); none of what it has none of.
 
-    source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
-    try:
-        with PIL.Image.open(source) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(0x0112, 1) >= 5
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{where}: the image cannot be read ({error})") from error
-    return (width, height) if turned else (height, width)
+    Raises:
+        RecipeError: they are no numbers, or do not match each other.
+    """
+    fields = _columns(objects or {}, arguments)
+    kinds: dict[str, type] = {
+        arguments.box_field: np.float64,
+        arguments.category_field: np.int64,
+        arguments.difficult_field: np.bool_,
+    }
+    arrays: list[np.ndarray] = []
+    for name, kind in kinds.items():
+        try:
+            arrays.append(np.asarray(fields[name] or [], dtype=kind))
+        except (TypeError, ValueError) as error:
+            raise RecipeError(
+                f"{where}: {name} of its objects: {str(fields[name])[:60]} ({error}); correct it, or leave "
+                "the row out"
+            ) from error
+    boxes, labels, difficult = arrays
+    if boxes.size == 0:
+        boxes = boxes.reshape(0, 4)
+    if fields[arguments.difficult_field] is None:
+        difficult = np.zeros(len(labels), dtype=bool)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) == len(labels) == len(difficult):
+        raise RecipeError(
+            f"{where}: boxes of four numbers, class ids and marks of difficult ones do not match: "
+            f"{boxes.shape}, {labels.shape}, {difficult.shape}"
+        )
+    return [boxes, labels, difficult]
 
 
 def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path) -> None:

@@ -208,6 +208,8 @@ class SegmentationTrainer(RecipeTrainer):
         kwargs: RecipeTrainer's. Evaluation needs batches of :func:`adamnx_hf.tasks.masks.collate` with masks.
     """
 
+    smooths_labels = False
+
     def __init__(self, *, num_labels: int, ignore_index: int, args: Any, **kwargs: Any) -> None:
         self.num_labels, self.ignore_index = num_labels, ignore_index
         args.batch_eval_metrics = True
@@ -296,14 +298,16 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         **void,
     )
     on_eval = masks.eval_transform(image_size=arguments.image_size, **normal)
-    dataset: Any = partial(masks.SegmentationDataset, **columns, keep_decoded=arguments.keep_decoded)
+    dataset: Any = partial(
+        masks.SegmentationDataset, **columns, keep_decoded=arguments.keep_decoded, quiet=quiet
+    )
     trainer = SegmentationTrainer(
         num_labels=len(names),
         **void,
         model=_model(arguments, names, recipe, pixels),
         args=recipe.training_arguments,
-        train_dataset=dataset(train, transform=on_train),
-        eval_dataset=dataset(test, transform=on_eval, keep_mask=True),
+        train_dataset=dataset(train, split=arguments.train_split, transform=on_train),
+        eval_dataset=dataset(test, split=arguments.eval_split, transform=on_eval, keep_mask=True),
         data_collator=partial(masks.collate, **void),
         processing_class=_processor(arguments),
     )
@@ -411,8 +415,7 @@ def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path, count: 
         pixels = trainer._prepare_input(batch["pixel_values"])
         logits = model(pixel_values=pixels).logits
         (predicted,) = segment(logits, pixels.shape[-2:], batch["sizes"], [mask.shape])
-        image = data.data[row][data.image_column].convert("RGB")
-        columns[f"row {row}"] = (np.asarray(image), mask.numpy(), predicted.cpu().numpy())
+        columns[f"row {row}"] = (np.asarray(data.picture(row)), mask.numpy(), predicted.cpu().numpy())
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     optim = getattr(recipe.training_arguments.optim, "value", recipe.training_arguments.optim)
     masks.draw(path, f"{recipe.name} · {optim} · {recipe.task_arguments.eval_split}", names, columns, void)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainingArguments
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-from adamnx_hf.errors import nearest
+from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.optim import param_groups
 
 __all__ = ["CurvatureCallback", "RecipeTrainer", "RecipeTrainingArguments", "in_steps"]
@@ -80,9 +80,15 @@ class RecipeTrainer(Trainer):
             training and in evaluation. None: the data set has done it.
         args: RecipeTrainingArguments.
         kwargs: Trainer's.
+
+    Raises:
+        RecipeError: `label_smoothing_factor` where the loss knows no smoothing.
     """
 
     args: RecipeTrainingArguments
+
+    #: Whether the Trainer can smooth the labels: those of one class an example.
+    smooths_labels = True
 
     def __init__(
         self,
@@ -92,6 +98,10 @@ class RecipeTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if self.args.label_smoothing_factor and not self.smooths_labels:
+            raise RecipeError(
+                "label_smoothing_factor: the loss of this task knows no smoothing; leave it at 0"
+            )
         if self.args.device.type == "cpu":
             self.args.dataloader_pin_memory = False  # nothing to pin it for, and torch would warn
         self.transforms = {True: train_transform, False: eval_transform}

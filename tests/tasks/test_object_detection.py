@@ -232,6 +232,10 @@ def test_boxes_a_rounding_out_of_the_image_are_cut():
         ({"category": [0, 7]}, "7 is not a class id; there are 3, from 0 to 2"),
         ({"category": [0]}, "class ids and marks of difficult ones do not match: (2, 4), (1,)"),
         ({"bbox": [[5, 5, 3], [4, 3, 3]]}, "do not match: (2, 3), (2,), (2,)"),
+        ({"bbox": [[5, 5, 10, 10], [4, 3, 3]]}, "bbox of its objects: [[5.0, 5.0, 10.0, 10.0], [4.0, 3.0, "),
+        ({"bbox": None}, "do not match: (0, 4), (2,), (2,)"),
+        ({"category": [0, None]}, "category of its objects: [0, None] ("),
+        ({"category": None}, "do not match: (2, 4), (0,), (2,)"),
     ],
 )  # fmt: skip
 def test_bad_objects_are_named_with_their_row(changes, message):
@@ -243,12 +247,71 @@ def test_bad_objects_are_named_with_their_row(changes, message):
     assert str(error.value).startswith("train, row 2: ") and message in str(error.value)
 
 
-def test_an_image_that_cannot_be_read():
-    data = dataset(rows(2)).to_dict()
-    data["image"][1] = {"bytes": b"no image", "path": None}
-    features = dataset(rows(1)).features
-    with pytest.raises(RecipeError, match="test, row 1: the image cannot be read"):
-        task.DetectionDataset(Dataset.from_dict(data, features=features), arguments(), "test", 3)
+def test_rows_without_objects_or_without_marks():
+    none, empty, unmarked = rows(3)
+    none["objects"] = {"bbox": None, "category": None, "difficult": None}
+    empty["objects"] = {"bbox": [], "category": [], "difficult": []}
+    unmarked["objects"]["difficult"] = None
+    data = dataset([none, empty, unmarked], category=Value("int64"))
+    assert len(task._class_names(data, arguments())) == max(unmarked["objects"]["category"]) + 1
+    objects = task.DetectionDataset(data, arguments(), "train", 3).objects
+    assert [len(one) for one in objects[:2]] == [0, 0] and not objects[2][:, 1].any() and len(objects[2])
+    features = Features(
+        {"image": Image(), "objects": List({"bbox": List(Value("float32")), "category": Value("int64")})}
+    )
+    listed = Dataset.from_dict({"image": [none["image"]] * 2, "objects": [None, []]}, features=features)
+    assert all(len(one) == 0 for one in task.DetectionDataset(listed, arguments(), "train", 3).objects)
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (b"no image", "image: row 1 of the split 'test' cannot be read (cannot identify"),
+        (None, "image: row 1 of the split 'test' has none; leave the row out"),
+        (
+            np.full((48, 64), 30000, np.uint16),
+            "row 1 of the split 'test' cannot be read (its pixels have more than",
+        ),
+    ],
+)
+def test_an_image_that_cannot_be_read(stored, message):
+    data = dataset(rows(2))
+    images = [data[0]["image"], {"bytes": stored, "path": None} if isinstance(stored, bytes) else stored]
+    data = Dataset.from_dict({"image": images, "objects": data["objects"][:]}, features=data.features)
+    with pytest.raises(RecipeError) as error:
+        task.DetectionDataset(data, arguments(), "test", 3)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("keep_decoded", [True, False])
+def test_an_image_that_breaks_off_is_named_when_it_is_read(keep_decoded):
+    """Its header is whole, and nothing else has been looked at."""
+    data = dataset(rows(2))
+    buffer = io.BytesIO()
+    data[1]["image"].save(buffer, format="JPEG")
+    images = [data[0]["image"], {"bytes": buffer.getvalue()[:-300], "path": None}]
+    data = Dataset.from_dict({"image": images, "objects": data["objects"][:]}, features=data.features)
+    with pytest.raises(RecipeError, match=r"image: row 1 of the split 'test' cannot be read .*truncated"):
+        task.DetectionDataset(data, arguments(keep_decoded=keep_decoded), "test", 3)[1]
+
+
+def test_class_names_in_another_order_than_the_data_sets():
+    data = dataset(rows(1))
+    with pytest.raises(RecipeError, match="class_names: 'green' is class 0 there, and 1 in the data set"):
+        task._class_names(data, arguments(class_names=["green", "red", "blue"]))
+    others = ["rouge", "vert", "bleu"]
+    assert task._class_names(data, arguments(class_names=others)) == others
+
+
+def test_what_cannot_be_trained_is_said_first(tiny, monkeypatch):
+    with pytest.raises(RecipeError, match=r"label_smoothing_factor: .* leave it at 0"):
+        task.make_trainer(recipe.resolve(tiny, ["--label_smoothing_factor", "0.1"]))
+    several = recipe.resolve(tiny)
+    monkeypatch.setattr(type(several.training_arguments), "n_gpu", 2)
+    with pytest.raises(
+        RecipeError, match=r"2 GPUs.*accelerate launch --num_processes 2 -m adamnx_hf.cli run"
+    ):
+        task.make_trainer(several)
 
 
 def test_an_image_that_its_camera_says_to_turn():

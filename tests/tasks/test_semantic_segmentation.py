@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from transformers import pipeline
 
 from adamnx_hf import cli, recipe
+from adamnx_hf.errors import RecipeError
 from adamnx_hf.models import UNetConfig, UNetForSemanticSegmentation
 from adamnx_hf.tasks import masks
 from adamnx_hf.tasks import semantic_segmentation as task
@@ -296,9 +297,12 @@ def spoilt(kind):
         "id": np.full((6, 8), 3, np.uint8),
         "colours": np.zeros((6, 8, 3), np.uint8),
         "bytes": {"bytes": b"not a picture", "path": None},
+        "fractions": Picture.fromarray(np.full((6, 8), 0.7, np.float32)),
     }
     if kind == "image":
         images = [*images[:2], None, images[3]]
+    if kind == "16 bits":
+        images = [*images[:2], np.full((6, 8), 30000, np.uint16), images[3]]
     rows = {"image": images, "mask": [good, good, wrong.get(kind, good), good]}
     return Dataset.from_dict(rows, features=Features({"image": Image(), "mask": Image()}))
 
@@ -313,6 +317,8 @@ def spoilt(kind):
         ("id", "mask: row 2 of the split '{}' holds the class id 3; known are 0 to 2 and 255, "),
         ("colours", "mask: row 2 of the split '{}' is a picture in colours (RGB), not one channel "),
         ("bytes", "mask: row 2 of the split '{}' cannot be read"),
+        ("fractions", "mask: row 2 of the split '{}' holds fractions (PIL's mode F), not class ids"),
+        ("16 bits", "image: row 2 of the split '{}' cannot be read (its pixels have more than 8 bits, "),
     ],
 )  # fmt: skip
 def test_a_row_that_does_not_fit_is_named(kind, message, split, tmp_path, capsys):
@@ -327,13 +333,35 @@ def test_a_row_that_does_not_fit_is_named(kind, message, split, tmp_path, capsys
     assert not out.exists()
 
 
-def test_a_picture_turned_by_its_camera_fits_its_mask(tmp_path):
+def test_an_image_that_breaks_off_is_named_when_it_is_read(tmp_path):
+    picture = Picture.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    picture.save(tmp_path / "whole.jpg")
+    (tmp_path / "part.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-60])
+    images = [str(tmp_path / name) for name in ("whole.jpg", "part.jpg")]
+    data = Dataset.from_dict(
+        {"image": images, "mask": [np.zeros((6, 8), np.uint8)] * 2},
+        features=Features({"image": Image(), "mask": Image()}),
+    )
+    pairs = masks.SegmentationDataset(
+        data, **COLUMNS, transform=lambda image, mask: (image, mask), split="validation"
+    )
+    assert pairs[0]["pixel_values"].shape == (3, 6, 8)
+    with pytest.raises(
+        RecipeError, match=r"image: row 1 of the split 'validation' cannot be read .*[Tt]runcated"
+    ):
+        pairs[1]
+
+
+@pytest.mark.parametrize("mask_too", [False, True])
+def test_a_picture_turned_by_its_camera_fits_its_mask(mask_too, tmp_path):
     turned = Picture.fromarray(np.zeros((6, 8, 3), np.uint8))
     exif = turned.getexif()
     exif[0x0112] = 6  # stands on its side
     turned.save(tmp_path / "turned.jpg", exif=exif)
+    Picture.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / "mask.png", exif=exif)
+    mask = str(tmp_path / "mask.png") if mask_too else np.zeros((8, 6), np.uint8)
     data = Dataset.from_dict(
-        {"image": [str(tmp_path / "turned.jpg")], "mask": [np.zeros((8, 6), np.uint8)]},
+        {"image": [str(tmp_path / "turned.jpg")], "mask": [mask]},
         features=Features({"image": Image(), "mask": Image()}),
     )
     counts = masks.check_pairs(data, split="train", **COLUMNS, classes=1, ignore_index=VOID)

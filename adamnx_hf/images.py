@@ -1,0 +1,83 @@
+"""Images of a data set, by row: read in 8-bit RGB, or no more than their headers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+from adamnx_hf.errors import RecipeError
+
+__all__ = ["opened", "picture", "pictures", "size", "to_rgb"]
+
+
+def to_rgb(image: Any) -> Any:
+    """PIL's `image` in RGB.
+
+    Raises:
+        ValueError: it has more than 8 bits a channel, which PIL would clip: most of it would be white.
+    """
+    _check_depth(image)
+    return image.convert("RGB")
+
+
+def picture(data: Any, column: str, row: int, split: str) -> Any:
+    """The image in a row of a `datasets` data set, in RGB.
+
+    Raises:
+        RecipeError: there is none, or it cannot be read; names the row.
+    """
+    where = _where(column, row, split)
+    try:
+        image = data[row][column]
+        if image is not None:
+            return to_rgb(image)
+    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: PIL, of a broken PNG
+        raise RecipeError(f"{where} cannot be read ({error})") from error
+    raise RecipeError(f"{where} has none; leave the row out")
+
+
+def pictures(data: Any, column: str, rows: Iterable[int], split: str) -> list[Any]:
+    """As :func:`picture`, of several rows, which are read together."""
+    rows = list(rows)
+    try:
+        return [to_rgb(image) for image in data[rows][column]]
+    except (OSError, ValueError, SyntaxError, AttributeError):  # which of them it is, each alone says
+        return [picture(data, column, row, split) for row in rows]
+
+
+def opened(stored: Any, column: str, row: int, split: str, as_rgb: bool) -> Any:
+    """An image as `datasets.Image(decode=False)` stores it, opened by PIL, which reads its header.
+
+    Raises:
+        RecipeError: there is none, it cannot be read, or with `as_rgb` not by :func:`to_rgb`; names the row.
+    """
+    from PIL import Image
+
+    where = _where(column, row, split)
+    if stored is None:
+        raise RecipeError(f"{where} has none; leave the row out")
+    try:
+        image = Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
+        if as_rgb:
+            _check_depth(image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise RecipeError(f"{where} cannot be read ({error})") from error
+    return image
+
+
+def size(image: Any) -> tuple[int, int]:
+    """Width and height of what :func:`opened` returns, turned as its EXIF data say, as `datasets` does."""
+    width, height = image.size
+    return (height, width) if image.getexif().get(0x0112, 1) >= 5 else (width, height)
+
+
+def _where(column: str, row: int, split: str) -> str:
+    return f"{column}: row {row} of the split {split!r}"
+
+
+def _check_depth(image: Any) -> None:
+    if image.mode[0] in "IF":
+        raise ValueError(
+            f"its pixels have more than 8 bits, PIL's mode {image.mode}: RGB does not hold them; convert it"
+        )
