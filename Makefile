@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST := "torch==2.8.*" "transformers==4.57.*" "datasets>=4.0"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest quality format dist bench gpu docs docs-serve figures clean
+.PHONY: help setup demo test test-slow test-oldest quality format dist bench gpu docs docs-serve figures clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -28,6 +28,9 @@ demo: setup  ## Train a small vision transformer with AdamNX and with AdamW, and
 
 test: setup  ## Run the tests.
 	$(BIN)/python -m pytest -n 2
+
+test-slow: setup  ## Run the tests that take minutes, such as networks that learn a few images by heart.
+	$(BIN)/python -m pytest -m slow
 
 test-oldest: ## Run the tests on the oldest torch and Transformers supported, in .venv-oldest.
 	$(MAKE) test VENV=.venv-oldest EXTRA='$(OLDEST)'

@@ -131,7 +131,8 @@ def records(path):
             yield _differences(item["loss"]) + _differences(item["accuracy"])
     elif "folds" in data:
         for fold in data["folds"]:
-            yield [(fold["mean_iou"],), (fold["background"],)]
+            keys = ("mean_iou", "background", "pixel_accuracy", "background_pixel_accuracy")
+            yield [(fold[key],) for key in keys]
     else:  # bench
         for case in data["results"]:
             for row in case.get("optimizers", []):
