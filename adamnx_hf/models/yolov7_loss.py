@@ -7,7 +7,7 @@ centre x, centre y, width and height in pixels of the input.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 from torch.nn.functional import logsigmoid
 from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
 
-__all__ = ["Priors", "candidates", "decode", "match", "yolov7_loss"]
+__all__ = ["Priors", "candidates", "decode", "match", "sampled_loss", "yolov7_loss"]
 
 STRIDES = (8, 16, 32)
 
@@ -216,3 +216,38 @@ def yolov7_loss(
         [balance * part for balance, part in zip(BALANCE, per_level, strict=True)]
     ).sum()
     return losses
+
+
+def sampled_loss(
+    objectness: Tensor, logits: Tensor, counts: Sequence[int], weights: Mapping[str, float]
+) -> Tensor:
+    """A loss against objects and classes drawn as likely as they are predicted.
+
+    The square of its gradient is on average the Gauss-Newton diagonal of the loss's two cross-entropies (the
+    estimate of Gauss, Newton and Bartlett, arXiv:2305.14342, Sec. 2.3, with an independent draw for each
+    logit): each term enters by the root of its weight. Boxes have no likelihood to draw from.
+
+    Args:
+        objectness: (batch, anchors), logits.
+        logits: (batch, anchors, classes).
+        counts: predictions of each scale.
+        weights: of `loss_objectness` and `loss_class` in the loss.
+    """
+    with torch.no_grad():
+        there, classes = (torch.bernoulli(tensor.sigmoid()) for tensor in (objectness, logits))
+    total = objectness.sum() * 0
+    for balance, *level in zip(
+        BALANCE,
+        *(tensor.split(list(counts), 1) for tensor in (objectness, there, logits, classes)),
+        strict=True,
+    ):
+        guess, drawn, known, right = level
+        known, right = known[drawn > 0], right[drawn > 0]
+        for part, target, weight in (
+            (guess, drawn, weights["loss_objectness"] * balance),
+            (known, right, weights["loss_class"]),
+        ):
+            if part.numel():
+                scale = (weight / part.numel()) ** 0.5
+                total = total + scale * cross_entropy(part, target, reduction="sum")
+    return total

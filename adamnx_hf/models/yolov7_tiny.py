@@ -232,13 +232,7 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
                 priors,
                 anchor_ratio=self.config.anchor_ratio,
             )
-            loss = (
-                self.config.box_loss_coefficient * parts["loss_box"]
-                + self.config.objectness_loss_coefficient
-                * (height * width / 640**2)
-                * parts["loss_objectness"]
-                + self.config.class_loss_coefficient * (raw.shape[-1] - 5) / 80 * parts["loss_class"]
-            )
+            loss = sum(weight * parts[name] for name, weight in self.loss_weights(height, width).items())
         return Yolov7TinyOutput(
             loss=loss,
             loss_dict=parts,
@@ -246,6 +240,14 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
             objectness_logits=raw[..., 4],
             pred_boxes=boxes / scale,
         )
+
+    def loss_weights(self, height: int, width: int) -> dict[str, float]:
+        """What each part of `loss_dict` counts in the loss of an input of so many pixels."""
+        return {
+            "loss_box": self.config.box_loss_coefficient,
+            "loss_objectness": self.config.objectness_loss_coefficient * (height * width / 640**2),
+            "loss_class": self.config.class_loss_coefficient * int(self.config.num_labels or 0) / 80,
+        }
 
 
 def _flat(level: Tensor) -> Tensor:

@@ -285,15 +285,22 @@ class DetectionTrainer(RecipeTrainer):
 
     smooths_labels = False
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """The optimizer; see :meth:`RecipeTrainer.sampled_loss` for what is refused here."""
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if hasattr(optimizer, "update_curvature"):
-            raise RecipeError(
-                f"optim: {type(optimizer).__name__} needs labels drawn from the model's own prediction, "
-                "which is not defined for boxes; choose another optimizer for object detection"
-            )
-        return optimizer
+    def sampled_loss(self, inputs: dict[str, Any]) -> tuple[Tensor, int]:
+        """See :func:`adamnx_hf.models.yolov7_loss.sampled_loss`, whose terms have their weights already."""
+        from adamnx_hf.models.yolov7_loss import STRIDES, sampled_loss
+
+        pixels = inputs["pixel_values"]
+        height, width = pixels.shape[-2:]
+        model: Any = self.model
+        with self.compute_loss_context_manager():
+            outputs = self.model_wrapped(pixel_values=pixels)
+        loss = sampled_loss(
+            outputs.objectness_logits,
+            outputs.logits,
+            [3 * (height // stride) * (width // stride) for stride in STRIDES],
+            model.loss_weights(height, width),
+        )
+        return loss + outputs.pred_boxes.sum() * 0, 1  # so that every parameter has a gradient
 
     @torch.no_grad()
     def prediction_step(

@@ -7,13 +7,14 @@ import pytest
 import torch
 from PIL import Image
 from torch._dynamo.testing import CompileCounter
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 from adamnx_hf.models import Yolov7TinyConfig, Yolov7TinyForObjectDetection, Yolov7TinyImageProcessor
 from adamnx_hf.models.yolov7_image_processor import letterbox, letterbox_boxes, unletterbox_boxes
-from adamnx_hf.models.yolov7_loss import STRIDES, Priors, candidates, decode, match, yolov7_loss
+from adamnx_hf.models.yolov7_loss import STRIDES, Priors, candidates, decode, match, sampled_loss, yolov7_loss
 from adamnx_hf.models.yolov7_tiny import Prediction
 
 
@@ -208,6 +209,45 @@ def test_images_without_objects_have_a_loss_and_every_parameter_a_gradient():
     loss = model(torch.randn(2, 3, 64, 64), labels=labels([], [])).loss
     loss.backward()
     assert loss > 0 and all(p.grad is not None for p in model.parameters())
+
+
+def test_a_sampled_losss_squared_gradient_is_the_curvature():
+    """Of both cross-entropies, where every prediction is of an object; the real loss is the twin."""
+    torch.manual_seed(0)
+    start = priors()
+    count = len(start.cells)
+    weights = {"loss_objectness": 0.7, "loss_class": 0.3}
+    objectness = (2 * torch.randn(2, count)).requires_grad_()
+    logits = (2 * torch.randn(2, count, 3)).requires_grad_()
+    sure = torch.full((2, count), 30.0)
+
+    def curvature(loss, of):
+        (slope,) = torch.autograd.grad(loss, of, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.sum(), of)  # the loss is a sum over the logits
+        return bend
+
+    parts = yolov7_loss(
+        torch.ones(2, count, 4),
+        objectness,
+        logits,
+        [torch.empty(0, 4)] * 2,
+        [torch.empty(0).long()] * 2,
+        start,
+    )
+    expected = curvature(weights["loss_objectness"] * parts["loss_objectness"], objectness)
+    by_scale = [part.flatten() for part in logits.split(start.counts, 1)]
+    classes = sum(bce(part, torch.zeros_like(part)) for part in by_scale)
+    for arguments, of, bend in (
+        ((objectness, logits.detach()), objectness, expected),
+        ((sure, logits), logits, curvature(weights["loss_class"] * classes, logits)),
+    ):
+        squares = [
+            torch.autograd.grad(sampled_loss(*arguments, start.counts, weights), of)[0].square()
+            for _ in range(2000)
+        ]
+        mean = torch.stack(squares).mean(0)
+        assert torch.allclose(mean.sum(), bend.sum(), rtol=0.02)
+        assert ((mean - bend).abs() / bend).median() < 0.05
 
 
 def test_the_loss_is_in_float32_under_autocast():
