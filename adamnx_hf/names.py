@@ -27,10 +27,15 @@ def fit_to_run(
         `kwargs` with the β2 in its betas.
 
     Raises:
-        ValueError: horizon below 1, or together with beta2; `"auto"` where the number of steps is not known;
-            `max_grad_norm` in optim_args where the optimizer cannot know the whole norm, or beside another
-            one in TrainingArguments.
+        ValueError: differentiable; horizon below 1, or together with beta2; `"auto"` where the number of
+            steps is not known; `max_grad_norm` in optim_args where the optimizer cannot know the whole norm,
+            or beside another one in TrainingArguments.
     """
+    if kwargs.get("differentiable"):
+        raise ValueError(
+            "optim_args: differentiable=true cannot be used in a Trainer, which trains leaves of the graph; "
+            "leave it out"
+        )
     if kwargs.get("max_grad_norm") is not None:
         _take_over_clipping(kwargs["max_grad_norm"], run)
     return _solve_horizon(kwargs, run, horizon)

@@ -178,7 +178,7 @@ def _describe(hint: Any) -> str:
             names += [str(value) for value in typing.get_args(kind)]
         elif kind is float or kind is int:
             names.append({float: "a number", int: "a whole number"}[kind])
-        elif isinstance(kind, type) and not typing.get_args(kind) and kind.__name__ == "Tensor":
+        elif isinstance(kind, type) and not typing.get_args(kind) and kind.__name__ in ("Tensor", "dtype"):
             continue  # cannot be written on a command line
         else:
             names.append(str(kind).removeprefix("<class '").removesuffix("'>"))

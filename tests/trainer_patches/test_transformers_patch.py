@@ -160,6 +160,7 @@ def test_training_args_bin_opens_without_this_package(tmp_path, run_python):
         ("weight_decay=0.1", r"TrainingArguments\(weight_decay=0.1\)"),
         ("betas=(0.9,0.99),beta2=0.9", "either betas or beta2"),
         ("horizon=soon", "horizon is auto or a number or none"),
+        ("state_dtype=float16", "state_dtype is float32 or bfloat16 or int8 or none"),
         ("beta2_schedule=adamw", "beta2_schedule is adamnx or adam or adafactor or adax"),
     ],
 )
@@ -187,6 +188,7 @@ def test_horizon(tmp_path):
         ("horizon=auto,beta2=0.9", "not both"),
         ("horizon=0.5", "at least 1 step"),
         ("horizon=1e400", "at least 1 step"),
+        ("differentiable=true", "differentiable=true cannot be used in a Trainer"),
     ):
         with pytest.raises(ValueError, match=message):
             Trainer.get_optimizer_cls_and_kwargs(arguments(tmp_path, optim_args=bad, max_steps=10))
