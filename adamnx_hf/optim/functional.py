@@ -115,7 +115,7 @@ def adamnx(
         dtypes = {param.dtype for param in params}
 
     lr, beta1, beta2 = _to_scalar(lr), _to_scalar(beta1), _to_scalar(beta2)
-    if compiling:
+    if compiling and not isinstance(lr, Tensor):
         # As a number, each value of a learning rate schedule would have the step compiled anew, but for
         # products with a tensor: there Dynamo has the number in a tensor itself.
         lr = torch.ones((), dtype=torch.float64, device="cpu") * lr
