@@ -35,13 +35,16 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
+        self.clear()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def clear(self):
         self.commits: dict[str, list[dict[str, bytes]]] = {}
         self.private: dict[str, bool] = {}
         self.datasets: dict[str, dict[str, bytes]] = {}
         self.objects: dict[str, bytes] = {}
         self.served: list[str] = []
         self.refuse_commits = False
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def files(self, repo):
         return self.commits[repo][-1]
@@ -68,16 +71,21 @@ def set_endpoint(monkeypatch, endpoint):
     monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
-@contextlib.contextmanager
-def serving(monkeypatch, cache):
-    """A Hub, and a huggingface_hub that is set to it."""
-    server = HubServer()
+def set_client(monkeypatch, server, cache):
+    """Has this process' huggingface_hub take the server for the Hub."""
     set_endpoint(monkeypatch, server.endpoint)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     # Versions before 1.0 keep a session for each thread, which stays offline if it was made so.
     getattr(_http, "reset_sessions", lambda: None)()
+
+
+@contextlib.contextmanager
+def serving(monkeypatch, cache):
+    """A Hub, and a huggingface_hub that is set to it."""
+    server = HubServer()
+    set_client(monkeypatch, server, cache)
     yield server
     server.shutdown()
     server.server_close()

@@ -5,12 +5,11 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 
 import pytest
 import yaml
-from hub_server import TOKEN, serving, set_endpoint
+from forks import forking
+from hub_server import TOKEN, HubServer, set_client, set_endpoint
 from huggingface_hub import ModelCard, constants, hf_hub_download
 
 from adamnx_hf import cli, hub, publish, recipe
@@ -18,18 +17,27 @@ from adamnx_hf.errors import RecipeError
 from adamnx_hf.tasks import TASKS, load_task
 
 
+@pytest.fixture(scope="module")
+def one_server():
+    server = HubServer()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(one_server, tmp_path, monkeypatch):
     """A Hub, and a client that is set to it as HF_ENDPOINT and HF_TOKEN would set it."""
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "tokens"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with serving(monkeypatch, tmp_path / "cache") as server:
-        yield server
+    one_server.clear()
+    set_client(monkeypatch, one_server, tmp_path / "cache")
+    return one_server
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, folder):
+def trained(tmp_path_factory, folder, timed_briefly):
     """A real run on a local folder."""
     from tiny_recipe import TINY
 
@@ -67,17 +75,27 @@ def says(capsys, argv):
     return lines[0]
 
 
-def elsewhere(server, tmp_path, *words):
-    """What Python prints for `words` in a process of its own, set up by the environment alone."""
+@pytest.fixture(scope="module")
+def elsewhere(one_server, tmp_path_factory):
+    """Runs code in processes of their own, set up by the environment alone; what it prints."""
+    home = tmp_path_factory.mktemp("home")
     environment = os.environ | {
-        "HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_CACHE": str(tmp_path / "home" / "hub"), "OMP_NUM_THREADS": "1",
+        "HF_ENDPOINT": one_server.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    environment.pop("HF_TOKEN")
-    command = [sys.executable, *map(str, words)]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+    environment.pop("HF_TOKEN", None)
+    imports = "import datasets, peft, torchvision; from transformers import Trainer, pipeline"
+    with forking(imports, environment) as run:
+        yield lambda code, folder: run(f"{APART}\n{code}", folder)[0]
+
+
+APART = "import sys; assert 'adamnx_hf' not in sys.modules"
+
+
+def command(*words):
+    """The code of a command of this package."""
+    words = ["adamnx-hf", *map(str, words)]
+    return f"import sys; sys.argv = {words}; from adamnx_hf import cli; sys.exit(cli.main())"
 
 
 def test_publish_list_and_download(server, trained, folder, capsys):
@@ -125,11 +143,10 @@ def test_publish_list_and_download(server, trained, folder, capsys):
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["hf://me/colours"]
 
 
-def test_a_recipe_from_the_hub_runs_again(server, trained, folder, tmp_path):
+def test_a_recipe_from_the_hub_runs_again(server, elsewhere, trained, folder, tmp_path):
     """In a process of its own, set up by the environment alone."""
     publish.push(trained, "me/colours")
-    words = ["-m", "adamnx_hf.cli", "run", "hf://me/colours@v1", "--dataset_name", str(folder)]
-    elsewhere(server, tmp_path, *words)
+    elsewhere(command("run", "hf://me/colours@v1", "--dataset_name", folder), tmp_path)
     again = json.loads((tmp_path / "runs" / "me--colours" / "adamnx-seed3" / "results.json").read_text())
     first = json.loads((trained / "results.json").read_text())
     assert again["recipe"] == "me--colours" and again["metrics"] == first["metrics"]
@@ -320,19 +337,19 @@ def test_every_metric_is_one_of_the_hub():
     }  # fmt: skip
 
 
-def used(server, tmp_path, repo_id):
-    """Runs the code that the card of `repo_id` says how to use the model with; what it prints."""
+def used(elsewhere, tmp_path, repo_id):
+    """The code that the card of `repo_id` says how to use the model with, and what it prints."""
     from PIL import Image
 
     code = ModelCard.load(repo_id).text.partition("## Use\n\n```python\n")[2].partition("```")[0]
     assert code
     Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "picture.jpg")
-    return code, elsewhere(server, tmp_path, "-c", code)
+    return code, elsewhere(code, tmp_path)
 
 
-def test_a_classifier_is_used_as_its_card_says(server, trained, tmp_path):
+def test_a_classifier_is_used_as_its_card_says(server, elsewhere, trained, tmp_path):
     publish.push(trained, "me/colours")
-    code, printed = used(server, tmp_path, "me/colours")
+    code, printed = used(elsewhere, tmp_path, "me/colours")
     assert code.startswith("import adamnx_hf") and "'label': 'red'" in printed
 
 
@@ -345,15 +362,15 @@ def test_a_classifier_is_used_as_its_card_says(server, trained, tmp_path):
         ("tinyshakespeare_stories260k", "from transformers", r"'generated_text': ['\"]Once upon a time"),
     ],
 )
-def test_a_model_is_used_as_its_card_says(name, start, expected, server, tmp_path):
+def test_a_model_is_used_as_its_card_says(name, start, expected, server, elsewhere, tmp_path):
     out = tmp_path / "run"
     assert cli.main(["run", name, "--smoke", "--output_dir", str(out)]) == 0
-    publish.push(out, "me/model")
-    code, printed = used(server, tmp_path, "me/model")
+    publish.push(out, f"me/{name}")
+    code, printed = used(elsewhere, tmp_path, f"me/{name}")
     assert code.startswith(start) and re.search(expected, printed)
 
 
-def test_an_adapter_is_used_as_its_card_says(server, tmp_path):
+def test_an_adapter_is_used_as_its_card_says(server, elsewhere, tmp_path):
     """Trained from a base on the Hub; one of a local base says that it has none there."""
     name = "tinyshakespeare_stories260k_lora"
     assert cli.main(["run", name, "--smoke", "--output_dir", str(tmp_path / "smoke")]) == 0
@@ -373,10 +390,10 @@ def test_an_adapter_is_used_as_its_card_says(server, tmp_path):
         "--output_dir",
         "run",
     ]
-    elsewhere(server, tmp_path, "-m", "adamnx_hf.cli", "run", name, *changes, "--use_cpu", "true")
+    elsewhere(command("run", name, *changes, "--use_cpu", "true"), tmp_path)
     publish.push(tmp_path / "run", "me/adapter")
     assert ModelCard.load("me/adapter").data.base_model == "me/base"
-    code, printed = used(server, tmp_path, "me/adapter")
+    code, printed = used(elsewhere, tmp_path, "me/adapter")
     assert "AutoPeftModelForCausalLM" in code and "Once upon a time" in printed
 
 
@@ -419,6 +436,7 @@ def test_no_network(server, trained, monkeypatch, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         set_endpoint(monkeypatch, f"http://127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
     message = "cannot be reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
     assert message in says(capsys, ["publish", trained, "--repo-id", "me/x"])
     # The client would try these again for half a minute.

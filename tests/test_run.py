@@ -17,7 +17,7 @@ from transformers import pipeline
 
 from adamnx_hf import cli, recipe, run
 from adamnx_hf.errors import RecipeError
-from adamnx_hf.tasks import load_task, throughput
+from adamnx_hf.tasks import load_task
 from adamnx_hf.tasks.image_classification import ImageDataset
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
@@ -153,17 +153,11 @@ def dies(monkeypatch):
     return lambda: monkeypatch.setattr(RecipeTrainer, "training_step", training_step)
 
 
-@pytest.fixture
-def untimed(monkeypatch):
-    """Runs without the seconds that timing their parts takes."""
-    monkeypatch.setattr(throughput, "measure", lambda trainer, seconds: {"data": 2.0, "model": 1.0})
-
-
 OLD = {"results.json", "metrics.json", "curves.png", "predictions.png", "checkpoint-6"}
 
 
 @pytest.fixture
-def earlier(tiny, tmp_path, untimed):
+def earlier(tiny, tmp_path):
     """What an earlier run has left, and somebody's own files."""
     out = tmp_path / "out"
     words = ["--save_strategy", "epoch", "--num_train_epochs", "1", "--output_dir", str(out)]
@@ -217,7 +211,7 @@ def test_one_batch_an_epoch_is_not_timed(tiny, tmp_path, capsys):
     "words",
     [["--logging_steps", "100"], ["--eval_strategy", "steps", "--eval_steps", "3"]],
 )
-def test_each_epochs_loss_is_its_own(words, tiny, tmp_path, untimed):
+def test_each_epochs_loss_is_its_own(words, tiny, tmp_path):
     """Whatever the logging steps, the rows' losses are those of a run that logs every step."""
     tables = []
     for i, more in enumerate([["--logging_steps", "1"], words[:2]]):
@@ -228,7 +222,7 @@ def test_each_epochs_loss_is_its_own(words, tiny, tmp_path, untimed):
     assert tables[1][0][1] != pytest.approx(tables[1][1][1], rel=1e-3) and len(tables[1]) >= 2
 
 
-def test_the_last_steps_loss_is_there_without_evaluation(tiny, tmp_path, untimed):
+def test_the_last_steps_loss_is_there_without_evaluation(tiny, tmp_path):
     out = tmp_path / "out"
     words = ["--eval_strategy", "no", "--logging_steps", "100", "--num_train_epochs", "1"]
     assert cli.main(["run", tiny, *words, "--output_dir", str(out)]) == 0

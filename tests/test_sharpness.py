@@ -134,13 +134,14 @@ def test_relative_measures_do_not_see_the_scale_before_a_batch_norm():
 
 def test_of_a_comparison(tiny, folder, tmp_path, capsys):
     out = tmp_path / "out"
-    words = ["compare", tiny, "--optim", "adamnx", "momentum_sgd", "--seeds", "2", "--max_steps", "4"]
-    assert cli.main([*words, "--output_dir", str(out)]) == 0
+    words = ["compare", tiny, "--optim", "adamnx", "momentum_sgd", "--max_steps", "4"]
+    words += ["--output_dir", str(out), "--seeds"]
+    assert cli.main([*words, "1"]) == 0
     capsys.readouterr()
     assert cli.main(["sharpness", str(out)]) == 1
     assert "holds no config.json; compare with --keep-models" in capsys.readouterr().err
     assert not (out / "sharpness.json").exists()
-    assert cli.main([*words, "--keep-models", "--output_dir", str(out)]) == 0  # trains again, and keeps them
+    assert cli.main([*words, "2", "--keep-models"]) == 0  # trains again, and keeps them
     capsys.readouterr()
     assert cli.main(["sharpness", str(out), "--samples", "20"]) == 0
     content = json.loads((out / "sharpness.json").read_text())
@@ -181,8 +182,7 @@ def test_of_a_comparison(tiny, folder, tmp_path, capsys):
     assert cli.main(["sharpness", str(out)]) == 1
     assert f"{run}: the Hessian is not finite" in capsys.readouterr().err
     # Run again without a model, a folder does not hold the one of other settings.
-    words += ["--learning_rate", "0.02", "--overwrite-output-dir", "--output_dir", str(out)]
-    assert cli.main(words) == 0
+    assert cli.main([*words, "1", "--learning_rate", "0.02", "--overwrite-output-dir"]) == 0
     capsys.readouterr()
     assert cli.main(["sharpness", str(out)]) == 1
     assert "holds no config.json; compare with --keep-models" in capsys.readouterr().err

@@ -1,12 +1,13 @@
-"""Kills training runs at random moments, resumes them, compares how they end: python crash.py MODE FOLDER.
+"""Kills training runs at random moments, resumes them, compares how they end: python crash.py FOLDER.
 
-Runs one of docs/examples (`trainer` or `accelerate_loop`), which resume from their newest complete
-checkpoint, as child processes. They are forked from this one, which has imported all that takes long and
-touched no tensor, so that an attempt takes a fraction of a second. Every second kill waits for a save to
-begin. Prints a line of JSON.
+Runs docs/examples (`trainer` and `accelerate_loop`), which resume from their newest complete checkpoint, as
+child processes. They are forked from this one, which has imported all that takes long and touched no tensor,
+so that an attempt takes a fraction of a second. Every second kill waits for a save to begin. Prints a line of
+JSON for each of the two.
 """
 
 import contextlib
+import gc
 import hashlib
 import importlib
 import json
@@ -23,8 +24,9 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from transformers import Trainer
+from transformers import LlamaForCausalLM, Trainer
 
+import adamnx_hf.optim  # noqa: F401 - as LlamaForCausalLM, what children would import one after the other
 from trainer_patches.checkpoints import last_complete_checkpoint, why_incomplete
 
 with contextlib.suppress(ImportError):
@@ -163,7 +165,7 @@ def unfinished(mode, out):
 
 def make_tiny(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     words = ["<pad>", "<s>", *map(str, range(30))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
@@ -190,16 +192,23 @@ def make_tiny(folder):
     return ""
 
 
-def main(mode, folder):
+def main(folder):
     sys.path.insert(0, str(EXAMPLES))
-    importlib.import_module(mode)
+    for mode in SAVES:
+        importlib.import_module(mode)
     disable_progress_bars()
     os.chdir(folder)
+    gc.freeze()  # when a child collects garbage, it need not look through what was imported here
+    tiny = Path("tiny").resolve()
+    in_child(lambda: make_tiny(tiny))
+    for mode in SAVES:
+        print(json.dumps(kill_again_and_again(mode, tiny)), flush=True)
+
+
+def kill_again_and_again(mode, tiny):
     seed = random.randrange(2**32)
     random.seed(seed)
-    tiny, out = Path("tiny").resolve(), Path("out").resolve()
-    in_child(lambda: make_tiny(tiny))
-
+    out = Path("out").resolve()
     began = time.monotonic()
     _, _, lengths = follow(*start(train, mode, out, tiny))
     whole = time.monotonic() - began
@@ -229,7 +238,7 @@ def main(mode, folder):
             result["runs"] += 1
             result["same"] += in_child(lambda: digest(mode, out)) == expected
             shutil.rmtree(out)
-    print(json.dumps(result))
+    return result
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def bits(tensor):
 
 def parameters(dtype=torch.float32):
     torch.manual_seed(0)
-    return [nn.Parameter(torch.randn(shape).to(dtype)) for shape in ((3, 4), (1030,), (), (40, 3, 50))]
+    return [nn.Parameter(torch.randn(shape).to(dtype)) for shape in ((3, 4), (1030,), (), (28, 3, 50))]
 
 
 def train(optimizer, steps):
@@ -233,7 +233,7 @@ def test_every_engine_rounds_alike(dtype, state_dtype, flags):
             kept = ours.state[a][name]
             assert kept.dtype == twin.state[b][name].dtype
             assert kept.dtype == (torch.bfloat16 if state_dtype == "bfloat16" else torch.float32) or (
-                a.ndim == 3 and kept.dtype == torch.uint8 and kept.shape == (40, 152)
+                a.ndim == 3 and kept.dtype == torch.uint8 and kept.shape == (28, 152)
             )
             apart = (x[name] - y[name]).abs() > 1e-5 * y[name].abs() + 1e-8
             assert apart.sum() <= 0.005 * apart.numel()
@@ -265,15 +265,15 @@ STORAGE = {
 @every_engine
 @pytest.mark.parametrize(("dtype", "storage"), STORAGE.values(), ids=STORAGE)
 def test_resumes_bit_for_bit(dtype, storage, flags):
-    straight = train(AdamNX(parameters(dtype), **storage, **flags), range(6))
-    saved = train(AdamNX(parameters(dtype), **storage, **flags), range(3))
+    straight = train(AdamNX(parameters(dtype), **storage, **flags), range(4))
+    saved = train(AdamNX(parameters(dtype), **storage, **flags), range(2))
     file = io.BytesIO()
     torch.save(saved.state_dict(), file)
     file.seek(0)
     params = [nn.Parameter(param.detach().clone()) for param in saved.param_groups[0]["params"]]
     resumed = AdamNX(params)
     resumed.load_state_dict(torch.load(file, weights_only=True))
-    train(resumed, range(3, 6))
+    train(resumed, range(2, 4))
     for a, b in zip(params, straight.param_groups[0]["params"], strict=True):
         assert torch.equal(a, b)
         assert set(resumed.state[a]) == set(straight.state[b])
@@ -293,7 +293,7 @@ def test_v_tracks_its_float32_twin_where_rounding_to_nearest_stands_still():
     ]
     nearest = torch.zeros(shape, dtype=torch.bfloat16)
     errors = []
-    for step in range(1, 5001):
+    for step in range(1, 1501):
         exact.grad = ours.grad = packed.grad = size * torch.randn(shape)
         for optimizer in optimizers:
             optimizer.step()

@@ -1,10 +1,13 @@
+import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import pickle
 import sys
 
 import pytest
+from forks import forking
 
 import adamnx_hf
 
@@ -196,6 +199,15 @@ def test_horizon(tmp_path):
         Trainer.get_optimizer_cls_and_kwargs(arguments(tmp_path, optim_args="horizon=auto"))
 
 
+@pytest.fixture(scope="module")
+def run_after():
+    """As `run_python`, after imports of Transformers that take long and are made once."""
+    with contextlib.ExitStack() as stack:
+        after = functools.cache(lambda imports: stack.enter_context(forking(imports)))
+        yield lambda imports, code, folder: "".join(after(imports)(f"{APART}; {code}", folder))
+
+
+APART = "import sys; assert 'adamnx_hf' not in sys.modules"
 USE = "assert TrainingArguments('.', optim='adamnx', report_to='none').adam_beta2 == 0.99; print('fine')"
 
 
@@ -203,13 +215,19 @@ USE = "assert TrainingArguments('.', optim='adamnx', report_to='none').adam_beta
     "imports",
     [
         "import adamnx_hf; from transformers import TrainingArguments",
-        "from transformers import TrainingArguments; import adamnx_hf",
         "import transformers, adamnx_hf; from transformers import TrainingArguments",
-        "from transformers import Trainer; import adamnx_hf; from transformers import TrainingArguments",
     ],
 )
-def test_whichever_is_imported_first(run_python, imports):
+def test_imported_first(run_python, imports):
     assert "fine" in run_python(f"{imports}; {USE}")
+
+
+@pytest.mark.parametrize(
+    "first", ["from transformers import TrainingArguments", "from transformers import Trainer"]
+)
+def test_imported_later(run_after, tmp_path, first):
+    code = f"import adamnx_hf; from transformers import TrainingArguments; {USE}"
+    assert "fine" in run_after(first, code, tmp_path)
 
 
 def test_importing_adamnx_hf_imports_no_transformers(run_python):
@@ -231,28 +249,33 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("unfit", UNFIT)
-def test_a_version_that_does_not_fit_is_left_as_it_was(run_python, unfit):
-    out = run_python(
+def test_a_version_that_does_not_fit_is_left_as_it_was(run_after, tmp_path, unfit):
+    out = run_after(
+        "from transformers import Trainer",
         "import sys, warnings, transformers.training_args as t, transformers.trainer as tr\n"
         f"{UNFIT[unfit]}\n"
         "names = list(t.OptimizerNames)\n"
-        "before = [dict(t.TrainingArguments.__dict__), dict(tr.Trainer.__dict__)]\n"
+        # By identity: a wrapper says that it equals what it wraps.
+        "attributes = lambda: [[*map(id, vars(c).values())] for c in (t.TrainingArguments, tr.Trainer)]\n"
+        "before = attributes()\n"
         "with warnings.catch_warnings(record=True) as caught:\n"
         "    warnings.simplefilter('always')\n"
         "    import adamnx_hf\n"
-        "assert [dict(t.TrainingArguments.__dict__), dict(tr.Trainer.__dict__)] == before\n"
+        "assert attributes() == before\n"
         "assert list(t.OptimizerNames) == names\n"
         "print(*(w.message for w in caught))\n"
         "adamnx_hf.register_optimizer('another', 'torch.optim:SGD')\n"
         "assert 'another' not in t.OptimizerNames._value2member_map_\n"
-        "t.TrainingArguments('.', report_to='none')"
+        "t.TrainingArguments('.', report_to='none')",
+        tmp_path,
     )
     assert out.count("cannot be made known to transformers") == 1
     assert "It is left as it was" in out
 
 
-def test_a_name_that_transformers_comes_to_have_is_left_to_it(run_python):
-    out = run_python(
+def test_a_name_that_transformers_comes_to_have_is_left_to_it(run_after, tmp_path):
+    out = run_after(
+        "from transformers import TrainingArguments",
         # Their enum is made anew with the name in it, as a later version of theirs would have it.
         "import enum, transformers.training_args as t\n"
         "names = {m.name: m.value for m in t.OptimizerNames} | {'ADAMNX': 'adamnx'}\n"
@@ -261,7 +284,8 @@ def test_a_name_that_transformers_comes_to_have_is_left_to_it(run_python):
         "args = t.TrainingArguments('.', optim='adamnx', report_to='none')\n"
         "assert args.adam_beta2 == 0.999\n"
         "adamnx_hf.register_optimizer('another', 'torch.optim:SGD')\n"
-        "print(repr(t.TrainingArguments('.', optim='another', report_to='none').optim))"
+        "print(repr(t.TrainingArguments('.', optim='another', report_to='none').optim))",
+        tmp_path,
     )
     assert "optim='adamnx' is one of Transformers' own names and stays so" in out
     assert "'another'" in out
