@@ -21,6 +21,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # nanobind calls what is still there at the end a leak
+
+
 @pytest.fixture(autouse=True)
 def precision_as_it_was():
     """Transformers 4.57 leaves bf16 in the environment, for all the TrainingArguments that come later."""
