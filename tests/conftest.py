@@ -22,7 +22,7 @@ def pytest_collection_finish():
 
 
 def pytest_unconfigure():
-    gc.unfreeze()
+    gc.unfreeze()  # nanobind calls what is still there at the end a leak
 
 
 @pytest.fixture(autouse=True)
