@@ -269,7 +269,7 @@ def train(
         if args.eval_strategy == "no" or not rows() or rows()[-1]["step"] != trainer.state.global_step:
             trainer.evaluate()
     except (ValueError, TypeError, ImportError) as error:
-        if record.begun:
+        if record.begun and not isinstance(error, RecipeError):
             raise
         raise _in_one_line(error) from error
     except RuntimeError as error:
@@ -349,7 +349,9 @@ def train(
 
 def _in_one_line(error: Exception) -> Exception:
     """`error` as a RecipeError, save a missing module, for which the command has its own words."""
-    if isinstance(error, RecipeError) or (isinstance(error, ModuleNotFoundError) and error.name):
+    if isinstance(error, RecipeError):  # one from a worker of the data loader ends its whole traceback
+        return RecipeError(str(error).rpartition("RecipeError: ")[2].strip())
+    if isinstance(error, ModuleNotFoundError) and error.name:
         return error
     return RecipeError(" ".join(str(error).split()))
 

@@ -295,6 +295,24 @@ def test_an_image_that_breaks_off_is_named_when_it_is_read(keep_decoded):
         task.DetectionDataset(data, arguments(keep_decoded=keep_decoded), "test", 3)[1]
 
 
+def test_an_image_that_a_worker_cannot_read_is_said_in_one_line(tiny, tmp_path, folder, capsys):
+    data = Dataset.from_parquet(
+        str(folder / "data" / "train-00000-of-00001.parquet"), cache_dir=str(tmp_path)
+    )
+    buffer = io.BytesIO()
+    data[2]["image"].save(buffer, format="JPEG")
+    images = [row["image"] for row in data]
+    images[2] = {"bytes": buffer.getvalue()[:-300], "path": None}
+    spoilt = Dataset.from_dict({"image": images, "objects": data["objects"][:]}, features=data.features)
+    for split, rows_of in (("train", spoilt), ("test", data)):
+        (tmp_path / "spoilt" / "data").mkdir(parents=True, exist_ok=True)
+        rows_of.to_parquet(tmp_path / "spoilt" / "data" / f"{split}-00000-of-00001.parquet")
+    words = ["--dataset_name", str(tmp_path / "spoilt"), "--dataloader_num_workers", "1"]
+    assert cli.main(["run", tiny, *words, "--output_dir", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err.partition("adamnx-hf run: error: ")[2].strip()
+    assert said.startswith("image: row 2 of the split 'train' cannot be read (") and "\n" not in said
+
+
 def test_class_names_in_another_order_than_the_data_sets():
     data = dataset(rows(1))
     with pytest.raises(RecipeError, match="class_names: 'green' is class 0 there, and 1 in the data set"):
