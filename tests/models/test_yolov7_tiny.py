@@ -297,6 +297,8 @@ def test_the_processor_takes_what_others_take():
     assert torch.equal(grey[:, 0], grey[:, 2])
     with pytest.raises(ValueError, match="must be of 8 bits a channel"):
         processor(array.astype(np.float32))
+    with pytest.raises(ValueError, match="its pixels have more than 8 bits, PIL's mode I"):
+        processor(Image.fromarray(array[..., 0].astype(np.uint16)))
     with pytest.raises(ValueError, match="size: 50 is not a square of a multiple of 32 pixels"):
         Yolov7TinyImageProcessor(50)
 
