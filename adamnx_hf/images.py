@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from adamnx_hf.errors import RecipeError
 
-__all__ = ["opened", "picture", "pictures", "size", "to_rgb"]
+__all__ = ["named", "opened", "picture", "pictures", "reading", "size", "to_rgb"]
+
+
+def named(column: str, row: int, split: str) -> str:
+    """How messages name the image in a row."""
+    return f"{column}: row {row} of the split {split!r}"
+
+
+@contextlib.contextmanager
+def reading(column: str, row: int, split: str) -> Iterator[None]:
+    """Has PIL's errors name the row.
+
+    Raises:
+        RecipeError: in place of what is raised within.
+    """
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: PIL, of a broken PNG
+        raise RecipeError(f"{named(column, row, split)} cannot be read ({error})") from error
 
 
 def to_rgb(image: Any) -> Any:
@@ -27,14 +46,11 @@ def picture(data: Any, column: str, row: int, split: str) -> Any:
     Raises:
         RecipeError: there is none, or it cannot be read; names the row.
     """
-    where = _where(column, row, split)
-    try:
+    with reading(column, row, split):
         image = data[row][column]
         if image is not None:
             return to_rgb(image)
-    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: PIL, of a broken PNG
-        raise RecipeError(f"{where} cannot be read ({error})") from error
-    raise RecipeError(f"{where} has none; leave the row out")
+    raise _none(column, row, split)
 
 
 def pictures(data: Any, column: str, rows: Iterable[int], split: str) -> list[Any]:
@@ -54,15 +70,12 @@ def opened(stored: Any, column: str, row: int, split: str, as_rgb: bool) -> Any:
     """
     from PIL import Image
 
-    where = _where(column, row, split)
     if stored is None:
-        raise RecipeError(f"{where} has none; leave the row out")
-    try:
+        raise _none(column, row, split)
+    with reading(column, row, split):
         image = Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
         if as_rgb:
             _check_depth(image)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise RecipeError(f"{where} cannot be read ({error})") from error
     return image
 
 
@@ -72,8 +85,8 @@ def size(image: Any) -> tuple[int, int]:
     return (height, width) if image.getexif().get(0x0112, 1) >= 5 else (width, height)
 
 
-def _where(column: str, row: int, split: str) -> str:
-    return f"{column}: row {row} of the split {split!r}"
+def _none(column: str, row: int, split: str) -> RecipeError:
+    return RecipeError(f"{named(column, row, split)} has none; leave the row out")
 
 
 def _check_depth(image: Any) -> None:

@@ -138,19 +138,16 @@ def fill(
         if run["recipe"] == table.recipe:
             kind = _kind_of_run(run)
             candidates.append((run, kinds.index(kind) if kind in kinds else None))
+
+    def why_not(run: Mapping[str, Any], place: int | None, examples: Mapping[str, int]) -> str:
+        return _objection(run, None if place is None else table.rows[place], table, examples)
+
     examples = next(
-        (
-            one
-            for one in table.examples
-            if any(
-                place is not None and not _objection(run, table.rows[place], table, one)
-                for run, place in candidates
-            )
-        ),
+        (one for one in table.examples if not all(why_not(*candidate, one) for candidate in candidates)),
         table.examples[0],
     )
     for run, place in candidates:
-        why = _objection(run, None if place is None else table.rows[place], table, examples)
+        why = why_not(run, place, examples)
         if why or place is None:
             left_out.append({"path": run["path"], "why": why})
             continue

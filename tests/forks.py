@@ -10,6 +10,9 @@ import tempfile
 
 import pytest
 
+#: To run first where this package is to be imported by the code itself.
+APART = "import sys; assert 'adamnx_hf' not in sys.modules"
+
 
 @contextlib.contextmanager
 def forking(imports, environment=None):

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 import yaml
-from forks import forking
+from forks import APART, forking
 from hub_server import TOKEN, HubServer, set_client, set_endpoint
 from huggingface_hub import ModelCard, constants, hf_hub_download
 
@@ -87,9 +87,6 @@ def elsewhere(one_server, tmp_path_factory):
     imports = "import datasets, peft, torchvision; from transformers import Trainer, pipeline"
     with forking(imports, environment) as run:
         yield lambda code, folder: run(f"{APART}\n{code}", folder)[0]
-
-
-APART = "import sys; assert 'adamnx_hf' not in sys.modules"
 
 
 def command(*words):

@@ -218,9 +218,7 @@ def yolov7_loss(
     return losses
 
 
-def sampled_loss(
-    objectness: Tensor, logits: Tensor, counts: Sequence[int], weights: Mapping[str, float]
-) -> Tensor:
+def sampled_loss(objectness: Tensor, logits: Tensor, priors: Priors, weights: Mapping[str, float]) -> Tensor:
     """A loss against objects and classes drawn as likely as they are predicted.
 
     The square of its gradient is on average the Gauss-Newton diagonal of the loss's two cross-entropies (the
@@ -230,7 +228,7 @@ def sampled_loss(
     Args:
         objectness: (batch, anchors), logits.
         logits: (batch, anchors, classes).
-        counts: predictions of each scale.
+        priors: of the predictions.
         weights: of `loss_objectness` and `loss_class` in the loss.
     """
     with torch.no_grad():
@@ -238,7 +236,7 @@ def sampled_loss(
     total = objectness.sum() * 0
     for balance, *level in zip(
         BALANCE,
-        *(tensor.split(list(counts), 1) for tensor in (objectness, there, logits, classes)),
+        *(tensor.split(priors.counts, 1) for tensor in (objectness, there, logits, classes)),
         strict=True,
     ):
         guess, drawn, known, right = level

@@ -70,7 +70,7 @@ def check_pairs(
             images.opened(pair[column], column, row, split, as_rgb=column == image_column)
             for column in columns
         )
-        where = f"{mask_column}: row {row} of the split {split!r}"
+        where = images.named(mask_column, row, split)
         shown = [f"{width} x {height}" for width, height in map(images.size, (mask, image))]
         if len(set(shown)) > 1:
             raise RecipeError(
@@ -84,10 +84,8 @@ def check_pairs(
             raise RecipeError(
                 f"{where} holds fractions (PIL's mode F), not class ids; convert it to whole ones"
             )
-        try:
+        with images.reading(mask_column, row, split):
             ids, pixels = np.unique(np.asarray(mask), return_counts=True)
-        except (OSError, SyntaxError) as error:
-            raise RecipeError(f"{where} cannot be read ({error})") from error
         counted = ids != ignore_index
         ids, pixels = ids[counted].astype(np.int64), pixels[counted]
         if classes is None and len(ids) and ids[-1] >= len(counts):

@@ -287,20 +287,16 @@ class DetectionTrainer(RecipeTrainer):
 
     def sampled_loss(self, inputs: dict[str, Any]) -> tuple[Tensor, int]:
         """See :func:`adamnx_hf.models.yolov7_loss.sampled_loss`, whose terms have their weights already."""
-        from adamnx_hf.models.yolov7_loss import STRIDES, sampled_loss
+        from adamnx_hf.models.yolov7_loss import STRIDES, Priors, sampled_loss
 
         pixels = inputs["pixel_values"]
         height, width = pixels.shape[-2:]
         model: Any = self.model
         with self.compute_loss_context_manager():
             outputs = self.model_wrapped(pixel_values=pixels)
-        loss = sampled_loss(
-            outputs.objectness_logits,
-            outputs.logits,
-            [3 * (height // stride) * (width // stride) for stride in STRIDES],
-            model.loss_weights(height, width),
-        )
-        return loss + outputs.pred_boxes.sum() * 0, 1  # so that every parameter has a gradient
+        priors = Priors.of([(height // s, width // s) for s in STRIDES], model.config.anchors)
+        weights = model.loss_weights(height, width)
+        return sampled_loss(outputs.objectness_logits, outputs.logits, priors, weights), 1
 
     @torch.no_grad()
     def prediction_step(
@@ -377,8 +373,9 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
     augment = Augmentation(
         arguments.image_size, arguments.scale_range, arguments.jitter_probability, arguments.flip_probability
     )
-    quiet = recipe.training_arguments.disable_tqdm or recipe.training_arguments.local_process_index > 0
-    dataset: Any = functools.partial(DetectionDataset, classes=len(classes), quiet=quiet)
+    dataset: Any = functools.partial(
+        DetectionDataset, classes=len(classes), quiet=recipe.training_arguments.quiet
+    )
     learned = dataset(
         train, arguments, arguments.train_split, augment=augment, with_difficult=arguments.train_on_difficult
     )
@@ -500,16 +497,16 @@ def _class_names(data: Any, arguments: Arguments) -> list[str]:
     most = -1
     for objects in data.select_columns([arguments.objects_column])[arguments.objects_column]:
         labels = _columns(objects, arguments)[arguments.category_field]
-        most = max([most, *(label for label in labels or [] if label is not None)])
+        most = max([most, *(label for label in labels if label is not None)])
     return [str(i) for i in range(int(most) + 1)]
 
 
-def _columns(objects: Any, arguments: Arguments) -> dict[str, Any]:
-    """One image's objects as lists by field, None where it has none."""
+def _columns(objects: Any, arguments: Arguments) -> dict[str, list[Any]]:
+    """One image's objects as lists by field, empty where it has none."""
     names = (arguments.box_field, arguments.category_field, arguments.difficult_field)
     if not isinstance(objects, dict):
         objects = {name: [one[name] for one in objects if one and name in one] for name in names if objects}
-    return {name: objects.get(name) or None for name in names}
+    return {name: objects.get(name) or [] for name in names}
 
 
 def _objects(
@@ -567,7 +564,7 @@ def _numbers(objects: Any, arguments: Arguments, where: str) -> list[np.ndarray]
     Raises:
         RecipeError: they are no numbers, or do not match each other.
     """
-    fields = _columns(objects or {}, arguments)
+    fields = _columns(objects, arguments)
     kinds: dict[str, type] = {
         arguments.box_field: np.float64,
         arguments.category_field: np.int64,
@@ -576,7 +573,7 @@ def _numbers(objects: Any, arguments: Arguments, where: str) -> list[np.ndarray]
     arrays: list[np.ndarray] = []
     for name, kind in kinds.items():
         try:
-            arrays.append(np.asarray(fields[name] or [], dtype=kind))
+            arrays.append(np.asarray(fields[name], dtype=kind))
         except (TypeError, ValueError) as error:
             raise RecipeError(
                 f"{where}: {name} of its objects: {str(fields[name])[:60]} ({error}); correct it, or leave "
@@ -585,7 +582,7 @@ def _numbers(objects: Any, arguments: Arguments, where: str) -> list[np.ndarray]
     boxes, labels, difficult = arrays
     if boxes.size == 0:
         boxes = boxes.reshape(0, 4)
-    if fields[arguments.difficult_field] is None:
+    if not len(difficult):
         difficult = np.zeros(len(labels), dtype=bool)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) == len(labels) == len(difficult):
         raise RecipeError(

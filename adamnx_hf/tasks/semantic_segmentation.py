@@ -281,7 +281,7 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         check_columns(data, columns)
         for field, column in columns.items():
             check_images(data, field, column)
-    quiet = recipe.training_arguments.disable_tqdm or recipe.training_arguments.local_process_index > 0
+    quiet = recipe.training_arguments.quiet
     check: Any = partial(masks.check_pairs, **columns, **void, quiet=quiet)
     known = len(arguments.class_names or ()) or None
     pixels = check(train, split=arguments.train_split, classes=known)

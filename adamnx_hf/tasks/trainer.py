@@ -58,6 +58,11 @@ class RecipeTrainingArguments(TrainingArguments):
                 name = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
                 raise ValueError(f"lr_scheduler_kwargs: {name} has no {key!r}{nearest(key, valid)}")
 
+    @property
+    def quiet(self) -> bool:
+        """Whether this process shows no progress bars."""
+        return bool(self.disable_tqdm) or self.local_process_index > 0
+
 
 def in_steps(kwargs: dict[str, Any] | None, num_training_steps: int) -> dict[str, Any]:
     """`lr_scheduler_kwargs` with shares of the run made into steps.

@@ -242,8 +242,7 @@ def test_a_sampled_losss_squared_gradient_is_the_curvature():
         ((sure, logits), logits, curvature(weights["loss_class"] * classes, logits)),
     ):
         squares = [
-            torch.autograd.grad(sampled_loss(*arguments, start.counts, weights), of)[0].square()
-            for _ in range(2000)
+            torch.autograd.grad(sampled_loss(*arguments, start, weights), of)[0].square() for _ in range(2000)
         ]
         mean = torch.stack(squares).mean(0)
         assert torch.allclose(mean.sum(), bend.sum(), rtol=0.02)

@@ -7,7 +7,7 @@ import pickle
 import sys
 
 import pytest
-from forks import forking
+from forks import APART, forking
 
 import adamnx_hf
 
@@ -207,7 +207,6 @@ def run_after():
         yield lambda imports, code, folder: "".join(after(imports)(f"{APART}; {code}", folder))
 
 
-APART = "import sys; assert 'adamnx_hf' not in sys.modules"
 USE = "assert TrainingArguments('.', optim='adamnx', report_to='none').adam_beta2 == 0.99; print('fine')"
 
 
