@@ -64,8 +64,8 @@ LEAST_ELEMENTS, LEAST_COLUMNS = 4096, 64
 #: What `AdamNX(param_rounding=...)` takes, for bfloat16 parameters.
 PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
 
-#: Added to a parameter's number, so that its bits are not those of its moments, nor exp_avg's exp_avg_sq's.
-PARAM_SALT, EXP_AVG_SALT = 1 << 30, 1 << 29
+#: Added to a parameter's number, so that its bits are not those of its moments.
+PARAM_SALT = 1 << 30
 
 # The upper bits of the float32 of 1.0, with the 3 of the significand that 8 bits have room for.
 ONE = 127 << 3
@@ -204,7 +204,7 @@ def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
 
     Args:
         values: float32 [rows, columns].
-        bits: int32 of that shape, uniformly distributed.
+        bits: int32 of that shape, from 0 to 2^16 − 1, uniformly distributed.
         signed: for exp_avg. Without, for exp_avg_sq, values are 0 or above.
 
     Returns:
@@ -221,10 +221,11 @@ def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
     units = ((254 - exponents).clamp(min=0) << 23).view(torch.float32)  # 2^-k
     magnitudes = magnitudes * _spread(units, columns)
 
-    # Adding random lower bits carries over as often as it should. Below the smallest code the next one is 0.
-    codes = ((magnitudes.view(torch.int32) + (bits & 0xFFFFF)) >> 20) - (ONE - top)
+    # Adding 20 random lower bits carries over as often as it should. There are 16: the others stand in the
+    # middle, so that they are right on average. Below the smallest code the next one is 0.
+    codes = ((magnitudes.view(torch.int32) + (bits * 16 + 8)) >> 20) - (ONE - top)
     if signed:
-        chosen = (bits >> 8 & 0xFFFFFF).float() * (SMALLEST / (1 << 24)) < magnitudes
+        chosen = (bits.float() + 0.5) * (SMALLEST / (1 << 16)) < magnitudes
         codes = torch.where(magnitudes < SMALLEST, chosen, codes.clamp(max=top))
         codes = torch.where(values < 0, codes + 128, codes)
     else:
@@ -281,12 +282,11 @@ def store(moment: Tensor, values: Tensor, bits: RandomBits, role: str) -> None:
         role: `"exp_avg"` or `"exp_avg_sq"`.
     """
     signed = role == "exp_avg"
-    if moment.dtype == torch.bfloat16:  # half of the bits for each
-        half = bits(values) if signed else bits(values) >> 16
-        moment.copy_(round_stochastically(values.float(), half & 0xFFFF))
+    half = (bits(values) if signed else bits(values) >> 16) & 0xFFFF  # each moment has its own half
+    if moment.dtype == torch.bfloat16:
+        moment.copy_(round_stochastically(values.float(), half))
     else:
-        drawn = bits(values, EXP_AVG_SALT if signed else 0)
-        moment.copy_(encode(values.float().flatten(1), drawn.flatten(1), signed=signed))
+        moment.copy_(encode(values.float().flatten(1), half.flatten(1), signed=signed))
 
 
 def most_elements(device: torch.device) -> int:

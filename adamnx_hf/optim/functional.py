@@ -28,7 +28,7 @@ from adamnx_hf.optim.formats import (
 )
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
-__all__ = ["Memo", "adamnx", "count_on_device", "moment_dtype", "pack_steps"]
+__all__ = ["Memo", "adamnx", "count_on_device", "is_dense", "moment_dtype", "pack_steps", "wrapped"]
 
 #: What a caller keeps between the steps of the same parameters: for "step" the addresses that were last found
 #: in order, and for each bucket of parameters what the engine wants to keep. Never a tensor of the caller's.
@@ -126,7 +126,7 @@ def adamnx(
     if host_schedule and not differentiable:
         beta1, beta2 = float(beta1), float(beta2)
 
-    wrapped = _wrapped(params, grads, exp_avgs, exp_avg_sqs)
+    are_wrapped = wrapped(params, grads, exp_avgs, exp_avg_sqs)
     devices = {param.device for param in params}
     kinds = {(device, dtype) for device in devices for dtype in dtypes}
     if len(kinds) > 1:
@@ -139,7 +139,7 @@ def adamnx(
             fused=fused,
             host_schedule=host_schedule,
             differentiable=differentiable,
-            wrapped=wrapped,
+            wrapped=are_wrapped,
         )
         for device, dtype in kinds
     }
@@ -448,7 +448,7 @@ def _pick(items: Any, members: Sequence[int]) -> Any:
     return items if len(members) == len(items) else [items[i] for i in members]
 
 
-def _wrapped(*columns: list[Tensor]) -> bool:
+def wrapped(*columns: list[Tensor]) -> bool:
     """Whether there are tensors whose memory is not their own: subclasses that wrap others, as torchao's."""
     if torch.compiler.is_compiling():
         return False
@@ -466,6 +466,14 @@ def _resolved(grads: list[Tensor]) -> list[Tensor]:
 def _contiguous(tensors: list[Tensor]) -> bool:
     # Every time: `.data` may have become another tensor at the same address.
     return False not in [t.is_contiguous() for t in tensors]
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor's elements fill its memory without gaps, in one of torch's memory formats."""
+    return any(
+        tensor.is_contiguous(memory_format=memory_format)
+        for memory_format in (torch.contiguous_format, *_MEMORY_FORMATS.get(tensor.ndim, ()))
+    )
 
 
 def _alike(row: Sequence[Tensor], dtypes: Collection[torch.dtype]) -> bool:
@@ -504,7 +512,7 @@ def _batches(members: Sequence[int], columns: Sequence[list[Tensor]], cuts: bool
     """Batches of few elements each. A parameter with more of them is cut, or where it cannot be, a batch."""
     if not members:
         return
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _wrapped(*columns):
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or wrapped(*columns):
         cuts = False
     most = most_elements(columns[0][members[0]].device)
     batch, elements = _Batch([], [], []), 0

@@ -23,6 +23,7 @@ from torch.optim.optimizer import (
 
 from adamnx_hf.optim.checkpoint import check_state_dict
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
+from adamnx_hf.optim.engines.triton import STEP_FIRST, is_capturing
 from adamnx_hf.optim.formats import PARAM_ROUNDINGS, STATE_DTYPES, convert, load, new_moment, packs
 from adamnx_hf.optim.functional import Memo, adamnx, count_on_device, moment_dtype, pack_steps
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule
@@ -41,6 +42,9 @@ _NOT_ALWAYS_SAVED = {
     "param_rounding": "nearest",
 }
 
+
+#: The memo of the norm of all gradients. Those of the groups have the groups' places.
+NORM = -1
 
 #: How things are stored: what an optimizer was given holds for what it loads, too.
 FORMATS = ("state_dtype", "param_rounding")
@@ -344,8 +348,10 @@ class AdamNX(Optimizer):
         memo: Memo,
     ) -> None:
         """Steps some of a group's parameters."""
-        states = [self.state[param] for param in params]
+        states: list[dict[str, Any]] = [self.state.get(param, {}) for param in params]
         if not all(states):
+            _refuse_capture()
+            states = [self.state[param] for param in params]
             for param, state in zip(params, states, strict=True):
                 if not state:
                     state.update(self._init_state(param, group))
@@ -357,6 +363,7 @@ class AdamNX(Optimizer):
         if group["param_rounding"] == "kahan":
             for param, state in zip(params, states, strict=True):
                 if _keeps_residual(param, group) and "param_residual" not in state:
+                    _refuse_capture()
                     state["param_residual"] = new_moment(param, torch.bfloat16)
             residuals = [
                 state["param_residual"] if _keeps_residual(param, group) else None
@@ -424,7 +431,8 @@ class AdamNX(Optimizer):
         if self.max_grad_norm is not None:
             norm = None
             if any(grads for _, grads, _ in with_grads):
-                norm = total_norm([grad.detach() for _, grads, _ in with_grads for grad in grads])
+                gradients = [grad.detach() for _, grads, _ in with_grads for grad in grads]
+                norm = total_norm(gradients, self._memos[NORM])
                 if grad_scale is not None:
                     grad_scale = grad_scale.to(norm.device, non_blocking=True)
                     norm = norm / grad_scale
@@ -449,6 +457,15 @@ def _state_dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
 
 def _keeps_residual(param: Tensor, group: dict[str, Any]) -> bool:
     return group["param_rounding"] == "kahan" and param.dtype == torch.bfloat16
+
+
+def _refuse_capture() -> None:
+    """Raises where state is to be made while a CUDA graph is captured.
+
+    The capture would only note down that the state is set to 0, and every replay would set it to 0 again.
+    """
+    if not torch.compiler.is_compiling() and is_capturing():
+        raise RuntimeError(STEP_FIRST)
 
 
 def _check_number(label: str, value: Any) -> None:

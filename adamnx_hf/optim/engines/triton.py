@@ -19,7 +19,8 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +35,38 @@ SCALES = True
 
 #: Elements to a program and warps to work on them: 8 elements to a thread, 2 accesses of 16 bytes a tensor.
 BLOCK, WARPS = 1024, 4
+
+#: The same for the norm: a thread keeps a single number, so 8 accesses of 16 bytes can be under way at once.
+NORM_BLOCK, NORM_WARPS = 4096, 4
+
+#: How many CUDA graphs can be captured one after the other, without a step outside of a graph in between.
+_CAPTURES = 16
+
+#: Pinned memory is handed out in multiples of this many bytes.
+_ALIGNMENT = 16
+
+
+class Tuning(NamedTuple):
+    """How the kernel goes about its work. Results do not depend on it."""
+
+    block: int = BLOCK
+    """Elements of a chunk."""
+    warps: int = WARPS
+    """Warps that work on a chunk."""
+    load: str = ""
+    """Eviction policy of what is read, as :func:`triton.language.load` takes it."""
+    store: str = ""
+    """Cache modifier of what is written, as :func:`triton.language.store` takes it."""
+
+
+def tuning(kind: tuple[Any, ...]) -> Tuning:
+    """The tuning for a kind of launch.
+
+    Args:
+        kind: dtypes of param, grad, exp_avg and exp_avg_sq, and whether all are aligned.
+    """
+    return Tuning()
+
 
 #: Whether Triton interprets kernels, on the CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
@@ -59,7 +92,23 @@ def _why_no_kernel(device: str) -> str | None:
         return f"its kernel is written for CUDA, not for {device}"
     if torch.compiler.is_compiling():
         return None  # it could not compile without Triton itself
+    if not _why_not_compiled.cache_info().currsize and is_capturing():
+        # The capture would refuse the trial, and the refusal would stand for the whole process. Without a
+        # trial no step has been taken yet, so that `_tables_for_graph` tells the user what to do first.
+        return None if find_spec("triton") else "Triton is not installed"
     return _why_not_compiled()
+
+
+def is_capturing() -> bool:
+    """Whether the current stream's work is being captured in a CUDA graph."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+#: What to do where a CUDA graph is captured too early.
+STEP_FIRST = (
+    "AdamNX: a step of parameters that have not been stepped yet cannot be captured in a CUDA graph. "
+    "Run a few whole training steps first, as torch.cuda.graph's documentation asks"
+)
 
 
 @functools.cache
@@ -219,23 +268,14 @@ def _launch(
     `addresses` are those of params, grads, exp_avgs, exp_avg_sqs and residuals, then what else the table has
     of each parameter, see `triton_kernel.COLUMNS`.
     """
-    import triton.language as tl
-
     from adamnx_hf.optim.engines import triton_kernel as kernel
 
     params, grads, *others = addresses
     if kind[0] != torch.bfloat16:  # stored as ever
         arguments = arguments | {"ROUNDING": "nearest"}
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        tables = _tables(
-            [params, *others, numels],
-            grads,
-            places,
-            device,
-            kind,
-            memo,
-            check,
-        )
+    block, warps, load, store = tuning(kind)
+    with _on(device):
+        tables = _tables([params, *others, numels], grads, places, block, device, kind, memo, check)
         if not len(tables.chunks):
             return
         names = ("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ")
@@ -245,15 +285,79 @@ def _launch(
             tables.chunks,
             **arguments,
             COLUMNS=kernel.COLUMNS,
-            **{name: getattr(tl, str(dtype)[6:]) for name, dtype in zip(names, kind, strict=False)},
+            **{name: _triton_dtype(dtype) for name, dtype in zip(names, kind, strict=False)},
             STEPS_IN_MEMORY=isinstance(arguments["step"], Tensor),
             WEIGHTS_IN_MEMORY=isinstance(arguments["weight1"], Tensor),
             LR_IN_MEMORY=isinstance(arguments["lr"], Tensor),
             ALIGNED=kind[-1],
-            BLOCK=BLOCK,
-            num_warps=WARPS,
+            LOAD=load,
+            STORE=store,
+            BLOCK=block,
+            num_warps=warps,
             enable_fp_fusion=True,
         )
+
+
+def norm(grads: list[Tensor], memo: dict[Any, Any]) -> Tensor | None:
+    """The 2-norm of all gradients together, in two launches: one over them all, one over its sums.
+
+    Args:
+        grads: float32, bfloat16 or float16, of one device, each dense in memory (in any order).
+        memo: a dict that is the same at each step.
+
+    Returns:
+        A float32 0-d tensor on their device. None while a CUDA graph is captured and no norm of these
+        gradients has been asked for before: the tables cannot be sent then.
+    """
+    from adamnx_hf.optim.engines import triton_kernel as kernel
+
+    device = grads[0].device
+    addresses = list(map(Tensor.data_ptr, grads))
+    numels = list(map(Tensor.numel, grads))
+    kinds_of = defaultdict(list)
+    for i, (grad, address) in enumerate(zip(grads, addresses, strict=True)):
+        kinds_of["norm", grad.dtype, address % 16 == 0].append(i)
+    with _on(device):
+        if _stream(device)[1] and any(kind not in memo for kind in kinds_of):
+            return None
+        launches = [
+            (
+                kind,
+                _tables(
+                    [[numels[i] for i in members]], [addresses[i] for i in members], members, NORM_BLOCK,
+                    device, kind, memo, lambda: None,
+                ),
+            )
+            for kind, members in kinds_of.items()
+        ]  # fmt: skip
+        counts = [len(tables.chunks) for _, tables in launches]
+        sums = torch.empty(sum(counts), dtype=torch.float32, device=device)
+        result = torch.empty((), dtype=torch.float32, device=device)
+        for (kind, tables), count, part in zip(launches, counts, sums.split(counts), strict=True):
+            if count:
+                kernel.squares_kernel[(count,)](
+                    tables.parameters,
+                    tables.grads,
+                    tables.chunks,
+                    part,
+                    GRAD=_triton_dtype(kind[1]),
+                    ALIGNED=kind[2],
+                    BLOCK=NORM_BLOCK,
+                    num_warps=NORM_WARPS,
+                )
+        kernel.root_kernel[(1,)](sums, result, len(sums), BLOCK=8192, num_warps=32)
+    return result
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes `device` the current one, where Triton launches."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _triton_dtype(dtype: torch.dtype) -> Any:
+    import triton.language as tl
+
+    return getattr(tl, str(dtype).removeprefix("torch."))
 
 
 @dataclasses.dataclass
@@ -269,17 +373,39 @@ class _Tables:
 
 @dataclasses.dataclass
 class _Kept:
-    """Tables, what they were made for, and pinned memory to send others from during a capture."""
+    """Tables, what they were made for, and pinned memory to send others from during captures."""
 
     made_for: tuple[Any, ...]
     tables: _Tables
     spare: Tensor | None = None
+
+    def nbytes(self) -> int:
+        """What all tables together take of pinned memory."""
+        tables = (self.tables.parameters, self.tables.grads, self.tables.chunks)
+        return sum(_rounded_up(table.nbytes) for table in tables)
+
+    def provide(self) -> None:
+        """Sees to it that there is pinned memory for :data:`_CAPTURES` captures.
+
+        The gradients of each may lie elsewhere; all tables are sent anew once at most.
+        """
+        if self.spare is None or len(self.spare) < self.nbytes():
+            addresses = _rounded_up(self.tables.grads.nbytes)
+            self.spare = _pinned(self.nbytes() + (_CAPTURES - 1) * addresses)
+
+    def take(self, size: int) -> Tensor:
+        """`size` bytes of pinned memory, for good."""
+        if self.spare is None or len(self.spare) < size:
+            return _pinned(size)  # torch may not have any left to give during a capture
+        taken, self.spare = self.spare[:size], self.spare[size:]
+        return taken
 
 
 def _tables(
     columns: list[list[int]],
     grads: list[int],
     places: range | list[int],
+    block: int,
     device: torch.device,
     kind: tuple[Any, ...],
     memo: dict[Any, Any],
@@ -290,26 +416,27 @@ def _tables(
     stream, capturing = _stream(device)
     kept: _Kept | None = memo.get(kind)
     if capturing:
-        return _tables_for_graph(kept, columns, grads, places, memo, check)
-    if kept is None or kept.made_for != (columns, places, stream):
+        return _tables_for_graph(kept, columns, grads, places, block, memo, check)
+    if kept is None or kept.made_for != (columns, places, block, stream):
         check()
-        rows, addresses, chunks = (_send(t, device) for t in _new_tables(columns, grads, places))
-        memo[kind] = kept = _Kept((columns, places, stream), _Tables(rows, addresses, chunks, grads))
+        rows, addresses, chunks = (_send(t, device) for t in _new_tables(columns, grads, places, block))
+        spare = None if kept is None else kept.spare
+        kept = _Kept((columns, places, block, stream), _Tables(rows, addresses, chunks, grads), spare)
+        memo[kind] = kept
     elif kept.tables.grad_addresses != grads:
         kept.tables = dataclasses.replace(
             kept.tables, grads=_send(_int64(grads), device), grad_addresses=grads
         )
-    if kept.spare is None and stream is not None:
-        tables = (kept.tables.parameters, kept.tables.grads, kept.tables.chunks)
-        kept.spare = _pinned(sum(table.nbytes for table in tables))
+    if stream is not None:
+        kept.provide()
     return kept.tables
 
 
 def _new_tables(
-    columns: list[list[int]], grads: list[int], places: range | list[int]
+    columns: list[list[int]], grads: list[int], places: range | list[int], block: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The tables of parameters, gradients and chunks, on the host."""
-    counts = (_int64(columns[-1]) + BLOCK - 1) // BLOCK
+    counts = (_int64(columns[-1]) + block - 1) // block
     firsts = counts.cumsum(0) - counts
     rows = torch.tensor([*columns, firsts.tolist(), list(places)], dtype=torch.int64, device="cpu").t()
     indices = torch.arange(len(counts), dtype=torch.int32, device="cpu")
@@ -321,6 +448,7 @@ def _tables_for_graph(
     columns: list[list[int]],
     grads: list[int],
     places: range | list[int],
+    block: int,
     memo: dict[Any, Any],
     check: Callable[[], None],
 ) -> _Tables:
@@ -330,31 +458,29 @@ def _tables_for_graph(
     capture: the addresses of gradients that autograd made in the graph's own memory, say.
     """
     if kept is None:
-        raise RuntimeError(
-            "AdamNX: a step of parameters that have not been stepped yet cannot be captured in a CUDA graph. "
-            "Run a few whole training steps first, as torch.cuda.graph's documentation asks"
-        )
+        raise RuntimeError(STEP_FIRST)
     tables, host = kept.tables, None
-    if kept.made_for[:2] != (columns, places) or tables.grad_addresses != grads:
+    if kept.made_for[:3] != (columns, places, block) or tables.grad_addresses != grads:
         new: tuple[Tensor, ...] = (_int64(grads),)
-        if kept.made_for[:2] != (columns, places):
+        if kept.made_for[:3] != (columns, places, block):
             check()
-            new = _new_tables(columns, grads, places)
-        size = sum(table.nbytes for table in new)
-        host, kept.spare = kept.spare, None
-        if host is None or len(host) < size:
-            host = _pinned(size)  # torch may not have any left to give during a capture
+            new = _new_tables(columns, grads, places, block)
+        host = kept.take(sum(_rounded_up(table.nbytes) for table in new))
         sent, start = [], 0
         for table in new:
             staged = host[start : start + table.nbytes].view(table.dtype).view(table.shape).copy_(table)
             sent.append(staged.to(tables.grads.device, non_blocking=True, copy=True))
-            start += table.nbytes
+            start += _rounded_up(table.nbytes)
         if len(sent) == 1:
             tables = dataclasses.replace(tables, grads=sent[0], grad_addresses=grads)
         else:
             tables = _Tables(sent[0], sent[1], sent[2], grads)
     memo.setdefault("captured", []).append((tables, host))
     return tables
+
+
+def _rounded_up(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _stream(device: torch.device) -> tuple[Any, bool]:

@@ -7,19 +7,23 @@ Where moments are packed in 8 bits, a chunk is BLOCK / SHARING blocks of element
 How a moment is stored is known to `load_moment` and `store_moment` alone.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from adamnx_hf.optim import formats
+from adamnx_hf.optim.engines.triton import INTERPRETED
 
 PARAM_SALT = tl.constexpr(formats.PARAM_SALT)
-EXP_AVG_SALT = tl.constexpr(formats.EXP_AVG_SALT)
 SHARING = tl.constexpr(formats.BLOCK)
 ROW_BYTES = tl.constexpr(formats.ROW_BYTES)
 ONE = tl.constexpr(formats.ONE)
 SMALLEST = tl.constexpr(formats.SMALLEST)
 
-__all__ = ["COLUMNS", "adamnx_update", "step_kernel"]
+#: Whether PTX can stand in the kernel: not where it is interpreted, nor on ROCm.
+NVIDIA = tl.constexpr(not INTERPRETED and torch.version.hip is None)
+
+__all__ = ["COLUMNS", "adamnx_update", "root_kernel", "squares_kernel", "step_kernel"]
 
 #: int64 columns of the table of parameters: addresses of param, exp_avg, exp_avg_sq and param_residual (or
 #: 0), elements to a row, the number that seeds its rounding, elements, number of the first chunk, place in
@@ -28,7 +32,21 @@ COLUMNS = 9
 
 
 @triton.jit
-def adamnx_update(param, grad, exp_avg, exp_avg_sq, weight1, weight2, lr, weight_decay, eps):
+def quotient(exp_avg, exp_avg_sq, eps, APPROXIMATE: tl.constexpr):
+    """The step's direction, m / (√v + ε): correctly rounded, or with fewer instructions to some last bits."""
+    if APPROXIMATE:
+        # tl.sqrt would flush a tiny v to 0. This square root and this division do not.
+        root = tl.inline_asm_elementwise(
+            "sqrt.approx.f32 $0, $1;", "=f,f", [exp_avg_sq], dtype=tl.float32, is_pure=True, pack=1
+        )
+        return exp_avg / (root + eps)
+    return tl.div_rn(exp_avg, tl.sqrt_rn(exp_avg_sq) + eps)
+
+
+@triton.jit
+def adamnx_update(
+    param, grad, exp_avg, exp_avg_sq, weight1, weight2, lr, weight_decay, eps, APPROXIMATE: tl.constexpr
+):
     """:func:`adamnx_hf.optim.update.adamnx_update` in float32."""
     param = param * (1 - lr * weight_decay)
     exp_avg = (1 - weight1) * exp_avg + weight1 * grad
@@ -36,9 +54,22 @@ def adamnx_update(param, grad, exp_avg, exp_avg_sq, weight1, weight2, lr, weight
     # that would leave alone, needs care here.
     averaged = exp_avg_sq - weight2 * exp_avg_sq + weight2 * (grad * grad)
     exp_avg_sq = tl.where(exp_avg_sq == float("inf"), exp_avg_sq, averaged)
-    # Correctly rounded: memory sets the pace. The approximate square root would flush a tiny v to 0.
-    param = param - lr * tl.div_rn(exp_avg, tl.sqrt_rn(exp_avg_sq) + eps)
+    param = param - lr * quotient(exp_avg, exp_avg_sq, eps, APPROXIMATE)
     return param, exp_avg, exp_avg_sq
+
+
+@triton.jit
+def divide(numbers, divisor):
+    """`numbers // divisor` and `numbers % divisor`, int32, from one division of scalars.
+
+    The product with the rounded reciprocal is right or 1 too small.
+    """
+    reciprocal = 0xFFFFFFFF // divisor.to(tl.uint32)
+    quotients = tl.umulhi(numbers.to(tl.uint32), reciprocal).to(tl.int32)
+    rests = numbers - quotients * divisor
+    quotients = tl.where(rests < divisor, quotients, quotients + 1)
+    rests = tl.where(rests < divisor, rests, rests - divisor)
+    return quotients, rests
 
 
 @triton.jit
@@ -86,10 +117,10 @@ def encode(values, mask, bits, SIGNED: tl.constexpr):
     exponents = (tl.max(ordered, axis=1, keep_dims=True) >> 23) + 1
     exponents = tl.where(exponents == 256, 255, tl.minimum(exponents, 253))
     magnitudes = magnitudes * (tl.maximum(254 - exponents, 0) << 23).to(tl.float32, bitcast=True)
-    wide = magnitudes.to(tl.uint32, bitcast=True) + (bits & 0xFFFFF)
+    wide = magnitudes.to(tl.uint32, bitcast=True) + (bits * 16 + 8)
     codes = (wide >> 20).to(tl.int32) - (ONE - TOP)
     if SIGNED:
-        chosen = ((bits >> 8).to(tl.float32) * (SMALLEST / (1 << 24)) < magnitudes).to(tl.int32)
+        chosen = ((bits.to(tl.float32) + 0.5) * (SMALLEST / (1 << 16)) < magnitudes).to(tl.int32)
         codes = tl.where(magnitudes < SMALLEST, chosen, tl.minimum(codes, TOP))
         codes = tl.where(values < 0, codes + 128, codes)
     else:
@@ -110,28 +141,31 @@ def decode(codes, exponents, SIGNED: tl.constexpr):
 
 
 @triton.jit
-def load_moment(moments, offsets, mask, codes, exponents, there, SIGNED: tl.constexpr):
+def load_moment(moments, offsets, mask, codes, exponents, there, SIGNED: tl.constexpr, LOAD: tl.constexpr):
     """:func:`adamnx_hf.optim.formats.load`: a moment's elements in float32."""
     if moments.dtype.element_ty == tl.uint8:
-        return decode(tl.load(moments + codes, mask), tl.load(moments + exponents, there), SIGNED)
-    return tl.load(moments + offsets, mask).to(tl.float32)
+        packed = tl.load(moments + codes, mask, eviction_policy=LOAD)
+        return decode(packed, tl.load(moments + exponents, there), SIGNED)
+    return tl.load(moments + offsets, mask, eviction_policy=LOAD).to(tl.float32)
 
 
 @triton.jit
 def store_moment(
-    moments, values, offsets, mask, codes, exponents, there, index, step, number, SIGNED: tl.constexpr
-):
+    moments, values, offsets, mask, codes, exponents, there, index, step, number,
+    SIGNED: tl.constexpr, STORE: tl.constexpr,
+):  # fmt: skip
     """:func:`adamnx_hf.optim.formats.store`, of elements `index` of the parameter."""
+    if moments.dtype.element_ty != tl.float32:
+        bits = random_bits(index, step, number)  # of which each moment has its own half
+        bits = bits & 0xFFFF if SIGNED else bits >> 16
     if moments.dtype.element_ty == tl.uint8:
-        bits = random_bits(index, step, number + EXP_AVG_SALT if SIGNED else number)
         new_codes, new_exponents = encode(values, mask, bits, SIGNED)
-        tl.store(moments + codes, new_codes, mask)
+        tl.store(moments + codes, new_codes, mask, cache_modifier=STORE)
         tl.store(moments + exponents, new_exponents, there)
     else:
-        if moments.dtype.element_ty == tl.bfloat16:  # half of the bits for each
-            bits = random_bits(index, step, number)
-            values = round_stochastically(values, bits & 0xFFFF if SIGNED else bits >> 16)
-        tl.store(moments + offsets, values.to(moments.dtype.element_ty), mask)
+        if moments.dtype.element_ty == tl.bfloat16:
+            values = round_stochastically(values, bits)
+        tl.store(moments + offsets, values.to(moments.dtype.element_ty), mask, cache_modifier=STORE)
 
 
 @triton.jit
@@ -157,18 +191,22 @@ def _step_chunk(
     grad_factor,
     MAXIMIZE: tl.constexpr,
     ROUNDING: tl.constexpr,
+    LOAD: tl.constexpr,
+    STORE: tl.constexpr,
 ):
-    param = tl.load(params + offsets, mask)
+    param = tl.load(params + offsets, mask, eviction_policy=LOAD)
     old_param = param.to(tl.float32)
     if ROUNDING == "kahan":
-        old_param = join(param, tl.load(residuals + offsets, mask))
-    grad = tl.load(grads + offsets, mask).to(tl.float32) * grad_factor
-    exp_avg = load_moment(exp_avgs, offsets, mask, codes, exponents, there, True)
-    exp_avg_sq = load_moment(exp_avg_sqs, offsets, mask, codes, exponents, there, False)
+        old_param = join(param, tl.load(residuals + offsets, mask, eviction_policy=LOAD))
+    grad = tl.load(grads + offsets, mask, eviction_policy=LOAD).to(tl.float32) * grad_factor
+    exp_avg = load_moment(exp_avgs, offsets, mask, codes, exponents, there, True, LOAD)
+    exp_avg_sq = load_moment(exp_avg_sqs, offsets, mask, codes, exponents, there, False, LOAD)
     if MAXIMIZE:
         grad = -grad
+    # Memory sets the pace, but where moments are packed: there arithmetic does.
+    packed: tl.constexpr = exp_avgs.dtype.element_ty == tl.uint8
     new_param, exp_avg, exp_avg_sq = adamnx_update(
-        old_param, grad, exp_avg, exp_avg_sq, weight1, weight2, lr, weight_decay, eps
+        old_param, grad, exp_avg, exp_avg_sq, weight1, weight2, lr, weight_decay, eps, packed and NVIDIA
     )
     index = start + offsets
     if ROUNDING == "stochastic":
@@ -176,10 +214,12 @@ def _step_chunk(
         new_param = round_stochastically(new_param, bits & 0xFFFF)
     if ROUNDING == "kahan":
         new_param, residual = split(new_param)
-        tl.store(residuals + offsets, residual, mask)
-    tl.store(params + offsets, new_param.to(param.dtype), mask)
-    store_moment(exp_avgs, exp_avg, offsets, mask, codes, exponents, there, index, step, number, True)
-    store_moment(exp_avg_sqs, exp_avg_sq, offsets, mask, codes, exponents, there, index, step, number, False)
+        tl.store(residuals + offsets, residual, mask, cache_modifier=STORE)
+    tl.store(params + offsets, new_param.to(param.dtype), mask, cache_modifier=STORE)
+    store_moment(exp_avgs, exp_avg, offsets, mask, codes, exponents, there, index, step, number, True, STORE)
+    store_moment(
+        exp_avg_sqs, exp_avg_sq, offsets, mask, codes, exponents, there, index, step, number, False, STORE
+    )
 
 
 @triton.jit(do_not_specialize=["step"])
@@ -206,6 +246,8 @@ def step_kernel(
     MAXIMIZE: tl.constexpr,
     ROUNDING: tl.constexpr,
     ALIGNED: tl.constexpr,
+    LOAD: tl.constexpr,
+    STORE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One program steps one chunk.
@@ -227,6 +269,7 @@ def step_kernel(
         ROUNDING: of parameters, see :data:`adamnx_hf.optim.formats.PARAM_ROUNDINGS`.
         ALIGNED: all addresses are multiples of 16 bytes, so that 16 bytes are moved at a time; and so are the
             elements to a row, where moments are packed.
+        LOAD, STORE: see :class:`adamnx_hf.optim.engines.triton.Tuning`.
         BLOCK: elements of a chunk, a power of 2; of SHARING or more where moments are packed.
     """
     if found_inf is not None:  # noqa: SIM102, Triton decides the outer one when it compiles
@@ -270,8 +313,7 @@ def step_kernel(
         width = tl.cdiv(columns + blocks, ROW_BYTES) * ROW_BYTES
         block = (chunk * (BLOCK // SHARING)).to(tl.int32) + tl.arange(0, BLOCK // SHARING)[:, None]
         there = block.to(tl.int64) * SHARING < numel
-        line = block // blocks
-        block = block - line * blocks
+        line, block = divide(block, blocks)
         line = line.to(tl.int64)
         inside = block * SHARING + tl.arange(0, SHARING)[None, :]
         offsets = line * columns + inside
@@ -281,6 +323,7 @@ def step_kernel(
         _step_chunk(
             param, grad, exp_avg, exp_avg_sq, residual, 0, offsets, mask, codes, exponents, there,
             step, number, weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, ROUNDING,
+            LOAD, STORE,
         )  # fmt: skip
     else:
         start = chunk * BLOCK
@@ -295,10 +338,60 @@ def step_kernel(
             _step_chunk(
                 param, grad, exp_avg, exp_avg_sq, residual, start, offsets, None, None, None, None,
                 step, number, weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, ROUNDING,
+                LOAD, STORE,
             )  # fmt: skip
         else:
             mask = offsets < numel - start
             _step_chunk(
                 param, grad, exp_avg, exp_avg_sq, residual, start, offsets, mask, None, None, None,
                 step, number, weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, ROUNDING,
+                LOAD, STORE,
             )  # fmt: skip
+
+
+@triton.jit
+def squares_kernel(
+    table, grads, chunks, sums, GRAD: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One program adds up the squares of one chunk of gradients.
+
+    Args:
+        table: int64 [gradients, 3]: elements, number of the first chunk, and a place that is not needed.
+        grads: int64 [gradients], addresses.
+        chunks: int32 [programs], the row of `table` a chunk belongs to.
+        sums: float32 [programs], for the results.
+        GRAD: dtype of what the addresses point to.
+        ALIGNED: all addresses are multiples of 16 bytes.
+        BLOCK: elements of a chunk, a power of 2.
+    """
+    program = tl.program_id(0)
+    index = tl.load(chunks + program).to(tl.int64)
+    numel = tl.load(table + index * 3)
+    start = (program - tl.load(table + index * 3 + 1)) * BLOCK
+    grad = tl.load(grads + index).to(tl.pointer_type(GRAD))
+    if ALIGNED:
+        grad = tl.multiple_of(grad, 16)
+    offsets = tl.arange(0, BLOCK)
+    grad += start
+    # A mask of unknown alignment would make every access one element wide: only the last chunk has one.
+    if start + BLOCK <= numel:
+        values = tl.load(grad + offsets).to(tl.float32)
+        tl.store(sums + program, tl.sum(values * values))
+    else:
+        values = tl.load(grad + offsets, offsets < numel - start, other=0.0).to(tl.float32)
+        tl.store(sums + program, tl.sum(values * values))
+
+
+@triton.jit(do_not_specialize=["count"])
+def root_kernel(sums, result, count, BLOCK: tl.constexpr):
+    """One program writes the root of the sum of `sums`, float32 [count], to `result`, float32 [].
+
+    It adds them up in float64, always in the same order.
+    """
+    total = tl.full([BLOCK], 0.0, tl.float64)
+    offsets = tl.arange(0, BLOCK)
+    start = tl.program_id(0)  # 0, as there is one program
+    while start < count:  # not a range, which Triton's interpreter cannot count with every numpy
+        total += tl.load(sums + start + offsets, offsets < count - start, other=0.0).to(tl.float64)
+        start += BLOCK
+    tl.store(result, tl.sqrt(tl.sum(total)).to(tl.float32))
