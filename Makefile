@@ -5,12 +5,17 @@ BIN := $(VENV)/bin
 # The oldest versions supported, for `make test-oldest`. datasets is named because 4.57's hub limit
 # lets the resolver fall back to releases that no longer import.
 OLDEST := "torch==2.8.*" "transformers==4.57.*" "datasets>=4.0"
+# What a machine with a card has, for `make test-card-versions`: neither datasets nor evaluate is there.
+CARD := "torch==2.11.*" "torchvision==0.26.*" "transformers==5.17.*" accelerate peft timm torchmetrics \
+	expecttest hypothesis matplotlib mpmath pytest pytest-timeout pytest-xdist pyyaml rich scikit-learn scipy \
+	tqdm wrapt
+CARD_PYTHON ?= 3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-oldest quality format dist bench gpu docs docs-serve figures clean
+.PHONY: help setup demo test test-slow test-oldest test-card-versions quality format dist bench gpu gpu-rehearse docs docs-serve figures clean
 
 help:  ## Show this list.
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -35,6 +40,11 @@ test-slow: setup  ## Run the tests that take minutes, such as networks that lear
 test-oldest: ## Run the tests on the oldest torch and Transformers supported, in .venv-oldest.
 	$(MAKE) test VENV=.venv-oldest EXTRA='$(OLDEST)'
 
+test-card-versions: setup  ## Run the optimizer's tests on the versions of a machine with a card, in .venv-card.
+	$(BIN)/uv venv --quiet --allow-existing --python $(CARD_PYTHON) .venv-card
+	$(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX=$(PIP_INDEX_URL)) VIRTUAL_ENV=.venv-card $(BIN)/uv pip install --quiet --compile-bytecode --python .venv-card/bin/python $(CARD)
+	PYTHONPATH=$(CURDIR) .venv-card/bin/python -m pytest tests/optim tests/test_bench.py -n 2
+
 quality: setup  ## Lint, check the format and the types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,8 +60,11 @@ dist: setup  ## Build wheel and sdist into dist/, and try each in an empty envir
 bench: setup  ## Time AdamNX's step beside other optimizers' on this machine.
 	$(BIN)/adamnx-hf bench
 
-gpu: setup  ## On a machine with a CUDA card: the tests that need it, the benchmark, the kernel's tuning.
-	PYTHON=$(BIN)/python bash .ci/gpu docs/results/gpu
+gpu: setup  ## On a machine with a CUDA card: checks, benchmarks, the kernel's tuning, tests (11 minutes).
+	PYTHON=$(BIN)/python bash .ci/gpu
+
+gpu-rehearse: setup  ## The same at toy size on a CPU (2 minutes).
+	PYTHON=$(BIN)/python bash .ci/gpu --rehearse
 
 docs: setup  ## Build the documentation as a site in site/; warnings are errors.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
@@ -63,4 +76,4 @@ figures: setup  ## Draw the documentation's figures again.
 	$(BIN)/python -m adamnx_hf.figures docs/images
 
 clean:  ## Remove what the other targets made.
-	rm -rf .venv .venv-oldest dist demo-output site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-oldest .venv-card build dist demo-output site .mypy_cache .ruff_cache .pytest_cache

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from adamnx_hf.optim.engines.triton import Tuning
+
 __all__ = ["BASELINE", "CASES", "CONTESTANTS", "Case", "Contestant", "add_arguments", "run"]
 
 Shape = tuple[int, ...]
@@ -46,6 +48,10 @@ class Case:
     needs: str | None = None
     memory: bool = False
     """Whether it is what `--memory` looks at, and on the CPU nothing else does."""
+    gradients: str = "apart"
+    """How gradients lie and what they are, see :func:`_gradients`."""
+    default: bool = True
+    """Whether it takes part where `--cases` names none."""
 
 
 def _llama(layers: int, hidden: int, intermediate: int, key_value: int, vocabulary: int) -> Sequence[Shape]:
@@ -59,6 +65,9 @@ def _lora(layers: int, hidden: int, intermediate: int, rank: int) -> Sequence[Sh
     """LoRA's two matrices for each of the seven linear layers of a Llama block."""
     linears = [*4 * [(hidden, hidden)], *2 * [(intermediate, hidden)], (hidden, intermediate)]
     return layers * [shape for out, in_ in linears for shape in ((rank, in_), (out, rank))]
+
+
+_TOY: Sequence[Shape] = [(5, 1030), (16, 64), (7,), ()]
 
 
 def _torchvision(name: str) -> Sequence[Shape]:
@@ -93,10 +102,42 @@ CASES: dict[str, Case] = {
         "EfficientNetV2-L", lambda: _torchvision("efficientnet_v2_l"), ("cuda",), needs="torchvision"
     ),
     "lora-7b": Case("LoRA r = 16 on Llama-2-7B", lambda: _lora(32, 4096, 11_008, 16), ("cuda",)),
+    "lora-7b-zero": Case(
+        "LoRA r = 16 on Llama-2-7B, gradients of 0",
+        lambda: _lora(32, 4096, 11_008, 16),
+        ("cuda",),
+        gradients="zero",
+    ),
+    "llama-300m-ddp": Case(
+        "a Llama of 300 M, gradients in one buffer as DDP's, off multiples of 16 bytes",
+        lambda: _llama(18, 1024, 4096, 256, 32_000),
+        ("cuda",),
+        gradients="misaligned",
+    ),
     "10x5m": Case("10 x 5 M", lambda: 10 * [(5_000_000,)], ("cpu",)),
     "400x8k": Case("400 x (8, 1024)", lambda: 400 * [(8, 1024)], ("cpu", "cuda")),
     "2000x1k": Case("2,000 x 1 k", lambda: 2000 * [(1000,)], ("cpu", "cuda")),
+    # Many times what a card's caches hold.
+    "8x34m": Case("8 x (16384, 2048)", lambda: 8 * [(16_384, 2048)], ("cuda",), default=False),
+    # For trying the command out, also where Triton's interpreter runs the kernel.
+    "toy": Case("four small tensors", lambda: _TOY, ("cpu",), memory=True, default=False),
+    "toy-bf16": Case(
+        "four small tensors in bfloat16", lambda: _TOY, ("cpu",), dtype="bfloat16", memory=True, default=False
+    ),
+    "toy-zero": Case(
+        "four small tensors, gradients of 0", lambda: _TOY, ("cpu",), gradients="zero", default=False
+    ),
+    "toy-ddp": Case(
+        "four small tensors, gradients off multiples of 16 bytes",
+        lambda: _TOY,
+        ("cpu",),
+        gradients="misaligned",
+        default=False,
+    ),
 }
+
+#: The case of `--tune`, where none is named.
+_TUNED = {"cuda": "8x34m", "cpu": "toy"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +154,9 @@ class Contestant:
     """Of the parameters, if it is for one dtype only."""
     timed: tuple[str, ...] = ()
     """The devices on which it takes part without `--memory`."""
+    compiles_each_shape: bool = False
+    """Whether it compiles once for each shape: it then takes part only in the cases that `--memory` looks at,
+    which have few, unless `--optimizers` names it."""
 
 
 def _adamnx(params: list[Any], **options: Any) -> Any:
@@ -181,6 +225,7 @@ CONTESTANTS: dict[str, Contestant] = {
         _BOTH,
         needs="torchao",
         timed=("cuda",),
+        compiles_each_shape=True,
     ),
     "adamw_torchao_stochastic": Contestant(
         "torchao AdamW, stochastic",
@@ -188,6 +233,7 @@ CONTESTANTS: dict[str, Contestant] = {
         _BOTH,
         needs="torchao",
         dtype="bfloat16",
+        compiles_each_shape=True,
     ),
     "adamw_bnb_8bit": Contestant(
         "bitsandbytes AdamW, 8-bit state",
@@ -220,7 +266,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), metavar="CASE",
                         help=f"of {_names(CASES)} (default: all for the device)")  # fmt: skip
     parser.add_argument("--optimizers", nargs="+", choices=list(CONTESTANTS), metavar="NAME",
-                        help=f"of {_names(CONTESTANTS)} (default: all that are installed)")  # fmt: skip
+                        help=f"of {_names(CONTESTANTS)} (default: all that are installed; those of torchao, "
+                        "which compiles for each shape, only in the cases of --memory, on a card "
+                        "llama-1b and llama-1b-bf16)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=30, help="turns of each optimizer (default: 30)")
     parser.add_argument(
         "--steps", type=int, default=5, help="timed steps in a turn, after one untimed (default: 5)"
@@ -229,27 +277,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, default=None, help="on the CPU: torch.set_num_threads (default: torch's own)"
     )
     parser.add_argument(
-        "--tune", action="store_true", help="instead, time AdamNX's kernel with chunks of other sizes (cuda)"
-    )
+        "--tune", action="store_true",
+        help="instead, time AdamNX's kernel with chunks of other sizes and cache hints, for five kinds of "
+        "state (cuda); cases give the shapes (default: 8x34m)",
+    )  # fmt: skip
     parser.add_argument(
-        "--output", type=Path, metavar="PATH", help="also write PATH.json, PATH.md and a bar chart, PATH.png"
-    )
+        "--seconds", type=float, default=None,
+        help="with --tune: stop after so long, with what has been measured (default: never)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, metavar="PATH",
+        help="also write PATH.json, PATH.md (both after each case) and a bar chart, PATH.png; "
+        "with --tune PATH.jsonl, a line for each measurement, in place of the chart",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="let --output replace what is there")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the benchmark; returns the exit status."""
+    start = time.monotonic()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell that there is no card to profile
     import torch
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     names = args.optimizers or [n for n, c in CONTESTANTS.items() if args.memory or device in c.timed]
-    cases = args.cases or [
-        name
-        for name, case in CASES.items()
-        if device in case.devices and (case.memory if args.memory else device == "cuda" or not case.memory)
-    ]
-    outputs = [args.output.with_suffix(s) for s in (".json", ".md", ".png")] if args.output else []
+    cases = args.cases or ([_TUNED[device]] if args.tune else _default_cases(device, memory=args.memory))
+    suffixes = (".json", ".md", ".jsonl" if args.tune else ".png")
+    outputs = [args.output.with_suffix(s) for s in suffixes] if args.output else []
     if problem := _problem(args, device, outputs):
         print(f"adamnx-hf bench: {problem}", file=sys.stderr)
         return 2
@@ -272,25 +326,95 @@ def run(args: argparse.Namespace) -> int:
     names = [n for n in names if device in CONTESTANTS[n].devices and n not in missing]
     cases = [name for name in cases if name not in missing]
 
-    report: dict[str, Any] = {"command": _command(args), "environment": _environment(device)}
+    kernel, reason = _kernel(device)
+    report: dict[str, Any] = {
+        "command": _command(args),
+        "environment": _environment(device),
+        "kernel": kernel,
+        "why_not_triton": reason,
+    }
     if device == "cuda":
         report["copy_gb_per_s"] = _copy_bandwidth()
-    timed = _tune if args.tune else _compare
-    report["results"] = list(timed(cases, names, args, device, report.get("copy_gb_per_s")))
-    report["left_out"] = left_out
-    table = _tables(report, memory=args.memory)
-    print(table)
+    report |= {"complete": False, "results": [], "left_out": left_out}
+    title = _title(report, args)
     if outputs:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        outputs[0].write_text(json.dumps(report, indent=2) + "\n")
-        what = "Memory of optimizers" if args.memory else "Time of a step"
-        title = f"{what}: {report['environment'].get('card') or report['environment']['processor']}"
-        facts = [f"- {key}: {value}" for key, value in report["environment"].items()]
-        outputs[1].write_text("\n".join([f"# {title}", "", table, "", *facts, ""]))
+    if args.tune:
+        deadline = None if args.seconds is None else start + args.seconds
+        results = _tune(cases, args, device, report.get("copy_gb_per_s"), deadline, *outputs[2:])
+    else:
+        results = _compare(cases, names, args, device, report.get("copy_gb_per_s"))
+    for result in results:
+        report["results"].append(result)
+        if outputs:  # at once: what ends this process later takes nothing of it
+            _write(report, title, outputs, memory=args.memory)
+    report["complete"] = not any(result.get("stopped") for result in report["results"])
+    print(_tables(report, memory=args.memory))
+    if outputs:
+        _write(report, title, outputs, memory=args.memory)
         if not args.tune:
             (_draw_memory if args.memory else _draw)(report, title, outputs[2])
         print(f"written: {', '.join(str(path) for path in outputs if path.exists())}")
-    return 0
+    return _status(report, device)
+
+
+def _default_cases(device: str, *, memory: bool) -> list[str]:
+    return [
+        name
+        for name, case in CASES.items()
+        if case.default
+        and device in case.devices
+        and (case.memory if memory else device == "cuda" or not case.memory)
+    ]
+
+
+def _kernel(device: str) -> tuple[str, str | None]:
+    """The engine that serves AdamNX on `device`, and why that is not our own kernel, if it is not."""
+    import torch
+
+    from adamnx_hf.optim.engines import ENGINES, choose_engine
+
+    serves: dict[str, Any] = {"host_schedule": True, "differentiable": False, "wrapped": False}
+    engine = choose_engine(device, torch.float32, foreach=None, fused=None, **serves)
+    name = next(name for name, known in ENGINES.items() if known is engine)
+    reason = ENGINES["triton"].why_not(device, torch.float32, **serves)
+    return name, None if name == "triton" else reason
+
+
+def _status(report: dict[str, Any], device: str) -> int:
+    """The exit status, with a line on stderr if it is not 0. On the CPU torch's kernel is expected."""
+    status = 0
+    for result in report["results"]:
+        if lost := result.get("lost"):
+            print(
+                f"adamnx-hf bench: stopped in {result['case']}, where the card's context was lost ({lost}); "
+                "run the cases that are missing by themselves, with --cases",
+                file=sys.stderr,
+            )
+            status = 1
+    if device == "cuda" and report["kernel"] != "triton":
+        print(
+            f"adamnx-hf bench: AdamNX was served by {report['kernel']}, not by its own kernel "
+            f"({report['why_not_triton']}); mend that before you use these times",
+            file=sys.stderr,
+        )
+        status = 1
+    return status
+
+
+def _write(report: dict[str, Any], title: str, outputs: list[Path], *, memory: bool) -> None:
+    from adamnx_hf.report import write_json
+
+    write_json(outputs[0], report)
+    facts = [f"- {key}: {value}" for key, value in report["environment"].items()]
+    draft = outputs[1].with_name(f"{outputs[1].name}.part")
+    draft.write_text("\n".join([f"# {title}", "", _tables(report, memory=memory), "", *facts, ""]))
+    draft.replace(outputs[1])
+
+
+def _title(report: dict[str, Any], args: argparse.Namespace) -> str:
+    what = "Memory of optimizers" if args.memory else "Tuning of a step" if args.tune else "Time of a step"
+    return f"{what}: {report['environment'].get('card') or report['environment']['processor']}"
 
 
 def _problem(args: argparse.Namespace, device: str, outputs: list[Path]) -> str | None:
@@ -302,8 +426,13 @@ def _problem(args: argparse.Namespace, device: str, outputs: list[Path]) -> str 
         return "--device cuda, but torch finds no CUDA card here"
     if args.tune and args.memory:
         return "--tune and --memory are two measurements: choose one"
-    if args.tune and device != "cuda":
-        return "--tune is for the Triton kernel, which needs a CUDA card"
+    if args.seconds is not None and not args.tune:
+        return f"--seconds {args.seconds:g} is for --tune; without it, choose --rounds"
+    if args.seconds is not None and not args.seconds > 0:
+        return f"--seconds {args.seconds:g} must be greater than 0"
+    if args.tune and _kernel(device)[0] != "triton":
+        why = f"; here it cannot be used: {_kernel(device)[1]}" if device == "cuda" else ""
+        return f"--tune is for the Triton kernel, which needs a CUDA card{why}"
     for name in args.cases or ():
         if device not in CASES[name].devices:
             fitting = _names(n for n, case in CASES.items() if device in case.devices)
@@ -327,26 +456,62 @@ def _compare(
         for case in cases:
             progress.set_postfix_str(case)
             failures: list[str] = []
+            rows: list[dict[str, Any]] = []
+            count, lost = 0, None
             try:
                 with _parameters(CASES[case], device) as params:
-                    fitting = [n for n in names if CONTESTANTS[n].dtype in (None, CASES[case].dtype)]
+                    fitting = [n for n in names if _fits(n, case, args)]
                     runners = dict(_runners(fitting, params, device, failures, clip=not args.memory))
                     _warm_up(runners, device, failures)
-                    rows = _time(runners, params, args.rounds, args.steps, device, progress.update)
+                    gradients = CASES[case].gradients
+                    rows = _time(
+                        runners, params, args.rounds, args.steps, device, progress.update, gradients=gradients
+                    )
                     count = sum(param.numel() for param in params)
                     runners.clear()
             except torch.OutOfMemoryError as error:
                 failures.append(f"{case}: {_one_line(error)}")
-                rows, count = [], 0
+            except Exception as error:
+                if not _context_is_lost(device):
+                    raise
+                lost = _one_line(error)
+                failures.append(f"{case}: {lost}")
             _add_shares(rows, copy_gb_per_s)
-            yield {"case": case, "parameters": count, "optimizers": rows, "failed": failures}
+            result = {"case": case, "parameters": count, "optimizers": rows, "failed": failures}
+            yield result if lost is None else result | {"stopped": True, "lost": lost}
+            if lost is not None:
+                return
+
+
+def _fits(name: str, case: str, args: argparse.Namespace) -> bool:
+    """Whether an optimizer takes part in a case."""
+    contestant = CONTESTANTS[name]
+    if contestant.compiles_each_shape and not args.optimizers and not CASES[case].memory:
+        return False
+    return contestant.dtype in (None, CASES[case].dtype)
+
+
+def _context_is_lost(device: str) -> bool:
+    """Whether the card refuses all further work of this process, as after an illegal access."""
+    import torch
+
+    if device != "cuda":
+        return False
+    for _ in range(2):  # an error that concerns one call alone is told once
+        try:
+            torch.cuda.synchronize()
+        except Exception:
+            continue
+        return False
+    return True
 
 
 def _add_shares(rows: list[dict[str, Any]], copy_gb_per_s: float | None) -> None:
-    """Adds the bytes moved in a second, as a share of what a copy moves, where both are known."""
+    """Adds the bytes moved in a second, also as a share of what a copy moves, where both are known."""
     for row in rows:
         if copy_gb_per_s and row["bytes"]:
-            row["share_of_copy"] = row["bytes"] / (row["ms"] * 1e-3) / (copy_gb_per_s * 1e9)
+            row["gb_per_s"] = row["bytes"] / (row["ms"] * 1e-3) / 1e9
+            row["share_of_copy"] = row["gb_per_s"] / copy_gb_per_s
 
 
 def _one_line(error: Exception) -> str:
@@ -360,13 +525,39 @@ def _parameters(case: Case, device: str) -> Iterator[list[torch.nn.Parameter]]:
 
     dtype = getattr(torch, case.dtype)
     params = [torch.nn.Parameter(torch.randn(s, device=device, dtype=dtype)) for s in case.shapes()]
-    for param in params:
-        param.grad = torch.randn_like(param)
+    for param, grad in zip(params, _gradients(params, case.gradients), strict=True):
+        param.grad = grad
     try:
         yield params
     finally:
         del params
         _give_back(device)
+
+
+def _gradients(params: list[Any], how: str) -> list[torch.Tensor]:
+    """New gradients of `params`.
+
+    Args:
+        params: on one device, of one dtype.
+        how: "apart", each a tensor of its own; "zero", the same, all of them 0; "misaligned", views into one
+            buffer, as the buckets of DistributedDataParallel have them, of which none begins at a multiple of
+            16 bytes.
+    """
+    import torch
+
+    if how != "misaligned":
+        make = {"apart": torch.randn_like, "zero": torch.zeros_like}[how]
+        return [make(param.detach()) for param in params]
+    to_align = 16 // params[0].element_size()
+    starts, end = [], 0
+    for param in params:
+        starts.append(-(-end // to_align) * to_align + 1)
+        end = starts[-1] + param.numel()
+    buffer = torch.randn(end, device=params[0].device, dtype=params[0].dtype)
+    return [
+        buffer[start : start + param.numel()].view(param.shape)
+        for start, param in zip(starts, params, strict=True)
+    ]
 
 
 @dataclasses.dataclass
@@ -381,13 +572,24 @@ class _Runner:
 
 def _stepped(name: str, params: list[Any], failures: list[str]) -> Any:
     """The optimizer `name` after its first step; None, and a line in `failures`, if it cannot."""
+    device = params[0].device.type
     try:
         optimizer = CONTESTANTS[name].make(params)
         optimizer.step()
+        _wait(device)  # so that what fails on the card is not taken for the next one's failure
     except Exception as error:  # another package's, or too little memory beside the others
         failures.append(f"{name}: {_one_line(error)}")
+        if _context_is_lost(device):
+            raise
         return None
     return optimizer
+
+
+def _wait(device: str) -> None:
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def _give_back(device: str) -> None:
@@ -464,15 +666,16 @@ def _bytes_moved(params: list[Any], optimizer: Any) -> int | None:
 
 
 def _warm_up(runners: dict[str, _Runner], device: str, failures: list[str]) -> None:
-    """Compiles what there is to compile, and measures memory; leaves out what has too little of it."""
-    import torch
-
+    """Compiles what there is to compile, and measures memory; leaves out what fails, for want of it say."""
     for name, runner in list(runners.items()):
         try:
             runner.step()
             runner.peak_bytes = _temporary_bytes(runner.step, device)
-        except torch.OutOfMemoryError as error:
+            _wait(device)
+        except Exception as error:
             failures.append(f"{name}: {_one_line(error)}")
+            if _context_is_lost(device):
+                raise
             del runners[name], runner
             _give_back(device)
 
@@ -484,14 +687,28 @@ def _time(
     steps: int,
     device: str,
     tick: Callable[[], Any],
+    *,
+    gradients: str = "apart",
+    note: Callable[[str, int, float], Any] = lambda name, turn, ms: None,
+    deadline: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Medians of all runners, which take turns."""
-    import torch
+    """Medians of all runners, which take turns.
 
+    Args:
+        runners: by name.
+        params: what they step.
+        rounds: turns of each.
+        steps: timed steps in a turn.
+        device: "cuda" or "cpu".
+        tick: is called after each round.
+        gradients: what `params` have, see :func:`_gradients`.
+        note: is told each measurement: runner, turn, milliseconds.
+        deadline: of `time.monotonic`, after which no measurement begins.
+    """
     cuda = device == "cuda"
-    gradients = [[param.grad for param in params]]
+    sets = [[param.grad for param in params]]
     if sum(param.grad.nbytes for param in params) < _SECOND_GRADIENTS:
-        gradients.append([param.grad.clone() for param in params])
+        sets.append(_gradients(params, gradients))
 
     times: dict[str, list[float]] = {name: [] for name in runners}
     host: dict[str, list[float]] = {name: [] for name in runners}
@@ -499,29 +716,37 @@ def _time(
     for turn in range(rounds):
         # The order alternates, and a turn's first step, which finds the other's data in the caches, is not
         # timed.
-        for name, runner in list(runners.items())[:: 1 if turn % 2 else -1]:
+        for name, runner in list(runners.items())[:: -1 if turn % 2 else 1]:
+            if deadline is not None and time.monotonic() > deadline:
+                break
             runner.step()
             times[name].append(_milliseconds(runner.step, steps, cuda))
+            note(name, turn, times[name][-1])
             if cuda:
                 moves += 1  # where there are two sets, a step finds its gradients where they were not before
-                for param, grad in zip(params, gradients[moves % len(gradients)], strict=True):
+                for param, grad in zip(params, sets[moves % len(sets)], strict=True):
                     param.grad = grad
-                torch.cuda.synchronize()
+                _wait(device)
                 start = time.perf_counter()
                 runner.step()
                 host[name].append((time.perf_counter() - start) * 1e6)
-                torch.cuda.synchronize()
+                _wait(device)
         tick()
     baseline = {clip: times.get(BASELINE + clip) for clip in ("", _CLIPPED)}
     rows = []
     for name, runner in runners.items():
+        if not times[name]:  # there was no time for it
+            continue
         reference = baseline[_CLIPPED if name.endswith(_CLIPPED) else ""]
+        p10, *quartiles, p90 = _quantiles(times[name], (0.1, 0.25, 0.75, 0.9))
         rows.append(
             {
                 "optimizer": name,
                 "ms": median(times[name]),
                 "ratio": median(times[name]) / median(reference) if reference else None,
-                "quartiles_ms": _quartiles(times[name]),
+                "p10_ms": p10,
+                "p90_ms": p90,
+                "quartiles_ms": quartiles,
                 "host_us": median(host[name]) if cuda else None,
                 "bytes": runner.moved,
                 "state_bytes": runner.state_bytes,
@@ -569,9 +794,9 @@ def _milliseconds(step: Callable[[], Any], steps: int, cuda: bool) -> float:
     return begin.elapsed_time(end) / steps
 
 
-def _quartiles(values: list[float]) -> list[float]:
+def _quantiles(values: list[float], shares: Iterable[float]) -> list[float]:
     ordered = sorted(values)
-    return [ordered[round(q * (len(ordered) - 1))] for q in (0.25, 0.75)]
+    return [ordered[round(share * (len(ordered) - 1))] for share in shares]
 
 
 def _copy_bandwidth(gib: float = 2.0, rounds: int = 20) -> float:
@@ -588,46 +813,181 @@ def _copy_bandwidth(gib: float = 2.0, rounds: int = 20) -> float:
     return 2 * elements * 4 / (median(times) * 1e-3) / 1e9
 
 
+#: What `--tune` looks at: the parameters' dtype and how AdamNX stores its state.
+_STATES: dict[str, tuple[str, dict[str, str]]] = {
+    "float32": ("float32", {}),
+    "float32, bfloat16 state": ("float32", {"state_dtype": "bfloat16"}),
+    "bfloat16, bfloat16 state, stochastic": (
+        "bfloat16",
+        {"state_dtype": "bfloat16", "param_rounding": "stochastic"},
+    ),
+    "float32, 8-bit state": ("float32", {"state_dtype": "int8"}),
+    "bfloat16": ("bfloat16", {}),
+}
+
+# Of the time for a kind of state, for compiling; what is left is for measuring.
+_WARM_UP_SHARE = 0.7
+
+
+def _candidates(shipped: Tuning) -> list[Tuning]:
+    """What to try beside the tuning that is shipped, which comes first; then the likeliest to win."""
+    evict: dict[str, Any] = {"load": "evict_first"}
+    stream: dict[str, Any] = {"store": ".cs"}
+    plain = shipped._replace(load="", store="")
+    tried = [shipped, plain, *(plain._replace(**hints) for hints in (evict, stream, evict | stream))]
+    for block, warps in ((2048, 8), (512, 4)):
+        sized = plain._replace(block=block, warps=warps)
+        tried += [sized, sized._replace(**evict, **stream)]
+    others = ((1024, 4), (1024, 8), (2048, 4), (4096, 8), (4096, 16), (512, 2))
+    tried += [plain._replace(block=block, warps=warps) for block, warps in others]
+    return list(dict.fromkeys(tried))
+
+
+def _tuning_name(tuning: Tuning) -> str:
+    return ", ".join(filter(None, (f"{tuning.block} x {tuning.warps}", tuning.load, tuning.store)))
+
+
 def _tune(
-    cases: list[str], names: list[str], args: argparse.Namespace, device: str, copy_gb_per_s: float | None
+    cases: list[str],
+    args: argparse.Namespace,
+    device: str,
+    copy_gb_per_s: float | None,
+    deadline: float | None,
+    lines: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """AdamNX's kernel with each size of chunk and number of warps, in turns."""
+    """AdamNX's kernel with each tuning, in turns, for each kind of state.
+
+    Args:
+        cases: whose shapes are stepped.
+        args: of the command.
+        device: "cuda" or, where Triton interprets kernels, "cpu".
+        copy_gb_per_s: what a copy moves.
+        deadline: of `time.monotonic`. What is left until then is shared by the kinds that are left.
+        lines: a file for each measurement as a line of JSON.
+    """
     from tqdm import tqdm
+
+    kinds = list(itertools.product(cases, _STATES))
+    with (
+        lines.open("w") if lines else contextlib.nullcontext() as file,
+        tqdm(total=len(kinds) * args.rounds, desc="tune", unit="round", leave=False) as progress,
+    ):
+        for number, (case, state) in enumerate(kinds):
+            share = None
+            if deadline is not None:
+                share = (deadline - time.monotonic()) / (len(kinds) - number)
+                if share <= 0:
+                    return
+            progress.set_postfix_str(f"{case}, {state}")
+
+            def note(facts: dict[str, Any]) -> None:
+                if file is not None:
+                    file.write(json.dumps(facts) + "\n")
+                    file.flush()
+
+            result = _tune_state(case, state, args, device, copy_gb_per_s, share, note, progress.update)
+            yield result
+            if "lost" in result:
+                return
+
+
+def _tune_state(
+    case: str,
+    state: str,
+    args: argparse.Namespace,
+    device: str,
+    copy_gb_per_s: float | None,
+    seconds: float | None,
+    note: Callable[[dict[str, Any]], Any],
+    tick: Callable[[], Any],
+) -> dict[str, Any]:
+    """One kind of state under each tuning; within `seconds`, between measurements."""
+    import torch
 
     from adamnx_hf.optim.engines import triton as engine
 
-    sizes = [(block, warps) for block in (512, 1024, 2048, 4096, 8192) for warps in (2, 4, 8, 16)]
-    sizes = [(b, w) for b, w in sizes if 4 <= b // (32 * w) <= 32]
-    shipped = engine.BLOCK, engine.WARPS
-    with tqdm(total=len(cases) * args.rounds, desc="tune", unit="round", leave=False) as progress:
-        for case in cases:
-            progress.set_postfix_str(case)
-            with _parameters(CASES[case], device) as params:
-                optimizer = _adamnx(params)
+    dtype, options = _STATES[state]
+    tunings: dict[str, Tuning] = {}
+    failures: list[str] = []
+    rows: list[dict[str, Any]] = []
+    count, lost, deadline = 0, None, None
+    own = engine.tuning
+    try:
+        with _parameters(dataclasses.replace(CASES[case], dtype=dtype), device) as params:
+            count = sum(param.numel() for param in params)
+            optimizer = _adamnx(params, **options)
+            optimizer.step()
+            _wait(device)
+            start = time.monotonic()
+            deadline = None if seconds is None else start + seconds
+            moved = _bytes_moved(params, optimizer)
+            held = _state_bytes(optimizer)
+            first = params[0]
+            moments = [optimizer.state[first][key].dtype for key in ("exp_avg", "exp_avg_sq")]
+            shipped = own((first.dtype, first.dtype, *moments, True))
+
+            def step(tuning: Tuning, memos: Any) -> None:
+                engine.tuning = lambda kind: tuning
+                optimizer._memos = memos  # tables are for one size of chunk
                 optimizer.step()
-                moved = _bytes_moved(params, optimizer)
-                # What the optimizer knows of its tensors is kept apart: the tables are for one size.
-                kept: dict[tuple[int, int], Any] = {size: type(optimizer._memos)(dict) for size in sizes}
 
-                def step(size: tuple[int, int], optimizer: Any = optimizer, kept: Any = kept) -> None:
-                    engine.BLOCK, engine.WARPS = size
-                    optimizer._memos = kept[size]
-                    optimizer.step()
-
-                runners = {
-                    f"{size[0]} x {size[1]}": _Runner(functools.partial(step, size), moved, 0)
-                    for size in sizes
-                }
-                failures: list[str] = []
+            runners: dict[str, _Runner] = {}
+            candidates = _candidates(shipped)
+            for number, tuning in enumerate(candidates):
+                if seconds is not None and time.monotonic() - start > seconds * _WARM_UP_SHARE:
+                    failures.append(f"{len(candidates) - number} tunings: there was no time to compile them")
+                    break
+                name, memos = _tuning_name(tuning), type(optimizer._memos)(dict)
+                began = time.monotonic()
                 try:
-                    _warm_up(runners, device, failures)
-                    rows = _time(runners, params, args.rounds, args.steps, device, progress.update)
-                finally:
-                    engine.BLOCK, engine.WARPS = shipped
-                _add_shares(rows, copy_gb_per_s)
-                count = sum(param.numel() for param in params)
-                yield {"case": case, "parameters": count, "optimizers": rows, "failed": failures}
-                del optimizer, kept, runners
+                    step(tuning, memos)
+                    _wait(device)
+                except Exception as error:  # too many registers or too much shared memory, say
+                    failures.append(f"{name}: {_one_line(error)}")
+                    if _context_is_lost(device):
+                        raise
+                    continue
+                tunings[name] = tuning
+                runners[name] = _Runner(functools.partial(step, tuning, memos), moved, held)
+                note(
+                    {"case": case, "state": state, **tuning._asdict(), "compile_s": time.monotonic() - began}
+                )
+
+            def told(name: str, turn: int, ms: float) -> None:
+                line = {"case": case, "state": state, **tunings[name]._asdict(), "turn": turn, "ms": ms}
+                if copy_gb_per_s and moved:
+                    line["share_of_copy"] = moved / (ms * 1e-3) / 1e9 / copy_gb_per_s
+                note(line)
+
+            rows = _time(
+                runners, params, args.rounds, args.steps, device, tick,
+                gradients=CASES[case].gradients, note=told, deadline=deadline,
+            )  # fmt: skip
+            runners.clear()
+    except torch.OutOfMemoryError as error:
+        failures.append(f"{case}, {state}: {_one_line(error)}")
+    except Exception as error:
+        if not _context_is_lost(device):
+            raise
+        lost = _one_line(error)
+        failures.append(f"{case}, {state}: {lost}")
+    finally:
+        engine.tuning = own
+    _add_shares(rows, copy_gb_per_s)
+    for row in rows:
+        row["tuning"] = tunings[row["optimizer"]]._asdict()
+        row["shipped"] = tunings[row["optimizer"]] == shipped
+    stopped = deadline is not None and time.monotonic() > deadline
+    return {
+        "case": case,
+        "state": state,
+        "dtype": dtype,
+        "parameters": count,
+        "optimizers": sorted(rows, key=lambda row: row["ms"]),
+        "failed": failures,
+        **({"stopped": True} if stopped or lost else {}),
+        **({"lost": lost} if lost else {}),
+    }
 
 
 # ---------------------------------------------------------------- reporting
@@ -635,23 +995,33 @@ def _tune(
 
 def _tables(report: dict[str, Any], *, memory: bool = False) -> str:
     lines = [f"Command: `{report['command']}`", ""]
+    if "kernel" in report:
+        why = f", for the Triton kernel cannot serve: {report['why_not_triton']}"
+        lines += [f"AdamNX's kernel: {report['kernel']}{why if report['why_not_triton'] else ''}.", ""]
     if bandwidth := report.get("copy_gb_per_s"):
         lines += [f"A copy within the card's memory moves {bandwidth:,.0f} GB/s.", ""]
     for result in report["results"]:
         case = CASES[result["case"]]
-        lines += [f"## {case.what}: {result['parameters'] / 1e6:,.1f} M parameters, {case.dtype}", ""]
+        stored = result.get("state", case.dtype)
+        lines += [f"## {case.what}: {result['parameters'] / 1e6:,.1f} M parameters, {stored}", ""]
         cuda = result["optimizers"][0]["host_us"] is not None if result["optimizers"] else False
-        head = ["optimizer", "ms", "of torch fused"]
-        head += ["share of copy bandwidth", "host µs", "state MB", "temporary MB"] if cuda else []
+        first = "tuning" if "state" in result else "optimizer"
+        head = [first, "ms", "p10 to p90", "of torch fused"]
+        speeds = ["GB/s", "share of copy bandwidth"]
+        head += [*speeds, "host µs", "state MB", "temporary MB"] if cuda else []
         if memory:
             head = ["optimizer", "state", "temporary", "parameter, gradient and both", "time, of torch fused"]
+            head += ["ms", "p10 to p90", *speeds] if cuda else []
             lines += ["Bytes a parameter:", ""]
         lines += [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
         for row in result["optimizers"]:
-            cells = [_label(row["optimizer"]), f"{row['ms']:.3f}", _or_dash(row["ratio"], "{:.2f}")]
+            times = [f"{row['ms']:.3f}", f"{row['p10_ms']:.3f} to {row['p90_ms']:.3f}"]
+            ratio = _or_dash(row["ratio"], "{:.2f}")
+            rates = [_or_dash(row.get("gb_per_s"), "{:,.0f}"), _or_dash(row.get("share_of_copy"), "{:.0%}")]
+            cells = [_label(row["optimizer"]) + (" (shipped)" if row.get("shipped") else ""), *times, ratio]
             if cuda:
                 cells += [
-                    _or_dash(row.get("share_of_copy"), "{:.0%}"),
+                    *rates,
                     f"{row['host_us']:,.0f}",
                     _or_dash(row["state_bytes"], "{:,.0f}", 1e6),
                     _or_dash(row["peak_bytes"], "{:,.1f}", 1e6),
@@ -659,7 +1029,12 @@ def _tables(report: dict[str, Any], *, memory: bool = False) -> str:
             if memory:
                 each = _bytes_each(row, result)
                 sizes = [each["state"], each["temporary"], sum(each.values())]
-                cells = [cells[0], *(f"{size:.2f}" for size in sizes), cells[2]]
+                cells = [
+                    cells[0],
+                    *(f"{size:.2f}" for size in sizes),
+                    ratio,
+                    *(times + rates if cuda else []),
+                ]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
         lines += [f"Failed, {line}.\n" for line in result["failed"]]
@@ -671,13 +1046,13 @@ def _bytes_each(row: dict[str, Any], result: dict[str, Any]) -> dict[str, float]
     """Bytes a parameter, at the peak of a step."""
     import torch
 
-    itemsize = getattr(torch, CASES[result["case"]].dtype).itemsize
+    itemsize = getattr(torch, result.get("dtype") or CASES[result["case"]].dtype).itemsize
     count = result["parameters"]
     return {
         "parameter": itemsize,
         "gradient": itemsize,
         "state": row["state_bytes"] / count,
-        "temporary": row["peak_bytes"] / count,
+        "temporary": (row["peak_bytes"] or 0) / count,  # what is tuned is not asked
     }
 
 
@@ -769,7 +1144,7 @@ def _draw_memory(report: dict[str, Any], title: str, path: Path) -> None:
 
 def _command(args: argparse.Namespace) -> str:
     words = ["adamnx-hf bench"]
-    for flag in ("device", "cases", "optimizers", "rounds", "steps", "threads"):
+    for flag in ("device", "cases", "optimizers", "rounds", "steps", "threads", "seconds"):
         if value := getattr(args, flag):
             words.append(f"--{flag} {' '.join(value) if isinstance(value, list) else value}")
     return " ".join([*words, *(f"--{flag}" for flag in ("tune", "memory") if getattr(args, flag))])
@@ -782,7 +1157,9 @@ def _environment(device: str) -> dict[str, str]:
 
     known = report.environment()
     facts = {
-        "adamnx-hf": f"{known['adamnx-hf']} (commit {known['commit'] or 'unknown'})",
+        # Of a copy of the tree, on another machine say, only the environment knows the commit.
+        "adamnx-hf": f"{known['adamnx-hf']} (commit "
+        f"{os.environ.get('GIT_COMMIT') or known['commit'] or 'unknown'})",
         "torch": torch.__version__,
         "python": known["python"],
         "processor": f"{known['processor']}, {known['torch_threads']} threads",
