@@ -1,3 +1,4 @@
+import contextlib
 import importlib
 
 import numpy as np
@@ -31,12 +32,28 @@ def interpreted(monkeypatch):
         patch.setenv("TRITON_INTERPRET", "1")
         patch.setattr(triton, "INTERPRETED", True)
         importlib.reload(standard)
-        for name in ("cdiv", "max"):
+        for name in ("cdiv", "max", "sum"):
             patch.setattr(language, name, getattr(standard, name))
         importlib.reload(kernel)
         yield kernel
     importlib.reload(standard)
     importlib.reload(kernel)
+
+
+@pytest.fixture
+def device(request):
+    """Where the kernel runs: on a card, and where there is none on the CPU, interpreted."""
+    if torch.cuda.is_available():
+        return "cuda"
+    request.getfixturevalue("interpreted")
+    return "cpu"
+
+
+@pytest.fixture
+def tried():
+    """Has the kernel tried out before, which on a card is a launch of its own, once in a process."""
+    if torch.cuda.is_available():
+        triton._why_not_compiled()
 
 
 @pytest.fixture
@@ -47,9 +64,26 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
+def lacks_the_kernel(request):
+    """Whether a test's id says triton, but not that its tensors are on a card."""
+    parts = request.node.callspec.id.split("-") if hasattr(request.node, "callspec") else []
+    return "cuda" not in parts and any(part.split(" ")[0] == "triton" for part in parts)
+
+
+@pytest.fixture
+def on_a_card(request):
+    """Has tests whose id says triton make their tensors on a card, where there is one.
+
+    Random numbers that are to be the same on the CPU need `device="cpu"`, as generators are a device's own.
+    """
+    moved = lacks_the_kernel(request) and torch.cuda.is_available()
+    with torch.device("cuda") if moved else contextlib.nullcontext():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def interpret_where_asked(request):
-    """Tests whose id says triton use the kernel on the CPU too."""
-    parts = request.node.callspec.id.split("-") if hasattr(request.node, "callspec") else []
-    if "cuda" not in parts and any(part.split(" ")[0] == "triton" for part in parts):
+    """Tests whose id says triton use the kernel on the CPU too, but for those that move to a card."""
+    moved = torch.cuda.is_available() and "on_a_card" in request.fixturenames
+    if lacks_the_kernel(request) and not moved:
         request.getfixturevalue("interpreted")

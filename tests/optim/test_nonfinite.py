@@ -14,23 +14,29 @@ ENGINES = {
     "foreach": {"foreach": True},
     "reference": {"foreach": False},
     "capturable": {"capturable": True},
-    "triton": {"fused": True},  # conftest.py has it interpreted on the CPU
+    "triton": {"fused": True},  # conftest.py has it on a card, or interpreted on the CPU
 }
+pytestmark = pytest.mark.usefixtures("on_a_card")
 every_engine = pytest.mark.parametrize("flags", ENGINES.values(), ids=ENGINES)
 BAD = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 # Finite, but its square is not in float32.
 HUGE = 1e25
 
 
+def randn(shape, generator):
+    """Numbers that are the same on every device."""
+    return torch.empty(shape).copy_(torch.randn(shape, generator=generator, device="cpu"))
+
+
 def train(make, poison=None, poisoned_step=2, steps=5):
     """Two tensors over some steps, with `poison` in one element of one gradient."""
     generator = torch.Generator().manual_seed(0)
-    params = [nn.Parameter(torch.randn(4, 3, generator=generator)), nn.Parameter(torch.randn(7))]
+    params = [nn.Parameter(randn((4, 3), generator)), nn.Parameter(torch.randn(7))]
     params[1].data.fill_(0.5)
     optimizer = make(params)
     for step in range(1, steps + 1):
         for param in params:
-            param.grad = torch.randn(param.shape, generator=generator)
+            param.grad = randn(param.shape, generator)
         if poison is not None and step == poisoned_step:
             params[0].grad[1, 2] = poison
         optimizer.step()

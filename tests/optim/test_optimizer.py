@@ -16,12 +16,14 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 from torch.testing import assert_close
-from torch.testing._internal.common_optimizers import (
-    optim_error_inputs_func_adamw,
-    optim_inputs_func_adamw,
-)
 
 from adamnx_hf import AdamNX
+
+MISSING = ""
+try:  # what torch's own tests import does not all come with torch
+    from torch.testing._internal import common_optimizers as torchs
+except ModuleNotFoundError as error:
+    torchs, MISSING = None, f"torch's own tests need {error.name}"
 
 IMPLEMENTATIONS = {
     "default": {},
@@ -59,7 +61,12 @@ def through_file(obj):
 
 # ---------------------------------------------------------------- PyTorch's own cases for AdamW
 
-TORCH_CASES = {i.desc: i.kwargs for i in optim_inputs_func_adamw("cpu") if "amsgrad" not in i.kwargs}
+TORCH_CASES, ERROR_CASES = {}, {}
+if torchs:
+    inputs = torchs.optim_inputs_func_adamw("cpu")
+    TORCH_CASES = {i.desc: i.kwargs for i in inputs if "amsgrad" not in i.kwargs}
+    inputs = torchs.optim_error_inputs_func_adamw("cpu", torch.float32)
+    ERROR_CASES = {i.optimizer_error_input.desc: i for i in inputs}
 # What the function above adds for CUDA alone.
 TENSORS = {"lr": torch.tensor(1e-3), "betas": (torch.tensor(0.9), torch.tensor(0.99))}
 CAPTURABLE_CASES = {
@@ -72,11 +79,18 @@ CAPTURABLE_CASES = {
     },
 }
 CAPTURABLE_CASES = {desc: {**kwargs, "capturable": True} for desc, kwargs in CAPTURABLE_CASES.items()}
-ALL_CASES = {**TORCH_CASES, **CAPTURABLE_CASES}
-torch_case = pytest.mark.parametrize("kwargs", ALL_CASES.values(), ids=ALL_CASES)
-ERROR_CASES = {i.optimizer_error_input.desc: i for i in optim_error_inputs_func_adamw("cpu", torch.float32)}
 
 
+def with_torchs_own(name, cases):
+    """Parametrizes over `cases`; one that is skipped stands for those of torch that cannot be had."""
+    missing = [] if torchs else [pytest.param(None, id="torch's own", marks=pytest.mark.skip(MISSING))]
+    return pytest.mark.parametrize(name, [pytest.param(cases[key], id=key) for key in cases] + missing)
+
+
+torch_case = with_torchs_own("kwargs", {**TORCH_CASES, **CAPTURABLE_CASES})
+
+
+@pytest.mark.skipif(not torchs, reason=MISSING)
 def test_pytorch_has_the_cases_these_tests_count_on():
     assert len(TORCH_CASES) >= 4
     assert len(ERROR_CASES) >= 10
@@ -171,7 +185,7 @@ def test_copied_optimizer_goes_on_alike_and_apart(kwargs, way):
     assert_close(original.state_dict()["state"], copied.state_dict()["state"], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("case", ERROR_CASES.values(), ids=ERROR_CASES)
+@with_torchs_own("case", ERROR_CASES)
 def test_wrong_arguments_fail_as_in_adamw(case):
     given = case.optimizer_error_input
     params = [nn.Parameter(torch.ones(2, 3))] if given.params is None else given.params
