@@ -29,24 +29,11 @@ def total_norm(grads: list[Tensor], memo: Memo | None = None) -> Tensor:
     Returns:
         A 0-d tensor on the device of the first, float32 or float64.
     """
-    # Whoever has a DTensor has imported its module.
-    distributed: Any = sys.modules.get("torch.distributed.tensor")
-    groups: defaultdict[Any, list[Tensor]] = defaultdict(list)
-    for grad in grads:
-        layout = None
-        if distributed is not None and isinstance(grad, distributed.DTensor):
-            if any(placement.is_partial() for placement in grad.placements):
-                whole = [
-                    distributed.Replicate() if placement.is_partial() else placement
-                    for placement in grad.placements
-                ]
-                grad = grad.redistribute(placements=whole)
-            layout = (grad.device_mesh, grad.placements)
-            grad = grad.to_local()
-        groups[grad.device, torch.promote_types(grad.dtype, torch.float32), layout].append(grad)
-
+    groups = _groups(grads)
     memo = {} if memo is None else memo
     norms = []
+    # Whoever has a DTensor has imported its module.
+    distributed: Any = sys.modules.get("torch.distributed.tensor")
     for number, ((_, dtype, layout), members) in enumerate(groups.items()):
         norm = _norm(members, dtype, memo.setdefault(number, {}))
         if layout is not None:
@@ -67,14 +54,44 @@ def total_norm(grads: list[Tensor], memo: Memo | None = None) -> Tensor:
     )
 
 
+def _groups(grads: list[Tensor]) -> dict[Any, list[Tensor]]:
+    """Gradients by device, by the dtype their norm is computed in, and if they are DTensors by their layout.
+
+    Of DTensors it is this rank's part that is listed.
+    """
+    distributed: Any = sys.modules.get("torch.distributed.tensor")
+    sharded = distributed is not None and any(
+        issubclass(kind, distributed.DTensor) for kind in {type(grad) for grad in grads}
+    )
+    if not sharded and len(devices := {grad.device for grad in grads}) == 1:
+        dtypes = {torch.promote_types(dtype, torch.float32) for dtype in {grad.dtype for grad in grads}}
+        if len(dtypes) == 1:  # as nearly always: nothing to be asked of each
+            return {(*devices, *dtypes, None): grads}
+    groups: defaultdict[Any, list[Tensor]] = defaultdict(list)
+    for grad in grads:
+        layout = None
+        if sharded and isinstance(grad, distributed.DTensor):
+            if any(placement.is_partial() for placement in grad.placements):
+                whole = [
+                    distributed.Replicate() if placement.is_partial() else placement
+                    for placement in grad.placements
+                ]
+                grad = grad.redistribute(placements=whole)
+            layout = (grad.device_mesh, grad.placements)
+            grad = grad.to_local()
+        groups[grad.device, torch.promote_types(grad.dtype, torch.float32), layout].append(grad)
+    return groups
+
+
 def _norm(grads: list[Tensor], dtype: torch.dtype, memo: Memo) -> Tensor:
     """The 2-norm of plain tensors of one device, computed in `dtype`: by our kernel where it applies."""
     device = grads[0].device.type
     if not torch.compiler.is_compiling():
         options = {"host_schedule": True, "differentiable": False, "wrapped": wrapped(grads)}
         if triton.why_not(device, dtype, **options) is None:
-            dense = [grad if is_dense(grad) else grad.contiguous() for grad in grads]
-            norm = triton.norm(dense, memo)
+            if not all(map(Tensor.is_contiguous, grads)):
+                grads = [grad if is_dense(grad) else grad.contiguous() for grad in grads]
+            norm = triton.norm(grads, memo)
             if norm is not None:
                 return norm
     # Its dtype argument is for half precision alone: for complex numbers it would not be real.

@@ -127,7 +127,8 @@ def adamnx(
         beta1, beta2 = float(beta1), float(beta2)
 
     are_wrapped = wrapped(params, grads, exp_avgs, exp_avg_sqs)
-    devices = {param.device for param in params}
+    addresses = None if compiling or are_wrapped else list(map(Tensor.data_ptr, params))
+    devices = _devices(params, addresses, memo)
     kinds = {(device, dtype) for device in devices for dtype in dtypes}
     if len(kinds) > 1:
         kinds = {(param.device, param.dtype) for param in params}
@@ -180,6 +181,8 @@ def adamnx(
             engines[first.device, first.dtype],
             moment_dtype(first.dtype),
             *(_pick(tensors, members) for tensors in (params, grads, exp_avgs, exp_avg_sqs)),
+            dtypes=dtypes if len(buckets) == 1 else {params[member].dtype for member in members},
+            addresses=addresses if len(buckets) == 1 else None,
             numbers=_pick(range(len(params)) if numbers is None else numbers, members),
             residuals=param_residuals and _pick(param_residuals, members),
             rounding=param_rounding,
@@ -195,6 +198,20 @@ def adamnx(
             maximize=maximize,
         )
     _count(state_steps, packed, found_inf)
+
+
+def _devices(params: list[Tensor], addresses: list[int] | None, memo: Memo) -> set[torch.device]:
+    """The devices of `params`.
+
+    Those that lie where they lay at the last step are on the same devices, as no two devices share an
+    address. That is many times as fast as to ask.
+    """
+    if addresses is None:
+        return {param.device for param in params}
+    if memo.get("devices", (None,))[0] != addresses:
+        memo["devices"] = addresses, {param.device for param in params}
+    devices: set[torch.device] = memo["devices"][1]
+    return devices
 
 
 def moment_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -244,7 +261,7 @@ def _packed(state_steps: list[Tensor], memo: Memo) -> Tensor | None:
     if packed is None or torch.compiler.is_compiling():
         return None
     # By address: `.data` of a view may have become another tensor.
-    addresses = [step.data_ptr() for step in state_steps]
+    addresses = list(map(Tensor.data_ptr, state_steps))
     if (packed.data_ptr(), packed.shape, addresses) != memo.get("step"):
         first, size = packed.data_ptr(), packed.element_size()
         if (
@@ -339,6 +356,8 @@ def _step_bucket(
     engine: Engine,
     dtype: torch.dtype,
     *columns: list[Tensor],
+    dtypes: set[torch.dtype],
+    addresses: list[int] | None,
     numbers: Sequence[int],
     residuals: list[Tensor | None] | None,
     rounding: str,
@@ -352,17 +371,18 @@ def _step_bucket(
 ) -> None:
     """Calls the engine: at once on the parameters it can take as they are, on copies of the others.
 
-    `columns` are params, grads, exp_avgs and exp_avg_sqs. The copies are made of few elements at a time, of
+    `columns` are params, grads, exp_avgs and exp_avg_sqs; `dtypes` and, unless None, `addresses` those of
+    params. The copies are made of few elements at a time, of
     a large parameter's of some rows. What is stored in a narrow format is rounded here, unless the engine
     takes it as it is and does so itself.
     """
     everyone = range(len(columns[0]))
-    dtypes = engine.MIXES or {dtype}
-    kinds = [{t.dtype for t in tensors} for tensors in columns]
-    if all(dtype in dtypes for kind in kinds for dtype in kind) and all(map(_contiguous, columns)):
+    taken = engine.MIXES or {dtype}
+    kinds = [dtypes, *({t.dtype for t in tensors} for tensors in columns[1:])]
+    if all(dtype in taken for kind in kinds for dtype in kind) and all(map(_contiguous, columns)):
         alike: Sequence[int] = everyone
     else:
-        alike = [i for i in everyone if _alike([tensors[i] for tensors in columns], dtypes)]
+        alike = [i for i in everyone if _alike([tensors[i] for tensors in columns], taken)]
     others = sorted(set(everyone).difference(alike)) if len(alike) < len(everyone) else []
 
     batches = [(_Batch(alike), False)]
@@ -378,7 +398,7 @@ def _step_bucket(
         originals = working = [batch.of(tensors) for tensors in columns]
         if copied:  # both conversions are no-ops on a tensor that is right already
             working = [
-                [_working_copy(t, p, role, dtypes, dtype) for t, p in zip(tensors, originals[0], strict=True)]
+                [_working_copy(t, p, role, taken, dtype) for t, p in zip(tensors, originals[0], strict=True)]
                 for role, tensors in zip(_ROLES, originals, strict=False)
             ]
         rests = kept = residuals and batch.of(residuals)
@@ -392,6 +412,7 @@ def _step_bucket(
         if engine.SCALES:
             hyperparameters["memo"] = memo.setdefault(number, {})
             hyperparameters["dtypes"] = kinds if batch.places is everyone else None
+            hyperparameters["addresses"] = addresses if batch.places is everyone else None
             hyperparameters["step"] = _pick_weights(step, batch.places)
             hyperparameters["numbers"] = _pick(numbers, batch.places)
             hyperparameters["rounding"] = rounding
@@ -460,12 +481,14 @@ def wrapped(*columns: list[Tensor]) -> bool:
 
 def _resolved(grads: list[Tensor]) -> list[Tensor]:
     """`grads` without a sign that is only noted down."""
-    return [grad.resolve_neg() for grad in grads] if True in [grad.is_neg() for grad in grads] else grads
+    return [grad.resolve_neg() for grad in grads] if any(map(Tensor.is_neg, grads)) else grads
 
 
 def _contiguous(tensors: list[Tensor]) -> bool:
     # Every time: `.data` may have become another tensor at the same address.
-    return False not in [t.is_contiguous() for t in tensors]
+    if torch.compiler.is_compiling():
+        return False not in [t.is_contiguous() for t in tensors]
+    return all(map(Tensor.is_contiguous, tensors))  # in half the time
 
 
 def is_dense(tensor: Tensor) -> bool:

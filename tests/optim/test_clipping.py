@@ -11,6 +11,8 @@ from torch.testing import assert_close
 from adamnx_hf import AdamNX
 from adamnx_hf.optim.clipping import total_norm
 
+pytestmark = pytest.mark.usefixtures("on_a_card")
+
 FLAGS = {
     "default": {},
     "reference": {"foreach": False},
@@ -26,13 +28,15 @@ every_engine = pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 def parameters(seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = [(3, 4), (1030,), (), (0,), (7, 2)]
-    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    values = [torch.randn(shape, generator=generator, device="cpu") for shape in shapes]
+    return [nn.Parameter(value.to(torch.get_default_device())) for value in values]
 
 
 def give_gradients(params, step, scale=1.0):
     generator = torch.Generator().manual_seed(100 + step)
     for param in params:
-        param.grad = scale * torch.randn(param.shape, generator=generator).to(param.dtype)
+        grad = scale * torch.randn(param.shape, generator=generator, device="cpu")
+        param.grad = grad.to(param.device, param.dtype)
 
 
 @every_engine

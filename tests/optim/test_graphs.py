@@ -228,14 +228,6 @@ SIZES = [1, engine.NORM_BLOCK - 1, engine.NORM_BLOCK, engine.NORM_BLOCK + 1, 3 *
 
 
 @pytest.fixture
-def device(request):
-    if torch.cuda.is_available():
-        return "cuda"
-    request.getfixturevalue("interpreted")
-    return "cpu"
-
-
-@pytest.fixture
 def norms(monkeypatch):
     """Counts the norms that the kernel computes."""
     counted = []

@@ -20,11 +20,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
 from adamnx_hf import AdamNX, adamnx
+from adamnx_hf.optim import formats
 from adamnx_hf.optim.engines import choose_engine
 from adamnx_hf.optim.engines import triton as engine
 from adamnx_hf.optim.formats import RandomBits, load, new_moment, store
 
 triton = pytest.importorskip("triton")
+tl = triton.language
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 
 
@@ -403,6 +405,42 @@ def test_8_bits_are_those_of_the_twin_to_the_last(dtype, device):
                 tolerance = {torch.bfloat16: 8e-3}.get(dtype, 1e-6)
                 assert_close(a, b, rtol=tolerance, atol=tolerance / 10)
     assert all(moment.any() for moments in packed for moment in moments)
+
+
+def divided(numbers, divisor, quotients, rests):
+    """A kernel: what `divide` makes of 8 numbers."""
+    places = tl.arange(0, 8)
+    quotient, rest = divide(tl.load(numbers + places), tl.load(divisor))  # noqa: F821, set by the test
+    tl.store(quotients + places, quotient)
+    tl.store(rests + places, rest)
+
+
+def test_rows_and_blocks_come_from_one_reciprocal(interpreted, monkeypatch):
+    # All numbers a program may meet, at the edges of rows; no tensor could be as large as the last.
+    monkeypatch.setitem(globals(), "divide", interpreted.divide)
+    for divisor in (1, 2, 3, 7, 16, 127, 1001, 2**16 + 1, 2**24 - 1):
+        most = (2**31 - 1) // divisor * divisor
+        numbers = torch.tensor([0, 1, divisor - 1, divisor, divisor + 1, most - 1, most, 2**31 - 1])
+        found = [torch.empty(8, dtype=torch.int32) for _ in range(2)]
+        triton.jit(divided)[(1,)](numbers.int(), torch.tensor([divisor], dtype=torch.int32), *found)
+        assert torch.equal(found[0].long(), numbers // divisor)
+        assert torch.equal(found[1].long(), numbers % divisor)
+
+
+def drawn(start, seeds, bits):
+    """A kernel: the random bits of 16 elements from `start` on."""
+    places = tl.arange(0, 16)
+    index = fold(tl.load(start), places)  # noqa: F821, set by the test
+    tl.store(bits + places, draw_bits(index, tl.load(seeds), tl.load(seeds + 1)))  # noqa: F821
+
+
+def test_random_bits_beyond_2_to_the_32(interpreted, monkeypatch):
+    monkeypatch.setitem(globals(), "fold", interpreted.fold)
+    monkeypatch.setitem(globals(), "draw_bits", interpreted.random_bits)
+    for start in (0, 1024, 2**31 - 1024, 2**32, 5 * 2**32 + 3 * 1024, 2**40 + 2**31):
+        found = torch.empty(16, dtype=torch.int32)
+        triton.jit(drawn)[(1,)](torch.tensor([start]), torch.tensor([7, 3]), found)
+        assert torch.equal(found, formats.random_bits(16, 7, 3, torch.device("cpu"), start))
 
 
 def check_8_bits(kernel, reference):

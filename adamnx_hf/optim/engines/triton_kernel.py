@@ -35,11 +35,14 @@ COLUMNS = 9
 def quotient(exp_avg, exp_avg_sq, eps, APPROXIMATE: tl.constexpr):
     """The step's direction, m / (√v + ε): correctly rounded, or with fewer instructions to some last bits."""
     if APPROXIMATE:
-        # tl.sqrt would flush a tiny v to 0. This square root and this division do not.
+        # tl.sqrt would flush a tiny v to 0, this does not. What it is the root of and ε are far from where a
+        # reciprocal is flushed.
         root = tl.inline_asm_elementwise(
             "sqrt.approx.f32 $0, $1;", "=f,f", [exp_avg_sq], dtype=tl.float32, is_pure=True, pack=1
         )
-        return exp_avg / (root + eps)
+        return exp_avg * tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [root + eps], dtype=tl.float32, is_pure=True, pack=1
+        )
     return tl.div_rn(exp_avg, tl.sqrt_rn(exp_avg_sq) + eps)
 
 
@@ -73,9 +76,23 @@ def divide(numbers, divisor):
 
 
 @triton.jit
+def fold(start, offsets):
+    """The number of each element, `start + offsets`, in 32 bits: its upper half and its lower half, xor.
+
+    int32 `offsets` are below a power of 2 of which `start` is a multiple, so that no carry comes into it.
+    With int64 `offsets`, `start` is 0.
+    """
+    if offsets.dtype == tl.int64:
+        folded = (offsets ^ (offsets >> 32)).to(tl.uint32)
+    else:
+        folded = (start ^ (start >> 32)).to(tl.uint32) ^ offsets.to(tl.uint32)
+    return folded
+
+
+@triton.jit
 def random_bits(index, step, number):
-    """:func:`adamnx_hf.optim.formats.random_bits`, of elements `index` (int64)."""
-    bits = (index ^ (index >> 32)).to(tl.uint32) * 0x9E3779B1
+    """:func:`adamnx_hf.optim.formats.random_bits`, of elements whose :func:`fold` is `index`."""
+    bits = index * 0x9E3779B1
     bits = bits ^ step.to(tl.uint32) * 0x85EBCA77 ^ number.to(tl.uint32) * 0xC2B2AE3D
     bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
     bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
@@ -113,7 +130,9 @@ def encode(values, mask, bits, SIGNED: tl.constexpr):
     """:func:`adamnx_hf.optim.formats.encode`: float32 [blocks, SHARING] to their codes and exponents."""
     TOP: tl.constexpr = 127 if SIGNED else 255
     magnitudes = tl.abs(values)
-    ordered = tl.where(mask, magnitudes.to(tl.int32, bitcast=True), 0)
+    ordered = magnitudes.to(tl.int32, bitcast=True)
+    if mask is not None:
+        ordered = tl.where(mask, ordered, 0)
     exponents = (tl.max(ordered, axis=1, keep_dims=True) >> 23) + 1
     exponents = tl.where(exponents == 256, 255, tl.minimum(exponents, 253))
     magnitudes = magnitudes * (tl.maximum(254 - exponents, 0) << 23).to(tl.float32, bitcast=True)
@@ -208,7 +227,7 @@ def _step_chunk(
     new_param, exp_avg, exp_avg_sq = adamnx_update(
         old_param, grad, exp_avg, exp_avg_sq, weight1, weight2, lr, weight_decay, eps, packed and NVIDIA
     )
-    index = start + offsets
+    index = fold(start, offsets)
     if ROUNDING == "stochastic":
         bits = random_bits(index, step, number + PARAM_SALT)
         new_param = round_stochastically(new_param, bits & 0xFFFF)
@@ -309,22 +328,33 @@ def step_kernel(
         grad_factor = tl.div_rn(1.0, tl.load(grad_scale).to(tl.float32))
 
     if EXP_AVG == tl.uint8 or EXP_AVG_SQ == tl.uint8:
+        start = chunk * BLOCK
         blocks = tl.cdiv(columns, SHARING).to(tl.int32)
         width = tl.cdiv(columns + blocks, ROW_BYTES) * ROW_BYTES
-        block = (chunk * (BLOCK // SHARING)).to(tl.int32) + tl.arange(0, BLOCK // SHARING)[:, None]
-        there = block.to(tl.int64) * SHARING < numel
-        line, block = divide(block, blocks)
+        places = tl.arange(0, BLOCK // SHARING)[:, None]
+        line, block = divide((start // SHARING).to(tl.int32) + places, blocks)
         line = line.to(tl.int64)
         inside = block * SHARING + tl.arange(0, SHARING)[None, :]
-        offsets = line * columns + inside
-        mask = there & (inside < columns)
         codes = line * width + inside
         exponents = line * width + columns + block
-        _step_chunk(
-            param, grad, exp_avg, exp_avg_sq, residual, 0, offsets, mask, codes, exponents, there,
-            step, number, weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, ROUNDING,
-            LOAD, STORE,
-        )  # fmt: skip
+        # Rows of whole blocks follow one another without gaps, as if there were no rows.
+        if (columns % SHARING == 0) & (start + BLOCK <= numel):
+            within = places * SHARING + tl.arange(0, SHARING)[None, :]
+            _step_chunk(
+                param + start, grad + start, exp_avg, exp_avg_sq, residual + start, start, within,
+                None, codes, exponents, None,
+                step, number, weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, ROUNDING,
+                LOAD, STORE,
+            )  # fmt: skip
+        else:
+            there = start + places * SHARING < numel
+            mask = there & (inside < columns)
+            offsets = line * columns + inside
+            _step_chunk(
+                param, grad, exp_avg, exp_avg_sq, residual, 0, offsets, mask, codes, exponents, there,
+                step, number, weight1, weight2, lr, weight_decay, eps, grad_factor, MAXIMIZE, ROUNDING,
+                LOAD, STORE,
+            )  # fmt: skip
     else:
         start = chunk * BLOCK
         offsets = tl.arange(0, BLOCK)
