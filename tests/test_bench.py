@@ -305,7 +305,8 @@ def tune(path, seconds=None, rounds=1):
     return list(bench._tune(["toy"], args, "cpu", 100.0, deadline, path))
 
 
-def test_each_kind_of_state_is_tuned_and_each_measurement_written(tmp_path):
+def test_each_kind_of_state_is_tuned_and_each_measurement_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_TUNED", {})
     own = engine.tuning
     results = tune(tmp_path / "tune.jsonl", rounds=2)
     assert engine.tuning is own
@@ -323,6 +324,9 @@ def test_each_kind_of_state_is_tuned_and_each_measurement_written(tmp_path):
     assert "## four small tensors: 0.0 M parameters, float32, 8-bit state" in table
 
 
+KIND = (*4 * [torch.float32], True)
+
+
 def test_the_engine_is_given_each_candidate_and_its_own_tables(monkeypatch, tmp_path):
     seen = {}
 
@@ -335,13 +339,13 @@ def test_the_engine_is_given_each_candidate_and_its_own_tables(monkeypatch, tmp_
 
         def step(self):
             if engine.tuning is not own:
-                seen.setdefault(engine.tuning(None), set()).add(id(self._memos))
+                seen.setdefault(engine.tuning(KIND), set()).add(id(self._memos))
 
     own = engine.tuning
     monkeypatch.setattr(bench, "_adamnx", lambda params, **options: Recorded(params))
     monkeypatch.setattr(bench, "_STATES", {"float32": ("float32", {})})
     (result,) = tune(None)
-    assert set(seen) == set(bench._candidates(own(None)))
+    assert set(seen) == set(bench._candidates(own(KIND)))
     assert len(set().union(*seen.values())) == len(seen) == len(result["optimizers"])
 
 

@@ -287,7 +287,8 @@ def _count(state_steps: list[Tensor], packed: Tensor | None, found_inf: Tensor |
             return
         for device in {step.device for step in state_steps}:
             there = [step for step in state_steps if step.device == device]
-            torch._foreach_add_(there, one.to(device, non_blocking=True))
+            # Without alpha the tensor would be taken for a number, which the host would wait for.
+            torch._foreach_add_(there, one.to(device, non_blocking=True), alpha=1.0)
     elif packed is not None:
         packed.add_(1)
     elif state_steps[0].is_cpu:

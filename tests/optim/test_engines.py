@@ -578,7 +578,7 @@ def test_an_engine_that_cannot_serve_says_why_and_changes_nothing(flags, message
         param.grad = torch.ones_like(param)
         if step:
             moments = {"exp_avg": torch.ones_like(param), "exp_avg_sq": torch.ones_like(param)}
-            optimizer.state[param] = {"step": torch.tensor(step), **moments}
+            optimizer.state[param] = {"step": torch.tensor(step, device="cpu"), **moments}
     optimizer.param_groups[0].update(options)
     with pytest.raises(RuntimeError, match=message):
         optimizer.step()

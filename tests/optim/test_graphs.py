@@ -209,7 +209,7 @@ try:
     with torch.cuda.graph(graph):
         optimizer.step()
 except RuntimeError as error:
-    print(str(error)[:70], len(optimizer.state))
+    print(str(error)[:69], len(optimizer.state))
 optimizer.step()
 print(triton._why_not_compiled(), param.tolist())
 """

@@ -64,6 +64,8 @@ class Tuning(NamedTuple):
 _TUNED = {
     (torch.float32, torch.bfloat16): Tuning(512, 4),
     (torch.bfloat16, torch.bfloat16): Tuning(512, 4, load="evict_first", store=".cs"),
+    (torch.float32, torch.uint8): Tuning(512, 2),
+    (torch.bfloat16, torch.uint8): Tuning(512, 2),
 }
 
 
