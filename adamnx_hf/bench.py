@@ -13,7 +13,10 @@ import itertools
 import json
 import math
 import os
+import shutil
+import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -924,10 +927,11 @@ def _tune_state(
             held = _state_bytes(optimizer)
             first = params[0]
             moments = [optimizer.state[first][key].dtype for key in ("exp_avg", "exp_avg_sq")]
-            shipped = own((first.dtype, first.dtype, *moments, True))
+            kind = (first.dtype, first.dtype, *moments, True)
+            shipped = own(kind, options.get("param_rounding", "nearest"))
 
             def step(tuning: Tuning, memos: Any) -> None:
-                engine.tuning = lambda kind: tuning
+                engine.tuning = lambda *_: tuning
                 optimizer._memos = memos  # tables are for one size of chunk
                 optimizer.step()
 
@@ -1092,7 +1096,8 @@ def _draw(report: dict[str, Any], title: str, path: Path) -> None:
             ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
             axes.bar_label(bars, texts, padding=5, fontsize=10, bbox=ground)
             case = CASES[result["case"]]
-            axes.set_title(f"{case.what}, {result['parameters'] / 1e6:,.1f} M parameters")
+            title = f"{case.what}, {result['parameters'] / 1e6:,.1f} M parameters"
+            axes.set_title(textwrap.fill(title, 58))
             axes.set_xlim(0, max(ratios) * 1.25)
             axes.spines[["top", "right", "bottom"]].set_visible(False)
             axes.tick_params(bottom=False, labelbottom=False)
@@ -1150,6 +1155,15 @@ def _command(args: argparse.Namespace) -> str:
     return " ".join([*words, *(f"--{flag}" for flag in ("tune", "memory") if getattr(args, flag))])
 
 
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, which torch does not tell; None where nvidia-smi does not either."""
+    if (tool := shutil.which("nvidia-smi")) is None:
+        return None
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    told = subprocess.run(query, capture_output=True, text=True).stdout.split()
+    return told[0] if told else None
+
+
 def _environment(device: str) -> dict[str, str]:
     import torch
 
@@ -1170,6 +1184,8 @@ def _environment(device: str) -> dict[str, str]:
             "card": f"{known['gpus'][0]}, {memory:.0f} GiB",
             "cuda": str(known["cuda"] or torch.version.hip),
         }
+        if driver := _driver():
+            facts["driver"] = driver
     for package in ("triton", "torch-optimi", "torchao", "bitsandbytes"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             facts[package] = importlib.metadata.version(package)

@@ -40,7 +40,7 @@ def test_the_figures_are_drawn_from_the_data(tmp_path, capsys):
     assert len(capsys.readouterr().out.split()) == len(drawn)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "gpu"])
 def test_every_picture_is_shown_and_the_data_names_no_folder_of_a_machine(page):
     text = (RESULTS / page / "README.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"!\[[^\]]+\]\(([\w.]+)\)", text))
@@ -89,6 +89,8 @@ def is_in(record, cell):
 def records(path):
     """What may stand in one row, as lists of (mean, standard deviation), (low, high) and (value,)."""
     data = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(data, list):  # a card's checks, which have no figures for a table
+        return
     if "contenders" in data:  # compare and sharpness
         contenders = {one["label"]: one for one in data["contenders"]}
         settings = {label: _settings(one) for label, one in contenders.items()}
@@ -135,10 +137,23 @@ def records(path):
             yield [(fold[key],) for key in keys]
     else:  # bench
         for case in data["results"]:
+            together = []  # a row may have several optimizers of a case, or tunings
+            if case.get("case") in bench.CASES:
+                together.append((len(bench.CASES[case["case"]].shapes()),))
             for row in case.get("optimizers", []):
                 each = bench._bytes_each(row, case)
-                yield [(row["ratio"],), (each["state"],), (each["temporary"],), (sum(each.values()),)]
-            yield [(v,) for v in case.values() if isinstance(v, float)]
+                times = [(row[k],) for k in ("ms", "ratio", "host_us") if row[k] is not None]
+                together += times
+                yield [
+                    *times,
+                    *((row["host_us"] / 1000,) for _ in times[2:]),
+                    *((row[k],) for k in ("share_of_copy",) if k in row),
+                    *((row["p10_ms"], row["p90_ms"]) for k in ("p10_ms",) if k in row),
+                    (each["state"],),
+                    (each["temporary"],),
+                    (sum(each.values()),),
+                ]
+            yield together + [(v,) for v in case.values() if isinstance(v, float)]
 
 
 def _settings(contender):

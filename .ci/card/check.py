@@ -282,7 +282,7 @@ def tunings_give_the_same_results() -> str:
     hinted = [engine.Tuning(1024, 4, "evict_first", ".cs"), engine.Tuning(2048, 8)]
     try:
         for tuning in hinted if CUDA else hinted[:1]:
-            engine.tuning = lambda kind, tuning=tuning: tuning
+            engine.tuning = lambda *_, tuning=tuning: tuning
             params = make_params(sizes=[(3, 1030), (7,)])
             run(params, steps=2)
             equal = equal and all(torch.equal(a, b) for a, b in zip(params, expected, strict=True))

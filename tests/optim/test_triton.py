@@ -776,7 +776,7 @@ def build(capability, param, grad, moment, rounding, aligned, in_memory):
         constants = {}
     dtypes = zip(("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ"), (param, grad, moment, moment), strict=True)
     constants |= {name: getattr(triton.language, str(dtype)[6:]) for name, dtype in dtypes}
-    tuning = engine.tuning((param, grad, moment, moment, aligned))
+    tuning = engine.tuning((param, grad, moment, moment, aligned), rounding)
     constants |= {
         "COLUMNS": triton_kernel.COLUMNS, "STEPS_IN_MEMORY": in_memory, "WEIGHTS_IN_MEMORY": in_memory,
         "LR_IN_MEMORY": in_memory, "MAXIMIZE": False, "ALIGNED": aligned, "BLOCK": tuning.block,
@@ -839,7 +839,7 @@ def test_16_bytes_are_moved_at_a_time(kind, capability, compiled):
     *dtypes, moment, rounding = KINDS[kind]
     _, cubin = compiled(capability, kind, True, False)
     counts = accesses(cubin)
-    tuning = engine.tuning((*dtypes, moment, moment, True))
+    tuning = engine.tuning((*dtypes, moment, moment, True), rounding)
     dtypes += [torch.int16] if rounding == "kahan" else []
     paths = 1
     if moment == PACKED:
@@ -883,8 +883,8 @@ def test_no_spills_and_enough_programs_at_once(kind, in_memory, capability, comp
     usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", dumped("--dump-resource-usage", cubin)))
     assert usage["STACK"] == usage["LOCAL"] == "0"
     # 65,536 registers to a multiprocessor: for at least 768 threads, with 96 KiB of float32 in flight.
-    param, grad, moment, _ = KINDS[kind]
-    threads = 32 * engine.tuning((param, grad, moment, moment, True)).warps
+    param, grad, moment, rounding = KINDS[kind]
+    threads = 32 * engine.tuning((param, grad, moment, moment, True), rounding).warps
     assert 65536 // (int(usage["REG"]) * threads) * threads >= 768
 
 

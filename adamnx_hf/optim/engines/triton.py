@@ -60,7 +60,7 @@ class Tuning(NamedTuple):
     """Cache modifier of what is written, as :func:`triton.language.store` takes it."""
 
 
-#: By the dtypes of param and exp_avg, what was faster than the default on an H200: `adamnx-hf bench --tune`.
+#: By the dtypes of param and exp_avg, what was faster than the default on an H200: docs/results/gpu.
 _TUNED = {
     (torch.float32, torch.bfloat16): Tuning(512, 4),
     (torch.bfloat16, torch.bfloat16): Tuning(512, 4, load="evict_first", store=".cs"),
@@ -69,12 +69,15 @@ _TUNED = {
 }
 
 
-def tuning(kind: tuple[Any, ...]) -> Tuning:
+def tuning(kind: tuple[Any, ...], rounding: str = "nearest") -> Tuning:
     """The tuning for a kind of launch.
 
     Args:
         kind: dtypes of param, grad, exp_avg and exp_avg_sq, and whether all are aligned.
+        rounding: of parameters, see :data:`adamnx_hf.optim.formats.PARAM_ROUNDINGS`.
     """
+    if rounding == "kahan":  # its residuals are a tensor more: there the default is faster
+        return Tuning()
     return _TUNED.get((kind[0], kind[2]), Tuning())
 
 
@@ -298,7 +301,7 @@ def _launch(
     params, grads, *others = addresses
     if kind[0] != torch.bfloat16:  # stored as ever
         arguments = arguments | {"ROUNDING": "nearest"}
-    block, warps, load, store = tuning(kind)
+    block, warps, load, store = tuning(kind, arguments["ROUNDING"])
     with _on(device):
         tables = _tables([params, *others, numels], grads, places, block, device, kind, memo, check)
         if not len(tables.chunks):
