@@ -144,6 +144,7 @@ def records(path):
                 each = bench._bytes_each(row, case)
                 times = [(row[k],) for k in ("ms", "ratio", "host_us") if row[k] is not None]
                 together += times
+                together += [(v,) for v in row.get("tuning", {}).values() if isinstance(v, int)]
                 yield [
                     *times,
                     *((row["host_us"] / 1000,) for _ in times[2:]),
