@@ -9,7 +9,7 @@ OLDEST := "torch==2.8.*" "transformers==4.57.*" "datasets>=4.0"
 CARD := "torch==2.11.*" "torchvision==0.26.*" "transformers==5.17.*" accelerate peft timm torchmetrics \
 	expecttest hypothesis matplotlib mpmath pytest pytest-timeout pytest-xdist pyyaml rich scikit-learn scipy \
 	tqdm wrapt
-CARD_PYTHON ?= 3.12
+CARD_PYTHON ?= $(PYTHON)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-oldest test-card-versions quality format dist bench gpu gpu-rehearse docs docs-serve figures clean

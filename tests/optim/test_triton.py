@@ -750,6 +750,8 @@ KINDS = {
     "bfloat16, 8 bits, kahan": (BFLOAT16, BFLOAT16, PACKED, "kahan"),
 }
 CAPABILITIES = [80, 90, 100]
+#: Dtypes of gradients whose norm the kernel computes.
+NORMS = [FLOAT32, BFLOAT16, FLOAT16]
 #: A card to each kind; what differs only in how parameters are rounded is built for one of them.
 PAIRS = [
     (kind, capability)
@@ -760,9 +762,6 @@ PAIRS = [
 
 def build(capability, param, grad, moment, rounding, aligned, in_memory):
     """The kernel as it is launched, for a card that need not be there: its PTX and its machine code."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from adamnx_hf.optim.engines import triton_kernel
 
     types = {
@@ -782,10 +781,31 @@ def build(capability, param, grad, moment, rounding, aligned, in_memory):
         "LR_IN_MEMORY": in_memory, "MAXIMIZE": False, "ALIGNED": aligned, "BLOCK": tuning.block,
         "LOAD": tuning.load, "STORE": tuning.store, "ROUNDING": rounding,
     }  # fmt: skip
+    return assemble(triton_kernel.step_kernel, capability, types, constants, tuning.warps)
+
+
+def build_norm(capability, dtype):
+    """The same of the kernel that adds up the squares of gradients of a dtype."""
+    from adamnx_hf.optim.engines import triton_kernel
+
+    types = {"table": "*i64", "grads": "*i64", "chunks": "*i32", "sums": "*fp32"}
+    constants = {
+        "GRAD": getattr(triton.language, str(dtype)[6:]),
+        "ALIGNED": True,
+        "BLOCK": engine.NORM_BLOCK,
+    }
+    return assemble(triton_kernel.squares_kernel, capability, types, constants, engine.NORM_WARPS)
+
+
+def assemble(kernel, capability, types, constants, warps):
+    """PTX and machine code of a kernel."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
     signature = types | dict.fromkeys(constants, "constexpr")
-    signature = {name: signature[name] for name in triton_kernel.step_kernel.arg_names}
-    source = ASTSource(fn=triton_kernel.step_kernel, signature=signature, constexprs=constants)
-    options = {"num_warps": tuning.warps, "enable_fp_fusion": True}
+    signature = {name: signature[name] for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    options = {"num_warps": warps, "enable_fp_fusion": True}
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
     return binary["ptx"], binary["cubin"]
 
@@ -797,6 +817,9 @@ def variants():
     for kind, capability in PAIRS:
         for in_memory in (False, True):
             yield capability, kind, True, in_memory
+    for dtype in NORMS:
+        for capability in CAPABILITIES:
+            yield capability, dtype, True, False
 
 
 @pytest.fixture(scope="module")
@@ -885,6 +908,18 @@ def test_no_spills_and_enough_programs_at_once(kind, in_memory, capability, comp
     # 65,536 registers to a multiprocessor: for at least 768 threads, with 96 KiB of float32 in flight.
     param, grad, moment, rounding = KINDS[kind]
     threads = 32 * engine.tuning((param, grad, moment, moment, True), rounding).warps
+    assert 65536 // (int(usage["REG"]) * threads) * threads >= 768
+
+
+@pytest.mark.parametrize("dtype", NORMS, ids=str)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_norm_reads_16_bytes_at_a_time_with_no_spills(capability, dtype, compiled):
+    ptx, cubin = compiled(capability, dtype, True, False)
+    threads = 32 * engine.NORM_WARPS
+    assert accesses(cubin)["ld", 16] == engine.NORM_BLOCK * dtype.itemsize // 16 // threads
+    assert ".local" not in ptx
+    usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", dumped("--dump-resource-usage", cubin)))
+    assert usage["STACK"] == usage["LOCAL"] == "0"
     assert 65536 // (int(usage["REG"]) * threads) * threads >= 768
 
 
@@ -1043,6 +1078,10 @@ def test_several_devices_in_one_group():
 
 if __name__ == "__main__":
     for number, (capability, kind, aligned, in_memory) in enumerate(variants()):
-        ptx, cubin = build(capability, *KINDS[kind], aligned, in_memory)
+        ptx, cubin = (
+            build(capability, *KINDS[kind], aligned, in_memory)
+            if kind in KINDS
+            else build_norm(capability, kind)
+        )
         (Path(sys.argv[1]) / f"{number}.ptx").write_text(ptx)
         (Path(sys.argv[1]) / f"{number}.cubin").write_bytes(cubin)
