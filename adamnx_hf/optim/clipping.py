@@ -88,7 +88,7 @@ def _norm(grads: list[Tensor], dtype: torch.dtype, memo: Memo) -> Tensor:
     device = grads[0].device.type
     if not torch.compiler.is_compiling():
         options = {"host_schedule": True, "differentiable": False, "wrapped": wrapped(grads)}
-        if triton.why_not(device, dtype, **options) is None:
+        if triton.why_not(device, dtype, **options) is None and triton.why_no_norm(device) is None:
             if not all(map(Tensor.is_contiguous, grads)):
                 grads = [grad if is_dense(grad) else grad.contiguous() for grad in grads]
             norm = triton.norm(grads, memo)

@@ -127,7 +127,7 @@ def adamnx(
         beta1, beta2 = float(beta1), float(beta2)
 
     are_wrapped = wrapped(params, grads, exp_avgs, exp_avg_sqs)
-    addresses = None if compiling or are_wrapped else list(map(Tensor.data_ptr, params))
+    addresses = None if compiling or are_wrapped else _addresses(params)
     devices = _devices(params, addresses, memo)
     kinds = {(device, dtype) for device in devices for dtype in dtypes}
     if len(kinds) > 1:
@@ -200,16 +200,25 @@ def adamnx(
     _count(state_steps, packed, found_inf)
 
 
+def _addresses(params: list[Tensor]) -> list[int] | None:
+    """Where `params` lie; None where there are some that lie nowhere, as within torch.func's transforms."""
+    try:
+        return list(map(Tensor.data_ptr, params))
+    except RuntimeError:
+        return None
+
+
 def _devices(params: list[Tensor], addresses: list[int] | None, memo: Memo) -> set[torch.device]:
     """The devices of `params`.
 
     Those that lie where they lay at the last step are on the same devices, as no two devices share an
-    address. That is many times as fast as to ask.
+    address. That is many times as fast as to ask each. Empty tensors all have the address 0.
     """
-    if addresses is None:
+    if addresses is None or 0 in addresses:
         return {param.device for param in params}
-    if memo.get("devices", (None,))[0] != addresses:
-        memo["devices"] = addresses, {param.device for param in params}
+    at = (params[0].device, addresses)
+    if memo.get("devices", (None,))[0] != at:
+        memo["devices"] = at, {param.device for param in params}
     devices: set[torch.device] = memo["devices"][1]
     return devices
 
@@ -408,7 +417,7 @@ def _step_bucket(
             if not engine.MIXES:
                 pairs = zip(originals[0], working[0], rests, strict=True)
                 working[0] = [copy if rest is None else join(p, rest) for p, copy, rest in pairs]
-        if engine.MIXES and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             working = [working[0], _resolved(working[1]), *working[2:]]
         if engine.SCALES:
             hyperparameters["memo"] = memo.setdefault(number, {})

@@ -597,3 +597,45 @@ def test_devices_of_one_group_are_told_apart():
     here.grad, meta.grad = torch.ones(3), torch.ones(3, device="meta")
     AdamNX([here, meta], weight_decay=0.0).step()
     assert_close(here.detach(), torch.full((3,), 1 - 1e-3))
+
+
+def test_what_is_empty_tells_nothing_of_its_device():
+    # The address of every empty tensor is 0, whatever its device.
+    optimizer = AdamNX([nn.Parameter(torch.empty(0))])
+    for device in ("cpu", "meta", "cpu"):
+        param = nn.Parameter(torch.empty(0, device=device))
+        param.grad = torch.empty_like(param)
+        optimizer.state.clear()
+        optimizer.param_groups[0]["params"][0] = param
+        optimizer.step()
+        assert optimizer.state[param]["step"] == 1
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
+@pytest.mark.parametrize("flags", [{"differentiable": True}, {"foreach": False}])
+def test_within_torch_func(flags, transform):
+    # There tensors have no addresses.
+    numbers = {"beta1": 0.9, "beta2": 0.99, "lr": 0.5, "weight_decay": 0.0, "eps": 1e-8}
+
+    def stepped(param, grad):
+        param, zeros = param * 1, [torch.zeros_like(param) for _ in range(2)]
+        adamnx([param], [grad], *([zero] for zero in zeros), [torch.zeros(())], **flags, **numbers)
+        return param
+
+    param, grad = torch.tensor([1.0, 2.0]), torch.tensor([3.0, -4.0])
+    expected = torch.tensor([0.5, 2.5])  # the first step is by the rate, against the gradient's sign
+    if transform == "vmap":
+        assert_close(torch.func.vmap(stepped)(param, grad), expected)
+    elif transform == "jvp":
+        value, tangent = torch.func.jvp(lambda p: stepped(p, grad), (param,), (torch.ones(2),))
+        assert_close((value, tangent), (expected, torch.ones(2)))
+    else:
+        assert_close(torch.func.grad(lambda p: stepped(p, grad).sum())(param), torch.ones(2))
+
+
+def test_negated_gradients_on_every_engine():
+    for flags in ({}, {"fused": True}, {"foreach": True}, {"foreach": False}):
+        param = nn.Parameter(torch.ones(3))
+        param.grad = torch._neg_view(torch.ones(3))
+        AdamNX([param], lr=0.5, weight_decay=0.0, **flags).step()
+        assert_close(param.detach(), torch.full((3,), 1.5))

@@ -288,6 +288,33 @@ def test_norms_that_the_kernel_leaves_to_torch(interpreted, norms):
     assert norms == [1]
 
 
+@pytest.fixture
+def norm_untried():
+    engine._why_no_norm_compiled.cache_clear()
+    yield
+    engine._why_no_norm_compiled.cache_clear()
+
+
+def test_a_norm_that_does_not_compile_is_torchs(norm_untried, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("out of resource: threads\nor so")
+
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: zeros(*args))  # there may be no card
+    monkeypatch.setattr(engine, "norm", fail)
+    with pytest.warns(RuntimeWarning, match=r"for norms cannot be used \(RuntimeError: out of resource: thr"):
+        assert "out of resource" in engine.why_no_norm("cuda")
+    monkeypatch.setattr(engine, "why_not", lambda *args, **kwargs: None)
+    monkeypatch.setattr(engine, "why_no_norm", lambda device: engine._why_no_norm_compiled())
+    assert clipping.total_norm([torch.tensor([3.0, 4.0])]) == 5.0
+
+
+def test_the_norm_is_not_tried_during_a_capture(norm_untried, monkeypatch):
+    monkeypatch.setattr(engine, "is_capturing", lambda: True)
+    assert "while a CUDA graph is captured" in engine.why_no_norm("cuda")
+    assert engine._why_no_norm_compiled.cache_info().currsize == 0
+
+
 def test_the_norm_is_the_same_each_time(device):
     torch.manual_seed(0)
     grads = [torch.randn(n, device=device) for n in (100_000, 33)]

@@ -127,11 +127,37 @@ STEP_FIRST = (
 @functools.cache
 def _why_not_compiled() -> str | None:
     """Tries the kernel out, once. A failure is told once, here."""
+
+    def step() -> None:
+        tensors = [[torch.zeros(1, device="cuda")] for _ in range(4)]
+        step_(*tensors, weight1=1.0, weight2=1.0, lr=0.0, weight_decay=0.0, eps=1.0, maximize=False)
+
+    return _why_it_fails(step, "its Triton kernel", "torch's fused AdamW kernel")
+
+
+@functools.cache
+def _why_no_norm_compiled() -> str | None:
+    """Tries the norm's kernels out, once."""
+    return _why_it_fails(
+        lambda: norm([torch.zeros(1, device="cuda")], {}), "its Triton kernel for norms", "torch's norm"
+    )
+
+
+def why_no_norm(device: str) -> str | None:
+    """The reason why :func:`norm` cannot serve on a type of device where the step's kernel can, or None."""
+    if device == "cpu":
+        return None
+    if not _why_no_norm_compiled.cache_info().currsize and is_capturing():
+        return "it cannot be tried out while a CUDA graph is captured"
+    return _why_no_norm_compiled()
+
+
+def _why_it_fails(attempt: Callable[[], Any], what: str, instead: str) -> str | None:
+    """Makes an attempt. If it fails, warns that `what` cannot be used and what serves instead."""
     reason = None
     try:
         importlib.import_module("triton")
-        tensors = [[torch.zeros(1, device="cuda")] for _ in range(4)]
-        step_(*tensors, weight1=1.0, weight2=1.0, lr=0.0, weight_decay=0.0, eps=1.0, maximize=False)
+        attempt()
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
@@ -142,10 +168,10 @@ def _why_not_compiled() -> str | None:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     if reason is not None:
         warnings.warn(
-            f"AdamNX: its Triton kernel cannot be used ({reason}). torch's fused AdamW kernel serves "
-            "instead, with the same results to rounding",
+            f"AdamNX: {what} cannot be used ({reason}). {instead} serves instead, with the same results to "
+            "rounding",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return reason
 
@@ -377,7 +403,8 @@ def norm(grads: list[Tensor], memo: dict[Any, Any]) -> Tensor | None:
                     BLOCK=NORM_BLOCK,
                     num_warps=NORM_WARPS,
                 )
-        kernel.root_kernel[(1,)](sums, result, len(sums), BLOCK=8192, num_warps=32)
+        warps = 16 if torch.version.hip else 32  # of 64 threads or of 32: a program has at most 1,024
+        kernel.root_kernel[(1,)](sums, result, len(sums), BLOCK=8192, num_warps=warps)
     return result
 
 
