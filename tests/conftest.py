@@ -44,7 +44,7 @@ def run_python(tmp_path):
             [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
         )
         assert result.returncode == expect, result.stderr
-        return result.stdout + result.stderr
+        return result.stderr + result.stdout  # what others warn of comes before what the code prints
 
     return run
 
