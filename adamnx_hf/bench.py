@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 
     from adamnx_hf.optim.engines.triton import Tuning
 
-__all__ = ["BASELINE", "CASES", "CONTESTANTS", "Case", "Contestant", "add_arguments", "run"]
+__all__ = [
+    "BASELINE",
+    "CASES",
+    "CONTESTANTS",
+    "Case",
+    "Contestant",
+    "add_arguments",
+    "context_is_lost",
+    "run",
+]
 
 Shape = tuple[int, ...]
 
@@ -452,7 +461,6 @@ def _problem(args: argparse.Namespace, device: str, outputs: list[Path]) -> str 
 def _compare(
     cases: list[str], names: list[str], args: argparse.Namespace, device: str, copy_gb_per_s: float | None
 ) -> Iterator[dict[str, Any]]:
-    import torch
     from tqdm import tqdm
 
     with tqdm(total=len(cases) * args.rounds, desc="bench", unit="round", leave=False) as progress:
@@ -460,30 +468,51 @@ def _compare(
             progress.set_postfix_str(case)
             failures: list[str] = []
             rows: list[dict[str, Any]] = []
-            count, lost = 0, None
-            try:
-                with _parameters(CASES[case], device) as params:
-                    fitting = [n for n in names if _fits(n, case, args)]
-                    runners = dict(_runners(fitting, params, device, failures, clip=not args.memory))
-                    _warm_up(runners, device, failures)
-                    gradients = CASES[case].gradients
-                    rows = _time(
-                        runners, params, args.rounds, args.steps, device, progress.update, gradients=gradients
-                    )
-                    count = sum(param.numel() for param in params)
-                    runners.clear()
-            except torch.OutOfMemoryError as error:
-                failures.append(f"{case}: {_one_line(error)}")
-            except Exception as error:
-                if not _context_is_lost(device):
-                    raise
-                lost = _one_line(error)
-                failures.append(f"{case}: {lost}")
+            count = 0
+            with (
+                _noting_failures(case, device, failures) as lost,
+                _parameters(CASES[case], device) as params,
+            ):
+                fitting = [n for n in names if _fits(n, case, args)]
+                runners = dict(_runners(fitting, params, device, failures, clip=not args.memory))
+                _warm_up(runners, device, failures)
+                gradients = CASES[case].gradients
+                rows = _time(
+                    runners, params, args.rounds, args.steps, device, progress.update, gradients=gradients
+                )
+                count = sum(param.numel() for param in params)
+                runners.clear()
             _add_shares(rows, copy_gb_per_s)
             result = {"case": case, "parameters": count, "optimizers": rows, "failed": failures}
-            yield result if lost is None else result | {"stopped": True, "lost": lost}
-            if lost is not None:
+            yield result | ({"stopped": True, **lost} if lost else {})
+            if lost:
                 return
+
+
+@contextlib.contextmanager
+def _noting_failures(what: str, device: str, failures: list[str]) -> Iterator[dict[str, str]]:
+    """Adds to `failures` that memory ran out or that the card's context was lost; other errors are raised.
+
+    Args:
+        what: is measured, for the line in `failures`.
+        device: "cuda" or "cpu".
+        failures: gets a line.
+
+    Yields:
+        A dict that gets the error as `lost`, if the context was lost.
+    """
+    import torch
+
+    lost: dict[str, str] = {}
+    try:
+        yield lost
+    except Exception as error:
+        line = _one_line(error)
+        if not isinstance(error, torch.OutOfMemoryError):
+            if not context_is_lost(device):
+                raise
+            lost["lost"] = line
+        failures.append(f"{what}: {line}")
 
 
 def _fits(name: str, case: str, args: argparse.Namespace) -> bool:
@@ -494,7 +523,7 @@ def _fits(name: str, case: str, args: argparse.Namespace) -> bool:
     return contestant.dtype in (None, CASES[case].dtype)
 
 
-def _context_is_lost(device: str) -> bool:
+def context_is_lost(device: str) -> bool:
     """Whether the card refuses all further work of this process, as after an illegal access."""
     import torch
 
@@ -582,7 +611,7 @@ def _stepped(name: str, params: list[Any], failures: list[str]) -> Any:
         _wait(device)  # so that what fails on the card is not taken for the next one's failure
     except Exception as error:  # another package's, or too little memory beside the others
         failures.append(f"{name}: {_one_line(error)}")
-        if _context_is_lost(device):
+        if context_is_lost(device):
             raise
         return None
     return optimizer
@@ -677,7 +706,7 @@ def _warm_up(runners: dict[str, _Runner], device: str, failures: list[str]) -> N
             _wait(device)
         except Exception as error:
             failures.append(f"{name}: {_one_line(error)}")
-            if _context_is_lost(device):
+            if context_is_lost(device):
                 raise
             del runners[name], runner
             _give_back(device)
@@ -905,17 +934,17 @@ def _tune_state(
     tick: Callable[[], Any],
 ) -> dict[str, Any]:
     """One kind of state under each tuning; within `seconds`, between measurements."""
-    import torch
-
     from adamnx_hf.optim.engines import triton as engine
 
     dtype, options = _STATES[state]
     tunings: dict[str, Tuning] = {}
     failures: list[str] = []
     rows: list[dict[str, Any]] = []
-    count, lost, deadline = 0, None, None
+    count, deadline = 0, None
     own = engine.tuning
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, engine, "tuning", own)
+        lost = stack.enter_context(_noting_failures(f"{case}, {state}", device, failures))
         with _parameters(dataclasses.replace(CASES[case], dtype=dtype), device) as params:
             count = sum(param.numel() for param in params)
             optimizer = _adamnx(params, **options)
@@ -948,7 +977,7 @@ def _tune_state(
                     _wait(device)
                 except Exception as error:  # too many registers or too much shared memory, say
                     failures.append(f"{name}: {_one_line(error)}")
-                    if _context_is_lost(device):
+                    if context_is_lost(device):
                         raise
                     continue
                 tunings[name] = tuning
@@ -968,15 +997,6 @@ def _tune_state(
                 gradients=CASES[case].gradients, note=told, deadline=deadline,
             )  # fmt: skip
             runners.clear()
-    except torch.OutOfMemoryError as error:
-        failures.append(f"{case}, {state}: {_one_line(error)}")
-    except Exception as error:
-        if not _context_is_lost(device):
-            raise
-        lost = _one_line(error)
-        failures.append(f"{case}, {state}: {lost}")
-    finally:
-        engine.tuning = own
     _add_shares(rows, copy_gb_per_s)
     for row in rows:
         row["tuning"] = tunings[row["optimizer"]]._asdict()
@@ -990,7 +1010,7 @@ def _tune_state(
         "optimizers": sorted(rows, key=lambda row: row["ms"]),
         "failed": failures,
         **({"stopped": True} if stopped or lost else {}),
-        **({"lost": lost} if lost else {}),
+        **lost,
     }
 
 

@@ -203,7 +203,7 @@ def test_a_lost_context_stops_the_bench_with_what_is_there(monkeypatch, tmp_path
     monkeypatch.setitem(
         bench.CONTESTANTS, "broken", bench.Contestant("Broken", fail, ("cpu",), dtype="bfloat16")
     )
-    monkeypatch.setattr(bench, "_context_is_lost", lambda device: True)
+    monkeypatch.setattr(bench, "context_is_lost", lambda device: True)
     one_number(monkeypatch, "10x5m", "2000x1k")
     case = dataclasses.replace(bench.CASES["10x5m"], dtype="bfloat16")
     monkeypatch.setitem(bench.CASES, "400x8k", case)
@@ -227,8 +227,8 @@ def test_a_failure_that_leaves_the_context_is_no_loss(monkeypatch):
                 raise error
 
         monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-        assert bench._context_is_lost("cuda") is lost
-    assert not bench._context_is_lost("cpu")
+        assert bench.context_is_lost("cuda") is lost
+    assert not bench.context_is_lost("cpu")
 
 
 def test_what_compiles_for_each_shape_takes_part_in_few_cases_unless_asked():

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from adamnx_hf import AdamNX, adamnx
+from adamnx_hf.bench import context_is_lost
 from adamnx_hf.optim.clipping import total_norm
 from adamnx_hf.optim.engines import triton as engine
 from adamnx_hf.optim.formats import join
@@ -56,19 +57,6 @@ def synchronize() -> None:
     """Waits for the card, if there is one."""
     if CUDA:
         torch.cuda.synchronize()
-
-
-def context_is_lost() -> bool:
-    """Whether the card refuses all further work of this process."""
-    if not CUDA:
-        return False
-    for _ in range(2):  # an error that concerns one call alone is told once
-        try:
-            torch.cuda.synchronize()
-        except Exception:
-            continue
-        return False
-    return True
 
 
 # ---------------------------------------------------------------- what the checks share
@@ -559,7 +547,7 @@ def main() -> int:
         except Exception as raised:
             detail, ok = f"{type(raised).__name__}: {raised}".splitlines()[0][:300], False
             traceback.print_exc(limit=-4)
-            lost = context_is_lost()
+            lost = context_is_lost(DEVICE)
         seconds = round(time.monotonic() - began, 1)
         results.append({"check": function.__name__, "ok": ok, "detail": detail, "seconds": seconds})
         print(f"{'ok  ' if ok else 'FAIL'} {function.__name__} [{seconds} s] {detail}", flush=True)

@@ -37,6 +37,7 @@ from adamnx_hf import AdamNX
 from adamnx_hf.errors import RecipeError, nearest, number
 from adamnx_hf.optim.grouping import param_groups
 from adamnx_hf.optim.schedules import adam, adamnx, beta2_for_horizon
+from adamnx_hf.paired import paired_difference
 
 #: Exit status of a process that cannot be trusted with another run.
 SPOILED = 75
@@ -339,7 +340,7 @@ class Task(Protocol):
 
     @staticmethod
     def loss(net: nn.Module, *inputs: Tensor) -> Tensor:
-        """Of a batch."""
+        """The mean loss of a batch."""
 
     def evaluate(self, net: nn.Module, rows: str) -> dict[str, float]:
         """The metrics on the rows of `holdout` or `test`; empty where there are none."""
@@ -749,13 +750,15 @@ def family(plan: Plan, values: dict[str, dict[int, float]]) -> list[str]:
         pairs = [
             values[first][seed] - values[second][seed] for seed in values[first] if seed in values[second]
         ]
-        sd = statistics.stdev(pairs) if len(pairs) > 1 and all(map(math.isfinite, pairs)) else 0.0
-        if not sd:  # too few pairs, a run that diverged, or pairs that all differ by the same
+        found = (
+            paired_difference(pairs, [0.0] * len(pairs)) if pairs and all(map(math.isfinite, pairs)) else None
+        )
+        if found is None or found.high is None:  # no pairs, a run that diverged, or no spread to judge by
             tests.append((first, second, len(pairs), math.nan, math.nan, math.nan, math.nan))
             continue
-        mean, error, free = statistics.fmean(pairs), sd / len(pairs) ** 0.5, len(pairs) - 1
+        mean, half, free = found.mean, found.high - found.mean, len(pairs) - 1
+        error = half / float(student.ppf(0.975, free))
         p = 2 * float(student.sf(abs(mean) / error, free))
-        half = float(student.ppf(0.975, free)) * error
         # Of the two one-sided tests of equivalence, the one that is harder to pass.
         equivalence = float(student.sf((plan.smallest_effect - abs(mean)) / error, free))
         tests.append((first, second, len(pairs), mean, half, p, equivalence))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections import defaultdict
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.optim.engines import triton
-from adamnx_hf.optim.functional import Memo, is_dense, wrapped
+from adamnx_hf.optim.functional import Memo, dtensors_among, is_dense, wrapped
 
 __all__ = ["clip_divisor", "total_norm"]
 
@@ -29,14 +28,12 @@ def total_norm(grads: list[Tensor], memo: Memo | None = None) -> Tensor:
     Returns:
         A 0-d tensor on the device of the first, float32 or float64.
     """
-    groups = _groups(grads)
     memo = {} if memo is None else memo
     norms = []
-    # Whoever has a DTensor has imported its module.
-    distributed: Any = sys.modules.get("torch.distributed.tensor")
-    for number, ((_, dtype, layout), members) in enumerate(groups.items()):
+    for number, ((_, dtype, layout), members) in enumerate(_groups(grads).items()):
         norm = _norm(members, dtype, memo.setdefault(number, {}))
         if layout is not None:
+            distributed: Any = dtensors_among(grads)
             mesh, placements = layout
             parts = [
                 distributed.Replicate() if placement.is_replicate() else distributed.Partial("sum")
@@ -59,18 +56,15 @@ def _groups(grads: list[Tensor]) -> dict[Any, list[Tensor]]:
 
     Of DTensors it is this rank's part that is listed.
     """
-    distributed: Any = sys.modules.get("torch.distributed.tensor")
-    sharded = distributed is not None and any(
-        issubclass(kind, distributed.DTensor) for kind in {type(grad) for grad in grads}
-    )
-    if not sharded and len(devices := {grad.device for grad in grads}) == 1:
+    distributed = dtensors_among(grads)
+    if distributed is None and len(devices := {grad.device for grad in grads}) == 1:
         dtypes = {torch.promote_types(dtype, torch.float32) for dtype in {grad.dtype for grad in grads}}
         if len(dtypes) == 1:  # as nearly always: nothing to be asked of each
             return {(*devices, *dtypes, None): grads}
     groups: defaultdict[Any, list[Tensor]] = defaultdict(list)
     for grad in grads:
         layout = None
-        if sharded and isinstance(grad, distributed.DTensor):
+        if distributed is not None and isinstance(grad, distributed.DTensor):
             if any(placement.is_partial() for placement in grad.placements):
                 whole = [
                     distributed.Replicate() if placement.is_partial() else placement

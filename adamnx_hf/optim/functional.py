@@ -28,7 +28,16 @@ from adamnx_hf.optim.formats import (
 )
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
-__all__ = ["Memo", "adamnx", "count_on_device", "is_dense", "moment_dtype", "pack_steps", "wrapped"]
+__all__ = [
+    "Memo",
+    "adamnx",
+    "count_on_device",
+    "dtensors_among",
+    "is_dense",
+    "moment_dtype",
+    "pack_steps",
+    "wrapped",
+]
 
 #: What a caller keeps between the steps of the same parameters: for "step" the addresses that were last found
 #: in order, and for each bucket of parameters what the engine wants to keep. Never a tensor of the caller's.
@@ -201,7 +210,7 @@ def adamnx(
 
 
 def _addresses(params: list[Tensor]) -> list[int] | None:
-    """Where `params` lie; None where there are some that lie nowhere, as within torch.func's transforms."""
+    """The addresses of `params`; None if one has no memory, as within torch.func's transforms."""
     try:
         return list(map(Tensor.data_ptr, params))
     except RuntimeError:
@@ -331,16 +340,22 @@ def _weights(scheme: Schedule, step: float | Tensor, beta: Scalar, count: int) -
     return weight.expand(count) if isinstance(weight, Tensor) else weight
 
 
+def dtensors_among(tensors: list[Any]) -> Any:
+    """torch.distributed.tensor if there are DTensors among `tensors`, else None."""
+    # Whoever has a DTensor has imported its module.
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None or not any(issubclass(kind, module.DTensor) for kind in {type(t) for t in tensors}):
+        return None
+    return module
+
+
 def _local_shards(*columns: list[Any]) -> Sequence[list[Any]]:
     """This rank's part of DTensors, for kernels to work on; other tensors as they are.
 
     `columns` are params, grads, exp_avgs, exp_avg_sqs and maybe param_residuals.
     """
-    # Whoever has a DTensor has imported its module.
-    distributed: Any = sys.modules.get("torch.distributed.tensor")
-    if distributed is None or not any(
-        issubclass(kind, distributed.DTensor) for kind in {type(param) for param in columns[0]}
-    ):
+    distributed = dtensors_among(columns[0])
+    if distributed is None:
         return columns
     rows = [list(row) for row in zip(*columns, strict=True)]
     for row in rows:
@@ -381,10 +396,9 @@ def _step_bucket(
 ) -> None:
     """Calls the engine: at once on the parameters it can take as they are, on copies of the others.
 
-    `columns` are params, grads, exp_avgs and exp_avg_sqs; `dtypes` and, unless None, `addresses` those of
-    params. The copies are made of few elements at a time, of
-    a large parameter's of some rows. What is stored in a narrow format is rounded here, unless the engine
-    takes it as it is and does so itself.
+    `columns` are params, grads, exp_avgs and exp_avg_sqs. `dtypes` and, unless None, `addresses` are those
+    of params. The copies are made of few elements at a time, of a large parameter's of some rows. What is
+    stored in a narrow format is rounded here, unless the engine takes it as it is and does so itself.
     """
     everyone = range(len(columns[0]))
     taken = engine.MIXES or {dtype}
@@ -501,11 +515,11 @@ def _contiguous(tensors: list[Tensor]) -> bool:
     return all(map(Tensor.is_contiguous, tensors))  # in half the time
 
 
-def is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor's elements fill its memory without gaps, in one of torch's memory formats."""
+def is_dense(*tensors: Tensor) -> bool:
+    """Whether the elements of `tensors` fill memory without gaps, all in the same one of torch's formats."""
     return any(
-        tensor.is_contiguous(memory_format=memory_format)
-        for memory_format in (torch.contiguous_format, *_MEMORY_FORMATS.get(tensor.ndim, ()))
+        all(t.is_contiguous(memory_format=memory_format) for t in tensors)
+        for memory_format in (torch.contiguous_format, *_MEMORY_FORMATS.get(tensors[0].ndim, ()))
     )
 
 
@@ -514,10 +528,7 @@ def _alike(row: Sequence[Tensor], dtypes: Collection[torch.dtype]) -> bool:
 
     torch's fused AdamW does not check this on the CPU: it computes nonsense for strided views.
     """
-    formats = (torch.contiguous_format, *_MEMORY_FORMATS.get(row[0].ndim, ()))
-    return all(t.dtype in dtypes for t in row) and any(
-        all(t.is_contiguous(memory_format=memory_format) for t in row) for memory_format in formats
-    )
+    return all(t.dtype in dtypes for t in row) and is_dense(*row)
 
 
 class _Batch(NamedTuple):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch._dynamo
 
-from adamnx_hf.optim.engines import triton
+from adamnx_hf.optim.engines import choose_engine, triton
 
 
 @pytest.fixture
@@ -54,6 +54,25 @@ def tried():
     """Has the kernel tried out before, which on a card is a launch of its own, once in a process."""
     if torch.cuda.is_available():
         triton._why_not_compiled()
+
+
+@pytest.fixture
+def untried():
+    """Has the kernel not tried out yet, as in a fresh process; before the test and after it."""
+    triton._why_not_compiled.cache_clear()
+    yield
+    triton._why_not_compiled.cache_clear()
+
+
+@pytest.fixture
+def chosen():
+    """The name of the engine for float32 tensors on CUDA: a function of what `choose_engine` takes."""
+
+    def choose(**flags):
+        options = {"foreach": None, "fused": None, "host_schedule": True, "differentiable": False, **flags}
+        return choose_engine("cuda", torch.float32, **options).__name__.rpartition(".")[2]
+
+    return choose
 
 
 @pytest.fixture

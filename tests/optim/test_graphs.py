@@ -15,7 +15,6 @@ from torch.testing import assert_close
 
 from adamnx_hf import AdamNX
 from adamnx_hf.optim import clipping, optimizer
-from adamnx_hf.optim.engines import choose_engine
 from adamnx_hf.optim.engines import triton as engine
 
 pytest.importorskip("triton")
@@ -155,20 +154,8 @@ def test_a_norm_that_is_new_to_a_capture_is_torchs(stream):
 # ---------------------------------------------------------------- the trial of the kernel
 
 
-@pytest.fixture
-def untried():
-    engine._why_not_compiled.cache_clear()
-    yield
-    engine._why_not_compiled.cache_clear()
-
-
-def chosen(**flags):
-    options = {"foreach": None, "fused": None, "host_schedule": False, "differentiable": False, **flags}
-    return choose_engine("cuda", torch.float32, **options).__name__.rpartition(".")[2]
-
-
-def test_the_kernel_is_not_tried_during_a_capture(untried, monkeypatch):
-    tried = []
+def test_the_kernel_is_not_tried_during_a_capture(untried, chosen, monkeypatch):
+    tried, captured = [], {"host_schedule": False}
 
     def step(*tensors, **options):
         if engine.is_capturing():
@@ -179,19 +166,19 @@ def test_the_kernel_is_not_tried_during_a_capture(untried, monkeypatch):
     monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: zeros(*args))  # there may be no card
     monkeypatch.setattr(engine, "step_", step)
     monkeypatch.setattr(engine, "is_capturing", lambda: True)
-    assert chosen() == "triton"
+    assert chosen(**captured) == "triton"
     assert not tried and engine._why_not_compiled.cache_info().currsize == 0
     monkeypatch.setattr(engine, "is_capturing", lambda: False)
-    assert chosen() == chosen(fused=True) == "triton"
+    assert chosen(**captured) == chosen(fused=True, **captured) == "triton"
     assert len(tried) == 1
     monkeypatch.setattr(engine, "is_capturing", lambda: True)
-    assert chosen() == "triton"
+    assert chosen(**captured) == "triton"
 
 
-def test_a_capture_without_triton_goes_to_another_engine(untried, monkeypatch):
+def test_a_capture_without_triton_goes_to_another_engine(untried, chosen, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr(engine, "is_capturing", lambda: True)
-    assert chosen() == "foreach"
+    assert chosen(host_schedule=False) == "foreach"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
@@ -295,7 +282,7 @@ def norm_untried():
     engine._why_no_norm_compiled.cache_clear()
 
 
-def test_a_norm_that_does_not_compile_is_torchs(norm_untried, monkeypatch):
+def test_a_norm_that_does_not_compile_is_torchs(norm_untried, chosen, monkeypatch):
     def fail(*args):
         raise RuntimeError("out of resource: threads\nor so")
 
@@ -309,7 +296,7 @@ def test_a_norm_that_does_not_compile_is_torchs(norm_untried, monkeypatch):
     assert clipping.total_norm([torch.tensor([3.0, 4.0])]) == 5.0
 
 
-def test_the_norm_is_not_tried_during_a_capture(norm_untried, monkeypatch):
+def test_the_norm_is_not_tried_during_a_capture(norm_untried, chosen, monkeypatch):
     monkeypatch.setattr(engine, "is_capturing", lambda: True)
     assert "while a CUDA graph is captured" in engine.why_no_norm("cuda")
     assert engine._why_no_norm_compiled.cache_info().currsize == 0

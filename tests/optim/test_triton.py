@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adamnx_hf import AdamNX, adamnx
 from adamnx_hf.optim import formats, functional
-from adamnx_hf.optim.engines import choose_engine
 from adamnx_hf.optim.engines import triton as engine
 from adamnx_hf.optim.formats import RandomBits, load, new_moment, store
 
@@ -664,20 +663,8 @@ def test_compiled_step_calls_the_kernel(kind, device, launches):
 # ---------------------------------------------------------------- where Triton cannot be used
 
 
-@pytest.fixture
-def untried():
-    engine._why_not_compiled.cache_clear()
-    yield
-    engine._why_not_compiled.cache_clear()
-
-
-def chosen(**flags):
-    arguments = {"foreach": None, "fused": None, "host_schedule": True, "differentiable": False, **flags}
-    return choose_engine("cuda", torch.float32, **arguments).__name__.rpartition(".")[2]
-
-
 @pytest.mark.parametrize("flags", [{}, {"fused": True}])
-def test_without_triton_atens_kernel_serves_and_it_is_said_once(flags, untried, monkeypatch):
+def test_without_triton_atens_kernel_serves_and_it_is_said_once(flags, untried, chosen, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.warns(
         RuntimeWarning, match=r"kernel cannot be used \(Triton is not installed\)\. torch's fused"
@@ -688,7 +675,7 @@ def test_without_triton_atens_kernel_serves_and_it_is_said_once(flags, untried, 
         assert chosen(**flags) == "aten"
 
 
-def test_a_triton_that_fails_is_named(untried, monkeypatch):
+def test_a_triton_that_fails_is_named(untried, chosen, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("Failed to find C compiler. Please specify via CC\nor so")
 
@@ -701,7 +688,7 @@ def test_a_triton_that_fails_is_named(untried, monkeypatch):
         assert chosen() == "aten"
 
 
-def test_what_cannot_do_without_the_kernel_says_why(untried, monkeypatch):
+def test_what_cannot_do_without_the_kernel_says_why(untried, chosen, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     with (
         pytest.warns(RuntimeWarning),

@@ -105,11 +105,16 @@ def _why_no_kernel(device: str) -> str | None:
         return f"its kernel is written for CUDA, not for {device}"
     if torch.compiler.is_compiling():
         return None  # it could not compile without Triton itself
-    if not _why_not_compiled.cache_info().currsize and is_capturing():
+    if _must_not_be_tried(_why_not_compiled):
         # The capture would refuse the trial, and the refusal would stand for the whole process. Without a
         # trial no step has been taken yet, so that `_tables_for_graph` tells the user what to do first.
         return None if find_spec("triton") else "Triton is not installed"
     return _why_not_compiled()
+
+
+def _must_not_be_tried(trial: Any) -> bool:
+    """Whether a cached trial has not been made yet, and cannot be made now, as a CUDA graph is captured."""
+    return not trial.cache_info().currsize and is_capturing()
 
 
 def is_capturing() -> bool:
@@ -147,7 +152,7 @@ def why_no_norm(device: str) -> str | None:
     """The reason why :func:`norm` cannot serve on a type of device where the step's kernel can, or None."""
     if device == "cpu":
         return None
-    if not _why_no_norm_compiled.cache_info().currsize and is_capturing():
+    if _must_not_be_tried(_why_no_norm_compiled):
         return "it cannot be tried out while a CUDA graph is captured"
     return _why_no_norm_compiled()
 
@@ -213,8 +218,8 @@ def step_(
     memo = {} if memo is None else memo
     device = params[0].device
     columns = (params, grads, exp_avgs, exp_avg_sqs)
-    first = list(map(Tensor.data_ptr, params)) if addresses is None else addresses
-    rest = [list(map(Tensor.data_ptr, tensors)) for tensors in columns[1:]]
+    addresses = list(map(Tensor.data_ptr, params)) if addresses is None else addresses
+    others = [list(map(Tensor.data_ptr, tensors)) for tensors in columns[1:]]
     kept = [0 if rest is None else rest.data_ptr() for rest in residuals] if residuals else [0] * len(params)
     dtypes = dtypes or [{tensor.dtype for tensor in tensors} for tensors in columns]
 
@@ -226,7 +231,7 @@ def step_(
                 row_lengths[i] = param.shape[1:].numel()
                 numels[i] = param.shape[0] * -(-row_lengths[i] // formats.BLOCK) * formats.BLOCK
     numbers = list(range(len(params)) if numbers is None else numbers)
-    table = [first, *rest, kept, row_lengths, numbers]
+    table = [addresses, *others, kept, row_lengths, numbers]
 
     t: int | float | Tensor = 0
     by_chance = dtypes[2] | dtypes[3] if rounding != "stochastic" else set().union(*dtypes)
@@ -432,14 +437,14 @@ class _Tables:
 
 @dataclasses.dataclass
 class _Kept:
-    """Tables, what they were made for, and pinned memory to send others from during captures."""
+    """The tables of the last launch, what they were made for, and pinned memory for those of captures."""
 
     made_for: tuple[Any, ...]
     tables: _Tables
     spare: Tensor | None = None
 
     def nbytes(self) -> int:
-        """What all tables together take of pinned memory."""
+        """Bytes of pinned memory that all tables together take."""
         tables = (self.tables.parameters, self.tables.grads, self.tables.chunks)
         return sum(_rounded_up(table.nbytes) for table in tables)
 
