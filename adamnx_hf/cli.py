@@ -37,6 +37,7 @@ _EXTRAS = {
         "matplotlib",
         "pycocotools",
         "pytorch_optimizer",
+        "regex",
         "scipy",
         "torchmetrics",
         "torchvision",

@@ -5,14 +5,32 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["RecipeError", "nearest", "number"]
+__all__ = ["RecipeError", "nearest", "number", "printable"]
 
 
 class RecipeError(ValueError):
-    """A recipe, a flag or data that do not fit. The message is one line, with the remedy."""
+    """A recipe, a flag or data that do not fit. The message is one line, with the remedy.
+
+    Args:
+        message: made :func:`printable`, as it may quote what somebody else has written.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without what a terminal would obey: controls are shown as escapes."""
+    line = re.sub(r"\s*[\n\r\x0b\x0c\x85\u2028\u2029]\s*", " ", text.strip())
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
+        for c in line
+    )
 
 
 def nearest(word: str, valid: Iterable[object], most: int = 12) -> str:

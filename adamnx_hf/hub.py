@@ -6,22 +6,21 @@ nothing else is downloaded, and nothing is executed.
 
 from __future__ import annotations
 
-import re
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adamnx_hf.errors import RecipeError
+from adamnx_hf.plain_values import LONGEST
 
 __all__ = [
-    "FOREIGN",
     "RECIPE",
     "SCHEME",
     "TAG",
     "check_access",
     "fetch_recipe",
-    "foreign",
     "list_files",
     "read_text",
     "recipe_name",
@@ -33,22 +32,6 @@ __all__ = [
 SCHEME = "hf://"
 RECIPE = "recipe.yaml"
 TAG = "adamnx"
-
-#: Fields that a recipe from somewhere else may not set: where is written, what is sent, whose code runs.
-FOREIGN = re.compile(
-    r"output_dir|logging_dir|push_to_hub\w*|hub_\w+|trust_remote_code|report_to|trackio_\w+|project|run_name|deepspeed"
-)
-
-
-def foreign(key: str, value: Any) -> bool:
-    """Whether a recipe from somewhere else may not set `key` to `value`: of :data:`FOREIGN`, or a path."""
-    if FOREIGN.fullmatch(key):
-        return key != "report_to" or value not in ("none", ["none"])
-    return isinstance(value, str) and (value.startswith(("/", "~", "./")) or ".." in value.split("/"))
-
-
-#: No recipe is longer, in bytes.
-_LONGEST = 100_000
 
 
 def _parts(address: str) -> tuple[str, str | None]:
@@ -82,29 +65,23 @@ def fetch_recipe(address: str) -> Path:
     Raises:
         RecipeError: there is no such repository, revision or recipe, or the Hub cannot be reached.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, hf_hub_url
 
+    api = HfApi()
     repo_id, revision = _parts(address)
     try:
-        path = Path(HfApi().hf_hub_download(repo_id, RECIPE, revision=revision))
+        size = api.get_hf_file_metadata(url=hf_hub_url(repo_id, RECIPE, revision=revision)).size
+        if size is None or size > LONGEST:  # asked for before it is downloaded
+            shown = "a size that is not told" if size is None else f"{size:,} bytes"
+            raise RecipeError(f"{address}: its {RECIPE} has {shown}; that is no recipe")
+        return Path(api.hf_hub_download(repo_id, RECIPE, revision=revision))
+    except RecipeError:
+        raise
     except Exception as error:
+        if _is_unreachable(error):
+            with contextlib.suppress(Exception):  # it may be in the cache
+                return Path(api.hf_hub_download(repo_id, RECIPE, revision=revision, local_files_only=True))
         raise RecipeError(f"{address}: {_reason(error)}") from error
-    if path.stat().st_size > _LONGEST:
-        raise RecipeError(f"{address}: its {RECIPE} has {path.stat().st_size:,} bytes; that is no recipe")
-    _check_aliases(path, address)
-    return path
-
-
-def _check_aliases(path: Path, address: str) -> None:
-    """A few lines of aliases of aliases would fill the memory."""
-    import yaml
-
-    try:
-        events = list(yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return  # reading it says what is wrong
-    if any(isinstance(event, yaml.AliasEvent) for event in events):
-        raise RecipeError(f"{address}: its {RECIPE} has YAML aliases, which a recipe from the Hub may not")
 
 
 def tagged() -> list[dict[str, Any]]:
@@ -308,6 +285,13 @@ def _reason(error: Exception) -> str:
             return "the Hub says that a file is too large"
         first = str(error).strip().splitlines()
         return f"the Hub answered {status}: {' '.join(first)}"
+    if _is_unreachable(error):
+        return unreachable
+    raise error
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Whether the Hub has not answered at all."""
     kinds: list[type[BaseException]] = [ConnectionError, TimeoutError]
     # Whichever the installed huggingface_hub is built on.
     for module, name in (
@@ -317,6 +301,4 @@ def _reason(error: Exception) -> str:
     ):
         if module in sys.modules:
             kinds.append(getattr(sys.modules[module], name))
-    if isinstance(error, tuple(kinds)):
-        return unreachable
-    raise error
+    return isinstance(error, tuple(kinds)) and _status(error) is None

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adamnx_hf.errors import RecipeError, nearest
+from adamnx_hf.errors import RecipeError
 
 if TYPE_CHECKING:
     import torch
@@ -179,11 +179,7 @@ def run(args: argparse.Namespace) -> int:
     from adamnx_hf.recipe import named, read
 
     try:
-        known = {name: read(path) for name, path in named().items()}
-        for name in args.recipes:
-            if name not in known and "." not in name:
-                raise RecipeError(f"{name}: no recipe of that name{nearest(name, known)}")
-        names = args.recipes or [name for name, values in known.items() if values.get("model_config")]
+        names = args.recipes or [n for n, path in named().items() if read(path).get("model_config")]
         rows = [
             (name, optim, *of_recipe(name, [f"--optim={optim}"] if optim else []))
             for name in names

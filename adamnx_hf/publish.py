@@ -19,7 +19,8 @@ from typing import Any
 
 from adamnx_hf import hub
 from adamnx_hf.errors import RecipeError
-from adamnx_hf.recipe import NAME_OR_PATH, read
+from adamnx_hf.policy import NAME_OR_PATH, Origin, why_not
+from adamnx_hf.recipe import NEUTRAL, read
 from adamnx_hf.report import run_command
 
 __all__ = ["EXTRA", "HUB_METRICS", "Package", "add_arguments", "package", "push", "run"]
@@ -318,15 +319,17 @@ def package(
     if not any(name.endswith(".safetensors") for name in files):
         raise RecipeError(f"{run_dir}: has no model (*.safetensors)")
 
-    values, missing = scrub.recipe(read(run_dir / hub.RECIPE))
-    if "dataset_name" in missing and "predictions.png" in files:
+    values, flags = scrub.recipe(read(run_dir / hub.RECIPE))
+    if flags.get("dataset_name", "") is None and "predictions.png" in files:
         del files["predictions.png"]
         scrub.left_out.append("predictions.png (pictures of a data set that is not on the Hub)")
     results = json.loads(scrub.json(run_dir / "results.json"))
     if not isinstance(results, dict) or not {"task", "metrics", "environment"} <= results.keys():
         raise RecipeError(f"{run_dir}: its results.json is not one of `adamnx-hf run`")
     words = [*run_command(results["environment"]["processes"]), address]
-    command = " ".join([shlex.join(words), *(f"--{key} {key.upper()}" for key in missing)])
+    for key, value in flags.items():
+        words += [f"--{key}", key.upper() if value is None else value]
+    command = shlex.join(words)
     head = f"# Again: {command}\n"
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     files[hub.RECIPE] = (head + text).encode()
@@ -377,20 +380,27 @@ class _Scrub:
             raise RecipeError(f"{path}: is not JSON ({error})") from None
         return _json(self._value(content, path.name))
 
-    def recipe(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """The recipe's fields without what is of this machine, and those that a user has to give."""
-        from adamnx_hf.recipe import kernel_of_the_hub
+    def recipe(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str | None]]:
+        """The recipe's fields that the Hub's recipes may decide, and those that a user has to give as flags.
 
-        result, missing = {}, []
+        Returns:
+            The fields, and the others that matter for the outcome, by name: the value as a flag takes
+            it, None where that was a path of this machine.
+        """
+        result: dict[str, Any] = {}
+        flags: dict[str, str | None] = {}
         for key, value in values.items():
-            if kernel_of_the_hub(key, value) or (hub.FOREIGN.fullmatch(key) and hub.foreign(key, value)):
-                self.left_out.append(f"{key} in {hub.RECIPE} (for whoever runs it to say)")
-            elif isinstance(value, str) and (_is_local(value, bool(NAME_OR_PATH.fullmatch(key)))):
+            if isinstance(value, str) and _is_local(value, bool(NAME_OR_PATH.fullmatch(key))):
                 self.left_out.append(f"{key} in {hub.RECIPE} (a path of this machine)")
-                missing.append(key)
+                flags[key] = None
+            elif why_not(Origin.HUB, key, value):
+                self.left_out.append(f"{key} in {hub.RECIPE} (for whoever runs it to say)")
+                if not NEUTRAL.fullmatch(key):
+                    clean = self._value(value, hub.RECIPE)
+                    flags[key] = clean if isinstance(clean, str) else json.dumps(clean)
             else:
                 result[key] = self._value(value, hub.RECIPE)
-        return result, missing
+        return result, flags
 
     def _value(self, value: Any, where: str, key: str = "") -> Any:
         if key == "notes":  # sentences, with whatever paths there are in them

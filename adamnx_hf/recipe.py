@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from adamnx_hf import hub
-from adamnx_hf.errors import RecipeError, nearest
+from adamnx_hf import hub, policy
+from adamnx_hf.errors import RecipeError, nearest, printable
+from adamnx_hf.plain_values import LONGEST, json_values, walk, yaml_values
+from adamnx_hf.policy import Origin
 
 __all__ = [
-    "NAME_OR_PATH",
+    "NEUTRAL",
     "Recipe",
     "RecipeArguments",
     "fields",
@@ -59,13 +61,13 @@ def find(name: str) -> Path:
         return hub.fetch_recipe(name)
     if name in named():
         return named()[name]
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise RecipeError(f"{name}: no such file")
+    path = os.path.expanduser(name)
+    if os.path.isfile(path):
+        return Path(path)
+    if name.endswith((".yaml", ".yml")) or "/" in name or os.sep in name:
+        raise RecipeError(f"{name[:200]}: no such file")
     raise RecipeError(
-        f"{name}: no recipe of that name{nearest(name, named())} (adamnx-hf recipes lists them)"
+        f"{name[:200]}: no recipe of that name{nearest(name, named())} (adamnx-hf recipes lists them)"
     )
 
 
@@ -73,26 +75,23 @@ def read(path: Path) -> dict[str, Any]:
     """The keys and values of a recipe file, as they are written.
 
     Raises:
-        RecipeError: it is not YAML, holds a key twice, or is not a list of keys and values.
+        RecipeError: it is too large, no YAML, holds more than plain values or a key twice, or is not a list
+            of keys and values.
     """
-    import yaml
-
     try:
+        if (size := path.stat().st_size) > LONGEST:
+            raise RecipeError(f"{path}: has {size:,} bytes; that is no recipe")
         text = path.read_text(encoding="utf-8")
-        loader = yaml.SafeLoader(text)
-        tree = loader.get_single_node()
-        keys = [key.value for key, _ in tree.value] if isinstance(tree, yaml.MappingNode) else []
-        values = None if tree is None else loader.construct_document(tree)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        values = yaml_values(text)
+    except ValueError as error:
+        raise RecipeError(f"{path}: is not YAML as recipes have it: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a list of `key: value` lines")
     if odd := [key for key in values if not isinstance(key, str)]:
         raise RecipeError(f"{path}: {odd[0]!r} is not the name of a field")
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise RecipeError(f"{path}: {twice[0]} is given twice")
     return values
 
 
@@ -130,7 +129,7 @@ class RecipeArguments:
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizers, str):
-            self.optimizers = json.loads(self.optimizers)
+            self.optimizers = json_values(self.optimizers)
 
 
 #: What `--smoke` sets for every task.
@@ -147,22 +146,12 @@ SMOKE = {
     "push_to_hub": False,
 }
 
-# Fields that leave the outcome alone, or that a results table has columns for.
-_NEUTRAL = re.compile(
+#: Fields that leave the outcome alone, or that a results table has columns for.
+NEUTRAL = re.compile(
     r"output_dir|overwrite_output_dir|dataset_(name|config_name|revision)|data_files|\w+_column|"
     r"box_field|box_format|category_field|difficult_field|run_name|seed|optim|optim_args|disable_tqdm|report_to|fast|"
     r"per_device_eval_batch_size|resume_from_checkpoint|title|hardware|hours|paper_tables|"
-    r"(logging|save|push|hub|log)_.*|dataloader_(?!drop_last).*"
-)
-
-#: Fields that hold a name on the Hub or a local path.
-NAME_OR_PATH = re.compile(
-    r"dataset_name|deepspeed|fsdp_config|accelerator_config|chat_template_path|(\w+_)?name_or_path"
-)
-
-# What a file may not decide: what is overwritten, what is read as a checkpoint, whose code runs, and secrets.
-_FLAGS_ONLY = re.compile(
-    r"overwrite_output_dir|resume_from_checkpoint|trust_remote_code|(?!eos_|pad_)\w+_token"
+    r"(logging|save|push|hub|log|trackio)_.*|project|dataloader_(?!drop_last).*"
 )
 
 
@@ -187,7 +176,7 @@ class Recipe:
         parts = (self.arguments, self.task_arguments, self.training_arguments)
         values = {}
         for key, value in self.values.items():
-            if key in ("optimizers", "fast", "output_dir") or _FLAGS_ONLY.fullmatch(key):
+            if key in ("optimizers", "fast", "output_dir") or policy.is_flags_only(key):
                 continue  # the first two are in the other fields by now; a file overwrites nothing
             parsed = next(getattr(part, key) for part in parts if hasattr(part, key))
             value = parsed if isinstance(parsed, dict) else value  # JSON came as text
@@ -223,48 +212,99 @@ class _Parser:
             action.default, action.required = argparse.SUPPRESS, False
         self.fields = {action.dest: action for action in self.parser._actions}
 
-    def explicit(self, words: Sequence[str], source: str) -> dict[str, Any]:
-        """The fields that `words` set, with their types."""
+    def of_flags(self, words: Sequence[str]) -> dict[str, Any]:
+        """The fields that the flags `words` set, with their types; JSON text is a dictionary.
+
+        Raises:
+            RecipeError: a flag or a value that does not fit.
+        """
         try:
             given, extra = self.parser.parse_known_args(list(words))
         except argparse.ArgumentError as error:
-            raise RecipeError(_clean(error, source)) from None
+            raise RecipeError(_clean(error, "")) from None
         if extra:
             word = extra[0].partition("=")[0]
             if word.startswith("--"):
                 known = [option for action in self.fields.values() for option in action.option_strings[:1]]
-                raise RecipeError(f"{source}{word} is not a flag of this recipe{nearest(word, known)}")
-            raise RecipeError(f"{source}{word!r} belongs to no flag; write --flag value")
-        for key, value in vars(given).items():
-            if isinstance(value, str) and key in self.json:
-                _check_json(value, source + key, or_path=key in _JSON_OR_PATH)
-        return vars(given)
+                raise RecipeError(f"{word} is not a flag of this recipe{nearest(word, known)}")
+            raise RecipeError(f"{word!r} belongs to no flag; write --flag value")
+        return {key: self._checked(key, value, key) for key, value in vars(given).items()}
 
-    def flags(self, values: Mapping[Any, Any], source: str) -> list[str]:
-        """A file's values as flags, so that both are checked alike."""
-        words = []
+    def of_file(self, values: Mapping[Any, Any], source: str) -> dict[str, Any]:
+        """The fields that a file's `values` set, with their types; each is one value, never a flag.
+
+        Args:
+            values: by field. None counts as not given, and so does an empty list.
+            source: what messages begin with.
+
+        Raises:
+            RecipeError: a field or a value that does not fit.
+        """
+        result = {}
         for key, value in values.items():
             if key not in self.fields:
-                raise RecipeError(f"{source}{key} is not a field of this recipe{nearest(key, self.fields)}")
-            if _FLAGS_ONLY.fullmatch(key):
-                raise RecipeError(f"{source}{key} cannot stand in a recipe; give it as a flag: --{key}")
-            if kernel := kernel_of_the_hub(key, value):
                 raise RecipeError(
-                    f"{source}{key}: {kernel!r} would run code from the Hub and cannot stand in a recipe; "
-                    f"give it as a flag: --{key}"
+                    f"{source}{key} is not a field of this recipe{nearest(str(key), self.fields)}"
                 )
-            takes_list = self.fields[key].nargs == "+"
-            if isinstance(value, list) and not takes_list:
-                raise RecipeError(f"{source}{key}: takes one value, got the list {value}")
-            if isinstance(value, list):
-                words += [f"--{key}", *map(str, value)] if value else []
-            elif isinstance(value, dict):
-                words.append(f"--{key}={json.dumps(value)}")
-            elif value is False and "no" in (self.fields[key].choices or ()):
-                words.append(f"--{key}=no")  # what YAML makes of an unquoted no
-            elif value is not None:
-                words.append(f"--{key}={str(value).lower() if isinstance(value, bool) else value}")
-        return words
+            if value is not None and value != []:
+                result[key] = self._checked(key, self._typed(key, value, source), f"{source}{key}")
+        return result
+
+    def _typed(self, key: str, value: Any, source: str) -> Any:
+        action = self.fields[key]
+        if action.nargs == "+":
+            items = value if isinstance(value, list) else [value]
+            for item in items:
+                if item is None or isinstance(item, bool | dict | list):
+                    raise RecipeError(
+                        f"{source}{key}: {item!r} among its values is neither text nor a number; if it is a "
+                        "word, put it in quotes"
+                    )
+            return [self._converted(action, str(item), source) for item in items]
+        if isinstance(value, list):
+            raise RecipeError(f"{source}{key}: takes one value, got the list {value}")
+        if isinstance(value, dict):
+            if key not in self.json:
+                raise RecipeError(f"{source}{key}: takes one value, got fields and values: {value}")
+            return value
+        if value is False and "no" in (action.choices or ()):
+            return self._converted(action, "no", source)  # what YAML makes of an unquoted no
+        return self._converted(action, str(value).lower() if isinstance(value, bool) else str(value), source)
+
+    def _converted(self, action: argparse.Action, text: str, source: str) -> Any:
+        """`text` as argparse would convert it if it were the flag's one word."""
+        try:
+            value = self.parser._get_value(action, text)
+            self.parser._check_value(action, value)
+        except argparse.ArgumentError as error:
+            raise RecipeError(_clean(error, source)) from None
+        return value
+
+    def _checked(self, key: str, value: Any, where: str) -> Any:
+        """`value` with its JSON text read; raises RecipeError for numbers that are none."""
+        if isinstance(value, str) and key in self.json:
+            value = _from_json(value, where, or_path=key in _JSON_OR_PATH)
+        for path, item in walk(value):
+            if isinstance(item, float) and not math.isfinite(item):
+                inner = "".join(f", {name}" for name in path if isinstance(name, str))
+                raise RecipeError(f"{where}{inner}: {item} is not a finite number")
+        if key == "optimizers":
+            return self._by_optimizer(value, where)
+        return value
+
+    def _by_optimizer(self, table: Mapping[Any, Any], where: str) -> dict[str, dict[str, Any]]:
+        """Fields by optimizers' names, each with its type."""
+        names, result = self.fields["optim"].choices, {}
+        for key, fields in table.items():
+            name = str(key).partition(" ")[0]
+            if names is not None and name not in names:
+                raise RecipeError(f"{where}: {name!r} is not an optimizer{nearest(name, names)}")
+            if fields is not None and not isinstance(fields, dict):
+                raise RecipeError(f"{where}, {key}: must be fields and values, got {fields!r}")
+            if "optimizers" in (fields or {}):
+                raise RecipeError(f"{where}, {key}: optimizers cannot stand within optimizers")
+            result[str(key)] = self.of_file(fields or {}, f"{where}, {key}: ")
+        return result
 
     def instances(self, values: Mapping[str, Any]) -> list[Any]:
         """One instance of each dataclass."""
@@ -278,29 +318,21 @@ class _Parser:
             raise RecipeError(" ".join(str(error).split())) from error
 
 
-def kernel_of_the_hub(key: str, value: Any) -> str | None:
-    """Transformers takes an attention named `owner/repository` for a kernel to load from the Hub."""
-    if isinstance(value, dict):
-        found = (kernel_of_the_hub(str(inner), item) for inner, item in value.items())
-        return next(filter(None, found), None)
-    if "attn_implementation" in key and "/" in str(value):
-        return str(value)
-    return None
-
-
 # Fields of TrainingArguments that take a dictionary or the path of a file of one.
 _JSON_OR_PATH = ("accelerator_config", "deepspeed", "fsdp_config")
 
 
-def _check_json(text: str, where: str, or_path: bool) -> None:
+def _from_json(text: str, where: str, or_path: bool) -> Any:
+    """The dictionary that `text` holds; `text` itself where it may be, and is, a path."""
     if or_path and not text.lstrip().startswith(("{", "[")):
-        return
+        return text
     try:
-        value = json.loads(text)
+        value = json_values(text)
     except ValueError as error:
-        raise RecipeError(f"{where}: {text!r} is not JSON ({error})") from None
+        raise RecipeError(f"{where}: {text[:200]!r} is not JSON ({error})") from None
     if not isinstance(value, dict):
-        raise RecipeError(f'{where}: must be fields and values, {{"field": value}}, got {text}')
+        raise RecipeError(f'{where}: must be fields and values, {{"field": value}}, got {text[:200]}')
+    return value
 
 
 def _clean(error: argparse.ArgumentError, source: str) -> str:
@@ -310,15 +342,58 @@ def _clean(error: argparse.ArgumentError, source: str) -> str:
 
 def fields(name: str) -> list[str]:
     """The names of a recipe's fields, which are its flags."""
-    return list(_Parser(_task_of(read(find(name)), f"{name}: ")).fields)
+    return list(_load(name).parser.fields)
 
 
 def help_text(name: str) -> str:
     """Every field of a recipe as a flag, with the recipe's own values as defaults."""
-    values = read(find(name))
-    parser = _Parser(_task_of(values, f"{name}: "))
-    parser.parser.set_defaults(**values)
-    return parser.parser.format_help()
+    loaded = _load(name)
+    parser = loaded.parser.parser
+    for action in parser._actions:
+        value = loaded.written.get(action.dest, argparse.SUPPRESS)
+        action.default = printable(value) if isinstance(value, str) else value
+    return parser.format_help()
+
+
+@dataclasses.dataclass
+class _Loaded:
+    """A recipe that its origin's policy has let through, before flags and defaults."""
+
+    path: Path
+    origin: Origin
+    source: str
+    """What messages of it begin with."""
+    parser: _Parser
+    task: Any
+    written: dict[str, Any]
+    """As it stands in the file."""
+    values: dict[str, Any]
+    """The fields that it sets, with their types."""
+
+
+def _load(name: str) -> _Loaded:
+    """Finds, reads, parses and judges a recipe.
+
+    Raises:
+        RecipeError: see :func:`resolve`.
+    """
+    path = find(name)
+    origin = Origin.HUB if name.startswith(hub.SCHEME) else Origin.PACKAGE if name in named() else Origin.FILE
+    source = f"{name if origin is Origin.HUB else path.name}: "
+    try:
+        written = read(path)
+    except RecipeError as error:
+        if origin is not Origin.HUB:
+            raise
+        raise RecipeError(str(error).replace(f"{path}: ", source, 1)) from None  # not a place in the cache
+    task = _task_of(written, source)
+    parser = _Parser(task)
+    for key in written:  # before its value, which may be a secret, is looked at
+        if policy.is_flags_only(key):
+            policy.check(origin, {key: True}, source)
+    values = parser.of_file(written, source)
+    policy.check(origin, values, source)
+    return _Loaded(path, origin, source, parser, task, written, values)
 
 
 def _task_of(values: Mapping[str, Any], source: str) -> Any:
@@ -340,22 +415,15 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
         RecipeError: a file, key or value that does not fit, in one line that names it and the nearest
             valid one.
     """
-    path = find(name)
-    foreign = name.startswith(hub.SCHEME)
-    source = f"{name if foreign else path.name}: "
-    written = read(path)
-    task = _task_of(written, source)
-    parser = _Parser(task)
-    from_file = parser.explicit(parser.flags(written, source), source)
-    from_flags = parser.explicit(words, "")
+    loaded = _load(name)
+    path, task, parser, from_file = loaded.path, loaded.task, loaded.parser, dict(loaded.values)
+    from_flags = parser.of_flags(words)
     if from_flags.get("task", from_file["task"]) != from_file["task"]:
         raise RecipeError("--task: a recipe's task cannot be changed by a flag")
 
     if "optim" in from_flags and from_flags["optim"] != from_file.get("optim"):
         from_file.pop("optim_args", None)  # meant for the file's optimizer, and unknown to another
-    layers = [from_file, _for_optimizer(parser, from_file, from_flags, source)]
-    if foreign and (taken := [k for layer in layers for k, v in layer.items() if hub.foreign(k, v)]):
-        raise RecipeError(f"{source}{taken[0]} cannot stand in a recipe from the Hub; give it as a flag")
+    layers = [from_file, _for_optimizer(from_file, from_flags)]
     chosen = {**from_file, **layers[1], **from_flags}
     fast, smoke = bool(chosen.get("fast")), bool(chosen.get("smoke"))
     if fast:
@@ -369,13 +437,13 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     changes = {
         key: value
         for key, value in from_flags.items()
-        if not _NEUTRAL.fullmatch(key) and value != base.get(key, _default(parser, key))
+        if not NEUTRAL.fullmatch(key) and value != base.get(key, _default(parser, key))
     }
     if "optim_args" in from_flags:
         other = _other_optim_args(from_flags["optim_args"])
         if other != _other_optim_args(base.get("optim_args")):
             changes["optim_args"] = ",".join(sorted(other))
-    if foreign:
+    if loaded.origin is Origin.HUB:
         recipe_name = hub.recipe_name(name)
     else:
         recipe_name = path.stem if path.stem != "recipe" else path.resolve().parent.name
@@ -388,6 +456,11 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
         values["output_dir"] = str(_output_dir(recipe_name, values))
     arguments, task_arguments, training_arguments = parser.instances(values)
     training_arguments.remove_unused_columns = False
+    metrics = ["loss", *task.METRICS]
+    best_by = training_arguments.metric_for_best_model
+    if best_by is not None and best_by.removeprefix("eval_") not in metrics:
+        near = nearest(best_by.removeprefix("eval_"), metrics)
+        raise RecipeError(f"metric_for_best_model: {best_by!r} is no metric of this task{near}")
     return Recipe(
         name=recipe_name,
         values=values,
@@ -400,30 +473,19 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     )
 
 
-def _for_optimizer(
-    parser: _Parser, from_file: Mapping[str, Any], from_flags: Mapping[str, Any], source: str
-) -> dict[str, Any]:
+def _for_optimizer(from_file: Mapping[str, Any], from_flags: Mapping[str, Any]) -> dict[str, Any]:
     """What the recipe's `optimizers` says for the optimizer in use.
 
     A key is a name, or a name and parts of optim_args: `adamnx beta2_schedule=adam`.
     """
-    try:
-        table = json.loads(from_flags.get("optimizers") or from_file.get("optimizers") or "{}")
-        entries = {key: dict(value or {}) for key, value in table.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise RecipeError(f"{source}optimizers: must be fields by optimizers' names ({error})") from None
-    choices = parser.fields["optim"].choices
     given = {**from_file, **from_flags}
     optim = str(getattr(given.get("optim"), "value", given.get("optim")))
     words = set((given.get("optim_args") or "").replace(" ", "").split(","))
     result: dict[str, Any] = {}
-    for key, entry in entries.items():
+    for key, entry in (given.get("optimizers") or {}).items():
         name, *conditions = key.split()
-        if choices is not None and name not in choices:
-            raise RecipeError(f"{source}optimizers: {name!r} is not an optimizer{nearest(name, choices)}")
         if name == optim and words.issuperset(conditions):
-            entry_source = f"{source}optimizers, {key}: "
-            result |= parser.explicit(parser.flags(entry, entry_source), entry_source)
+            result |= entry
     return result
 
 
@@ -452,13 +514,13 @@ def _fused(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _whole_paths(values: Mapping[str, Any]) -> dict[str, str]:
-    """Those of :data:`NAME_OR_PATH` that are local, by their whole path.
+    """Those of :data:`policy.NAME_OR_PATH` that are local, by their whole path.
 
     What is written down of the run then means the same in every folder, and passes for no name on the Hub.
     """
     result = {}
     for key, value in values.items():
-        if NAME_OR_PATH.fullmatch(key) and isinstance(value, str):
+        if policy.NAME_OR_PATH.fullmatch(key) and isinstance(value, str):
             path = os.path.expanduser(value)
             of_the_hub = key == "dataset_name" or key.endswith("name_or_path")  # if it is no folder
             if os.path.isdir(path) or (os.path.exists(path) and not of_the_hub):

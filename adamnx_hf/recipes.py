@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adamnx_hf import hub
-from adamnx_hf.errors import RecipeError, nearest
+from adamnx_hf.errors import RecipeError, nearest, printable
 from adamnx_hf.paper import Table, tables
 from adamnx_hf.recipe import folder, named, read
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.hub:
         for recipe in chosen:
             print(
-                f"{recipe['name']}\n  changed    {recipe['last_modified']}\n"
+                f"{printable(recipe['name'])}\n  changed    {recipe['last_modified']}\n"
                 f"  downloads  {recipe['downloads']}"
             )
         print("\nTry one: adamnx-hf run NAME" if chosen else f"Nothing on the Hub has the tag {hub.TAG}")

@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -330,7 +331,7 @@ def _data(folder: Path, args: argparse.Namespace) -> str | None:
     from adamnx_hf import recipe as recipes
 
     name = args.dataset_name or recipes.read(folder / "recipe.yaml").get("dataset_name")
-    path = Path(name or "").expanduser()
+    path = Path(os.path.expanduser(name or ""))
     return str(path.resolve()) if name and path.is_dir() else name
 
 

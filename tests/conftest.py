@@ -88,3 +88,27 @@ def tiny(tmp_path, folder, timed_briefly):
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump({**TINY, "dataset_name": str(folder)}))
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def one_server():
+    from hub_server import HubServer
+
+    server = HubServer()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def server(one_server, tmp_path, monkeypatch):
+    """A Hub, and a client that is set to it as HF_ENDPOINT and HF_TOKEN would set it."""
+    from hub_server import TOKEN, set_client
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "tokens"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    one_server.clear()
+    set_client(monkeypatch, one_server, tmp_path / "cache")
+    return one_server

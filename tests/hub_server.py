@@ -43,7 +43,8 @@ class HubServer(ThreadingHTTPServer):
         self.private: dict[str, bool] = {}
         self.datasets: dict[str, dict[str, bytes]] = {}
         self.objects: dict[str, bytes] = {}
-        self.served: list[str] = []
+        self.served: list[str] = []  # files
+        self.asked: list[str] = []  # paths of all requests
         self.refuse_commits = False
 
     def files(self, repo):
@@ -115,6 +116,7 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.asked.append(unquote(url.path))
         path = url.path  # a revision may hold slashes, which are quoted
         for method, pattern, function in ROUTES:
             match = re.fullmatch(pattern, path)

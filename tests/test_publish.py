@@ -9,31 +9,12 @@ import socket
 import pytest
 import yaml
 from forks import APART, forking
-from hub_server import TOKEN, HubServer, set_client, set_endpoint
+from hub_server import TOKEN, set_endpoint
 from huggingface_hub import ModelCard, constants, hf_hub_download
 
 from adamnx_hf import cli, hub, publish, recipe
 from adamnx_hf.errors import RecipeError
 from adamnx_hf.tasks import TASKS, load_task
-
-
-@pytest.fixture(scope="module")
-def one_server():
-    server = HubServer()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def server(one_server, tmp_path, monkeypatch):
-    """A Hub, and a client that is set to it as HF_ENDPOINT and HF_TOKEN would set it."""
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "tokens"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    one_server.clear()
-    set_client(monkeypatch, one_server, tmp_path / "cache")
-    return one_server
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +166,7 @@ def test_addresses_that_do_not_fit(address, message, server, capsys):
         ("task: image_classification\ndataset_name: a/../../b\n", "dataset_name cannot stand in a"),
         ("task: image_classification\nreport_to: all\n", "report_to cannot stand in a recipe from"),
         ("task: image_classification\ntrackio_space_id: x\n", "trackio_space_id "),
-        ("task: &a image_classification\ntitle: *a\n", "has YAML aliases"),
+        ("task: image_classification\nimage_mean: &a [*a]\n", "*a stands within itself"),
         ("task: image_classification\noptim: adamnx\noptimizers: {adamnx: {output_dir: /}}\n", "output_dir"),
         ("# " + "x" * 100_000 + "\ntask: image_classification\n", "that is no recipe"),
     ],

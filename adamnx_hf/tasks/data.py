@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adamnx_hf.errors import RecipeError, nearest
+from adamnx_hf.plain_values import json_values
 
 __all__ = [
     "DataArguments",
@@ -67,7 +69,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if isinstance(self.data_files, str):
-            self.data_files = json.loads(self.data_files)
+            self.data_files = json_values(self.data_files)
         _check_data_files(self.data_files)
         for name in ("max_train_samples", "max_eval_samples"):
             count = getattr(self, name)
@@ -109,15 +111,19 @@ class ImageArguments(DataArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.architecture_options, str):
-            self.architecture_options = json.loads(self.architecture_options)
+            self.architecture_options = json_values(self.architecture_options)
         if bool(self.architecture) == bool(self.model_name_or_path):
             raise ValueError("give either architecture or model_name_or_path")
         for name, value in vars(self).items():
             if name.endswith("_probability") and not 0 <= value <= 1:
                 raise ValueError(f"{name}: {value} is not a probability from 0 to 1")
         for name in ("image_mean", "image_std"):
-            if len(getattr(self, name)) != 3:
+            if len(getattr(self, name)) != 3 or not all(map(math.isfinite, getattr(self, name))):
                 raise ValueError(f"{name}: needs 3 numbers, one a channel, got {getattr(self, name)}")
+        if min(self.image_std) <= 0:
+            raise ValueError(
+                f"image_std: the channels are divided by it; {min(self.image_std)} is not above 0"
+            )
 
 
 def _check_data_files(data_files: Any) -> None:
@@ -155,7 +161,7 @@ def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
     name = arguments.dataset_name
     if not name:
         raise RecipeError("dataset_name: the recipe names no data set; add --dataset_name NAME_OR_FOLDER")
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if name in formats and not folder.is_dir():
         # load_dataset would read files of the current folder, and a recipe may be somebody else's.
         raise RecipeError(

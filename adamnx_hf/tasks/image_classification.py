@@ -235,7 +235,11 @@ def _model(arguments: Arguments, classes: list[str], recipe: Recipe) -> Any:
     set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
     if arguments.model_name_or_path:
         return AutoModelForImageClassification.from_pretrained(
-            arguments.model_name_or_path, ignore_mismatched_sizes=True, dtype=torch.float32, **labels
+            arguments.model_name_or_path,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            trust_remote_code=False,  # None would ask whoever sits at the terminal
+            **labels,
         )
     config = TorchvisionNetConfig(
         arguments.architecture, arguments.architecture_options, image_size=arguments.image_size, **labels

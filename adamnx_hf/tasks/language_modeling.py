@@ -6,8 +6,7 @@ Rows become what TRL's SFTTrainer takes; it does the rest: chat template, loss o
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
+import os
 import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +16,15 @@ import torch
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from adamnx_hf.errors import RecipeError
+from adamnx_hf.plain_values import json_values
 from adamnx_hf.tasks.data import DataArguments, check_columns, doc, load_splits
-from adamnx_hf.tasks.sft_trainer import ExactMatch, RecipeSFTConfig, RecipeSFTTrainer, completion_text
+from adamnx_hf.tasks.sft_trainer import (
+    SECONDS,
+    ExactMatch,
+    RecipeSFTConfig,
+    RecipeSFTTrainer,
+    completion_text,
+)
 
 if TYPE_CHECKING:
     from adamnx_hf.recipe import Recipe
@@ -94,7 +100,7 @@ class Arguments(DataArguments, ModelConfig):
         DataArguments.__post_init__(self)
         ModelConfig.__post_init__(self)
         if isinstance(self.model_config, str):
-            self.model_config = json.loads(self.model_config)
+            self.model_config = json_values(self.model_config)
         if not self.model_name_or_path:
             raise ValueError("model_name_or_path: the recipe names no model")
         if (self.prompt_template is None) != (self.completion_template is None):
@@ -113,14 +119,7 @@ class Arguments(DataArguments, ModelConfig):
         if self.answer_pattern is not None:
             if self.prompt_template is None:
                 raise ValueError("answer_pattern: needs prompt_template and completion_template")
-            try:
-                groups = re.compile(self.answer_pattern).groups
-            except re.error as error:
-                raise ValueError(f"answer_pattern: {self.answer_pattern!r} ({error})") from error
-            if not groups:
-                raise ValueError(
-                    f"answer_pattern: {self.answer_pattern!r} has no group; put the answer in parentheses"
-                )
+            ExactMatch(self.answer_pattern, self.exact_match_samples, self.max_new_tokens)  # checks it
 
     def columns_of(self, name: str) -> list[str]:
         """The columns in a template. Names alone: anything more would reach into Python's objects."""
@@ -220,6 +219,8 @@ def _check_fields(arguments: Arguments, args: RecipeSFTConfig) -> None:
             raise RecipeError("answer_pattern: prompts must not be packed; add eval_packing: false")
         if args.completion_only_loss is False:
             raise RecipeError("answer_pattern: prompts must be told apart; add completion_only_loss: true")
+    elif (args.metric_for_best_model or "").removeprefix("eval_") == "exact_match":
+        raise RecipeError("metric_for_best_model: exact_match needs answer_pattern, to know the answer")
     if args.loraplus_lr_ratio is not None and not arguments.use_peft:
         raise RecipeError("loraplus_lr_ratio: is LoRA's; add use_peft: true")
     if args.max_length is not None and args.max_length < 2:
@@ -240,7 +241,14 @@ def _check_prepared(trainer: RecipeSFTTrainer) -> None:
         judged: Any = trainer.eval_dataset
         first = judged.select(range(min(asked.samples, len(judged))))
         texts = [completion_text(completion) for completion in first["completion"]]
-        if not any(asked.answer(text) for text in texts):
+        try:
+            found = any(asked.answer(text) for text in texts)
+        except TimeoutError:
+            raise RecipeError(
+                f"answer_pattern: {asked.pattern!r} takes more than {SECONDS:g} s to find an answer "
+                "in one of the first completions of eval_split; write it without repeats of repeats"
+            ) from None
+        if not found:
             raise RecipeError(
                 f"answer_pattern: {asked.pattern!r} is in none of the first {len(texts)} completions of "
                 f"eval_split, such as {texts[0][-80:]!r}"
@@ -325,7 +333,7 @@ def _reading(what: str, name: str, read: Callable[[], Any]) -> Any:
     except (OSError, ValueError, errors.HfHubHTTPError) as error:
         remedy = "or pass a local copy: --model_name_or_path path/to/folder"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        if Path(name).expanduser().is_dir():
+        if os.path.isdir(os.path.expanduser(name)):
             text = f"{name} cannot be read as {what} ({reason})"
         elif any(isinstance(cause, errors.GatedRepoError) for cause in _causes(error)):
             text = (
@@ -346,8 +354,8 @@ def _reading(what: str, name: str, read: Callable[[], Any]) -> Any:
 
 def _place(name: str) -> str:
     """A local folder, or a name on the Hub."""
-    folder = Path(name).expanduser()
-    return str(folder) if folder.is_dir() else name
+    folder = os.path.expanduser(name)
+    return folder if os.path.isdir(folder) else name
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -449,7 +457,10 @@ def _config(arguments: Arguments) -> Any:
     fields: Any = arguments.model_config
     if not fields or "model_type" not in fields:
         raise RecipeError("model_config: the recipe does not say model_type and sizes there")
-    return AutoConfig.for_model(**fields)
+    try:
+        return AutoConfig.for_model(**fields)
+    except Exception as error:  # of as many kinds as there are models
+        raise RecipeError(f"model_config: makes no model ({' '.join(str(error).split())})") from error
 
 
 # The toy of --smoke: bytes for tokens, and a chat template that marks what the assistant says.

@@ -432,7 +432,7 @@ def _model(arguments: Arguments, classes: Sequence[str], recipe: Recipe) -> Any:
     name = arguments.model_name_or_path
     if name is None:
         return Yolov7TinyForObjectDetection(_config(arguments, classes))
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if not isinstance(config, Yolov7TinyConfig):
         raise RecipeError(f"model_name_or_path: {name} is a {config.model_type}, not a yolov7_tiny")
     if config.image_size != arguments.image_size:

@@ -361,7 +361,11 @@ def _model(arguments: Arguments, names: list[str], recipe: Recipe, pixels: np.nd
     set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
     if arguments.model_name_or_path:
         model = AutoModelForSemanticSegmentation.from_pretrained(
-            arguments.model_name_or_path, ignore_mismatched_sizes=True, dtype=torch.float32, **options
+            arguments.model_name_or_path,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            trust_remote_code=False,  # None would ask whoever sits at the terminal
+            **options,
         )
     else:
         changes: Any = arguments.architecture_options

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import regex  # as re, with a time limit
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -55,9 +56,17 @@ def normal_answer(text: str) -> str:
     return re.sub(r"\.0*$", "", re.sub(r"[,$\s]", "", text)).casefold()
 
 
+#: The longest that a pattern may look for an answer in one text, in seconds.
+SECONDS = 1.0
+
+
 @dataclasses.dataclass
 class ExactMatch:
-    """Whether greedy generation ends in the reference's answer."""
+    """Whether greedy generation ends in the reference's answer.
+
+    Raises:
+        ValueError: the pattern is no regular expression, or has no group.
+    """
 
     pattern: str
     """A regular expression; its first group is the answer. The first match counts."""
@@ -65,10 +74,28 @@ class ExactMatch:
     """The first so many examples of the evaluation split are generated for."""
     max_new_tokens: int
 
+    def __post_init__(self) -> None:
+        try:
+            groups = re.compile(self.pattern).groups
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"answer_pattern: {self.pattern!r} ({error})") from error
+        if not groups:
+            raise ValueError(f"answer_pattern: {self.pattern!r} has no group; put the answer in parentheses")
+        counts = [int(number) for number in re.findall(r"(?<=[{,])\d+(?=[,}])", self.pattern)]
+        if math.prod(max(count, 1) for count in counts) > 100_000:  # regex writes repeats out in memory
+            raise ValueError(
+                f"answer_pattern: {self.pattern!r} repeats too often; use * or + in place of large counts"
+            )
+        self._compiled = regex.compile(self.pattern)
+
     def answer(self, text: str) -> str | None:
-        """The answer in `text`, None where there is none."""
-        found = re.search(self.pattern, text)
-        return normal_answer(found.group(1)) if found else None
+        """The answer in `text`, None where there is none.
+
+        Raises:
+            TimeoutError: the pattern looks for longer than :data:`SECONDS`.
+        """
+        found = self._compiled.search(text, timeout=SECONDS)
+        return normal_answer(found.group(1)) if found and found.group(1) is not None else None
 
 
 class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
@@ -174,7 +201,10 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
                     texts = self.generate(model, batch, asked.max_new_tokens)
                     for row, text in zip(batch, texts, strict=True):
                         expected = asked.answer(completion_text(row["completion"]))
-                        right.append(expected is not None and asked.answer(text) == expected)
+                        try:
+                            right.append(expected is not None and asked.answer(text) == expected)
+                        except TimeoutError:  # a text that the pattern gets lost in holds no answer
+                            right.append(False)
                     bar.update(len(batch))
         finally:
             if self.args.gradient_checkpointing:  # TRL has turned it on again without its options, or not

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -39,8 +40,14 @@ class RecipeTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.num_train_epochs <= 0:
-            raise ValueError(f"num_train_epochs: {self.num_train_epochs} is not above 0")
+        if not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(f"num_train_epochs: {self.num_train_epochs} is not above 0, or not finite")
+        for name in ("seed", "data_seed"):
+            seed = getattr(self, name)
+            if seed is not None and not 0 <= seed < 2**32:  # NumPy takes no other
+                raise ValueError(f"{name}: {seed} is not from 0 to {2**32 - 1}")
+        if self.dataloader_num_workers < 0:
+            raise ValueError(f"dataloader_num_workers: {self.dataloader_num_workers} is below 0")
         if self.max_steps != -1 and self.max_steps < 1:
             raise ValueError(f"max_steps: {self.max_steps} is neither -1, for all epochs, nor above 0")
         for name in (
