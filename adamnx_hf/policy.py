@@ -155,8 +155,8 @@ def _by_optimizer(value: Any) -> str | None:
 
 _word = _matches(r"\w[\w.+-]*", "a plain word", most=100)
 _label = _text(200)
-_revision = _matches(r"(?!/|.*\.\.)[\w./-]+", "a branch, tag or commit")
-_pattern = _matches(r"(?!/|.*\.\.)[\w ./*\[\]?{},=@-]+", "a pattern of files")
+_revision = _matches(r"(?!.*\.\.)\w[\w./-]*", "a branch, tag or commit")
+_pattern = _matches(r"(?!.*\.\.)[\w*\[?{][\w ./*\[\]?{},=@-]*", "a pattern of files")
 _modules = _list_of(_matches(r"\w[\w.-]*", "the name of a module"))
 _number_of = _number(0, 1e7)
 
@@ -187,7 +187,7 @@ HUB: dict[str, Rule] = {
     **_fields(_flag, "fast smoke"),
     # The data: on the Hub, and what of them.
     **_fields(_on_the_hub, "dataset_name"),
-    **_fields(_matches(r"[\w .+-]+", "the name of a configuration"), "dataset_config_name"),
+    **_fields(_matches(r"\w[\w .+-]*", "the name of a configuration"), "dataset_config_name"),
     **_fields(_revision, "dataset_revision"),
     **_fields(_files_of_the_data_set, "data_files"),
     **_fields(_label, "train_split eval_split"),

@@ -95,7 +95,7 @@ def touched(events, folder):
 
 
 def asked_for_more(server):
-    """What was asked of the Hub but the recipe. Its client's own question, once a process, is no part of it."""
+    """What was asked of the Hub but the recipe, and but what its client asks by itself."""
     own = "/api/agent-harnesses"
     return [path for path in server.asked if "/me/hostile/" not in path and path != own]
 
@@ -218,7 +218,8 @@ def test_every_field_of_the_policy_is_one_of_a_recipe_and_every_other_is_refused
 WORDS = (
     "--overwrite_output_dir", "true", "--trust_remote_code", "evil/kernel", "data", ".", "..", "~", "a" * 300,
     "/etc/passwd", "config.json", "../x", "file:///etc", "https://evil.example/x", "me/data", "all", "none",
-    "no", "epoch", "", "adamnx", "sdpa", "float32", "hf_secretsecretsecret", "\x1b[2J", "a\nb", "(a+)+$", "1e400",
+    "no", "epoch", "", "adamnx", "sdpa", "float32", "hf_secretsecretsecret", "\x1b[2J", "a\nb", "(a+)+$",
+    "1e400",
 )  # fmt: skip
 KEYS = ("attn_implementation", "trust_remote_code", "auto_map", "hub_token", "backbone", "num_hidden_layers",
         "model_type", "overwrite_output_dir", "a", "adamnx", "seed", "output_dir")  # fmt: skip
@@ -250,6 +251,11 @@ def deep(parts):
     return {name: value for name, value in values.items() if name not in ("output_dir", "logging_dir")}
 
 
+def environment():
+    """But for what Transformers 4.57 makes of every TrainingArguments."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE_")}
+
+
 def parts(resolved):
     return deep((resolved.arguments, resolved.task_arguments, resolved.training_arguments))
 
@@ -266,7 +272,7 @@ def test_whatever_a_recipe_from_the_hub_holds(server, here, drawn):
     text = yaml.safe_dump(values, sort_keys=False)
     put(server, text)
     server.asked.clear()
-    before, status = contents(here), os.environ.copy()
+    before, status = contents(here), environment()
     with watched() as events:
         try:
             resolved = recipe.resolve(ADDRESS)
@@ -301,4 +307,26 @@ def test_whatever_a_recipe_from_the_hub_holds(server, here, drawn):
             path,
             value,
         )
-    assert os.environ == status
+    assert environment() == status
+
+
+#: Fields that are text for people, or that no file, name or code is looked for by.
+TEXT = {
+    "title", "hardware", "hours", "prompt_template", "completion_template", "join_rows", "answer_pattern",
+    "eos_token", "pad_token", "optim_args", "train_split", "eval_split", "class_names", "optimizers",
+}  # fmt: skip
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.sampled_from(sorted(policy.HUB)), TREES)
+def test_whatever_a_rule_lets_through(field, value):
+    """It is no path, no flag and no code of the Hub; what reaches a terminal are letters."""
+    if policy.why_not(policy.Origin.HUB, field, value) is not None or value is None:
+        return
+    strings = [item for _, item in walk(value) if isinstance(item, str)]
+    keys = {key for path, _ in walk(value) for key in path if isinstance(key, str)}
+    assert field == "optimizers" or not keys & {"attn_implementation", "auto_map", "backbone", "hub_token"}
+    for string in strings:
+        assert string.isprintable() or field in ("prompt_template", "completion_template", "join_rows")
+        if field not in TEXT and not field.endswith(("_column", "_field")):
+            assert not string.startswith(("/", "~", "-", ".", "file:", "https:")), (field, value)

@@ -175,6 +175,22 @@ def test_the_resolved_recipe_is_the_same_again(tmp_path):
         (["--seed"], "seed: expected one argument"),
         (["0.1"], "'0.1' belongs to no flag"),
         (["--model_name_or_path", "x"], "give either architecture or model_name_or_path"),
+        (["--num_train_epochs", "inf"], "num_train_epochs: inf is not a finite number"),
+        (["--num_train_epochs", "nan"], "num_train_epochs: nan is not a finite number"),
+        (["--learning_rate", "1e400"], "learning_rate: inf is not a finite number"),
+        (["--lr_scheduler_kwargs", '{"min_lr_ratio": NaN}'], "lr_scheduler_kwargs, min_lr_ratio: nan is not"),
+        (["--architecture_options", '{"a": 1, "a": 2}'], "is not JSON ('a' is given twice)"),
+        (["--architecture_options", "[" * 50_000], "is not JSON (more than 20 lists and mappings"),
+        (["--optimizers", '{"adamnx": {"seed": "x"}}'], "optimizers, adamnx: seed: invalid int value: 'x'"),
+        (["--optimizers", '{"adamnx": {"optimizers": {}}}'], "optimizers cannot stand within optimizers"),
+        (["--image_std", "0", "0.5", "0.5"], "image_std: the channels are divided by it; 0.0 is not"),
+        (["--image_mean", "nan", "0", "0"], "image_mean: nan is not a finite number"),
+        (["--seed", "-1"], "seed: -1 is not from 0 to 4294967295"),
+        (["--seed", str(2**32)], "seed: 4294967296 is not from 0 to 4294967295"),
+        (["--data_seed", "-1"], "data_seed: -1 is not from 0"),
+        (["--dataloader_num_workers", "-1"], "dataloader_num_workers: -1 is below 0"),
+        (["--metric_for_best_model", "accuracy"], "metric_for_best_model: 'accuracy' is no metric of this t"),
+        (["--metric_for_best_model", "eval_top1_eror"], "is no metric of this task; did you mean 'top1_erro"),
     ],
 )  # fmt: skip
 def test_a_wrong_flag_ends_in_one_line(words, message, capsys):
@@ -201,6 +217,18 @@ def test_a_wrong_flag_ends_in_one_line(words, message, capsys):
         ({"hub_token": "x"}, "mine.yaml: hub_token cannot stand in a recipe"),
         ({"optimizers": {"adamnx": {"overwrite_output_dir": True}}}, "overwrite_output_dir cannot stand"),
         ({"optimizers": [1]}, "mine.yaml: optimizers: takes one value, got the list [1]"),
+        # Values are values, whatever they look like.
+        ({"image_mean": [0.5, "--trust_remote_code", "true"]}, "image_mean: invalid float value: '--trust_r"),
+        ({"title": {"a": 1}}, "mine.yaml: title: takes one value, got fields and values: {'a': 1}"),
+        ({"image_mean": [0.5, None, 0.5]}, "image_mean: None among its values is neither text nor a number"),
+        ({"label_names": ["a", True]}, "label_names: True among its values is neither text nor a number; if"),
+        ({"optimizers": {"lion": {"image_std": ["--seed", "1"]}}}, "optimizers, lion: image_std: invalid fl"),
+        ({"optimizers": {"lion": {"trust_remote_code": True}}}, "optimizers, lion: trust_remote_code is not"),
+        ({"optimizers": {"lion": 3}}, "optimizers, lion: must be fields and values, got 3"),
+        ({"optimizers": {"lion": {"learning_rate": float("inf")}}}, "lion, learning_rate: inf is not a"),
+        ({"lr_scheduler_kwargs": '{"attn_implementation": "evil/kernel"}'}, "would run code from the Hub"),
+        ({"lr_scheduler_kwargs": {"a": [{"trust_remote_code": True}]}}, "trust_remote_code is a flag's to s"),
+        ({"seed": "9" * 5000}, "mine.yaml: seed: invalid int value: '999"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_ends_in_one_line(changes, message, tmp_path, capsys):
@@ -215,7 +243,10 @@ def test_a_wrong_file_ends_in_one_line(changes, message, tmp_path, capsys):
         ("a: b: c", "is not YAML"),
         ("- task", "a recipe is a list of `key: value` lines"),
         ("", "a recipe is a list of `key: value` lines"),
-        ("seed: 1\nseed: 2", "seed is given twice"),
+        ("seed: 1\nseed: 2", "line 2, column 1: seed is given twice"),
+        ("seed: {a: 1, a: 2}", "line 1, column 14: a is given twice"),
+        ("seed: 2026-99-99\nday: !!timestamp x", "line 2, column 6: !!timestamp is no kind of value"),
+        ("#" * 30_000_000, "has 30,000,000 bytes; that is no recipe"),
         ("task: !!python/object/apply:os.getcwd []", "is not YAML"),
     ],
 )
@@ -231,6 +262,12 @@ def test_a_file_that_is_no_recipe(text, message, tmp_path):
     [
         ("cifar100_efficientnetv2m", "no recipe of that name; did you mean 'cifar100_efficientnetv2_m'?"),
         ("nowhere/at_all.yaml", "nowhere/at_all.yaml: no such file"),
+        ("a" * 300, "no recipe of that name"),
+        ("a" * 300 + ".yaml", "no such file"),
+        ("~nobody/x.yaml", "~nobody/x.yaml: no such file"),
+        ("a\0b/c", "no such file"),
+        ("\x1b[2J", r"\x1b[2J: no recipe of that name"),
+        ("", "no recipe of that name"),
     ],
 )
 def test_no_such_recipe(name, message):
@@ -290,3 +327,23 @@ def test_the_list_needs_neither_transformers_nor_datasets():
         "assert not {'transformers', 'datasets', 'torchvision', 'evaluate'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+
+
+def test_a_list_of_flags_is_a_list_of_words(tmp_path):
+    words = ["labels", "--overwrite_output_dir", "true", "--seed", "7"]
+    resolved = recipe.resolve(write(tmp_path, label_names=words))
+    assert resolved.training_arguments.label_names == words
+    assert not resolved.training_arguments.overwrite_output_dir and resolved.training_arguments.seed == 42
+
+
+def test_json_as_text_and_as_fields_are_the_same(tmp_path):
+    options = {"stem_stride": 2}
+    for given in (options, json.dumps(options)):
+        resolved = recipe.resolve(write(tmp_path, architecture_options=given, optimizers="{}"))
+        assert resolved.values["architecture_options"] == options
+        assert resolved.task_arguments.architecture_options == options
+        assert resolved.resolved()["architecture_options"] == options
+        again = recipe.resolve(
+            write(tmp_path, architecture_options=given), ["--architecture_options", '{"stem_stride": 2}']
+        )
+        assert again.changes == {}
