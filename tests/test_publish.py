@@ -132,6 +132,24 @@ def test_a_recipe_from_the_hub_runs_again(server, elsewhere, trained, folder, tm
     assert set(server.served) == {"recipe.yaml"}
 
 
+def test_a_run_asks_the_hub_for_what_its_recipe_names_alone(server, elsewhere, folder, tmp_path):
+    """And writes into its output folder alone."""
+    from tiny_recipe import TINY
+
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
+    server.datasets["me/colours@main"] = files
+    named = {**TINY, "dataset_name": "me/colours", "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    put(server, yaml.safe_dump(named), "me/other")
+    work = tmp_path / "work"
+    work.mkdir()
+    elsewhere(command("run", "hf://me/other", "--output_dir", "out", "--seed", "4"), work)
+    assert json.loads((work / "out" / "results.json").read_text())["data"] == "me/colours"
+    assert [path.name for path in work.iterdir()] == ["out"]
+    assert set(server.served) == {"recipe.yaml", *files}
+    strange = [path for path in server.asked if not re.search(r"/me/(other|colours)(/|$)", path)]
+    assert set(strange) <= {"/api/agent-harnesses"}  # what its client asks by itself
+
+
 def put(server, text, repo="me/other", name="recipe.yaml"):
     server.private[repo] = False
     server.commits[repo] = [{}, {name: text.encode()}]
