@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from adamnx_hf import recipe
-from adamnx_hf.tasks import image_classification, masks, object_detection
+from adamnx_hf.tasks import image_classification, masks, object_detection, throughput
 from adamnx_hf.tasks.randomness import RowRandom, random_states_kept
 from adamnx_hf.tasks.transforms import FlipEach, HSVJitter, train_transform
 
@@ -185,8 +185,31 @@ def test_seeding_ends_also_with_an_error():
     assert states() == before
 
 
-def test_evaluation_leaves_random_states_alone(tmp_path):
-    trainer = trainer_of("classification", tmp_path)
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_the_trainer_says_which_epoch_it_is(workers, tmp_path):
+    """12 images in 3 batches; also where a run goes on within an epoch."""
+    words = ["--max_steps", "9", "--save_strategy", "steps", "--save_steps", "4", "--eval_strategy", "no"]
+    words += ["--per_device_train_batch_size", "4", "--dataloader_num_workers", workers]
+    for checkpoint, expected in ((None, [0, 0, 0, 1, 1, 1, 2, 2, 2]), ("checkpoint-4", [1, 1, 2, 2, 2])):
+        trainer = trainer_of("classification", tmp_path, *words)
+        epochs, step = [], trainer.training_step
+
+        def watched(model, inputs, *args, trainer=trainer, epochs=epochs, step=step):
+            data = trainer.train_dataset
+            examples = list(inputs["pixel_values"])
+            assert all(
+                any(torch.equal(data[row]["pixel_values"], one) for row in range(12)) for one in examples
+            )
+            epochs.append(data.random.epoch)
+            return step(model, inputs, *args)
+
+        trainer.training_step = watched
+        trainer.train(resume_from_checkpoint=checkpoint and str(tmp_path / checkpoint))
+        assert epochs == expected
+
+
+def test_evaluation_and_timing_leave_random_states_alone(tmp_path):
+    trainer = trainer_of("classification", tmp_path, "--per_device_train_batch_size", "2")
     inner = trainer.compute_metrics
 
     def draws(prediction):
@@ -202,6 +225,8 @@ def test_evaluation_leaves_random_states_alone(tmp_path):
         torch.rand(2)
         raise RuntimeError("no metric")
 
+    measured = throughput.measure(trainer, seconds=0.05)
+    assert measured["data"] and measured["model"] and states() == before
     trainer.compute_metrics = fails
     with pytest.raises(RuntimeError, match="no metric"):
         trainer.evaluate()
