@@ -404,7 +404,7 @@ def _model_and_batches(folder: Path, args: argparse.Namespace) -> tuple[nn.Modul
     trainer = trainer_of(folder, args.dataset_name)
     data = trainer.train_dataset
     if hasattr(data, "transform"):
-        data.transform = trainer.eval_dataset.transform
+        data.transform, data.random = trainer.eval_dataset.transform, None
     elif not isinstance(data, datasets.Dataset):  # language models' are not augmented
         raise RecipeError(f"{folder}: its training examples are not to be had without augmentation")
     trainer.model.eval()

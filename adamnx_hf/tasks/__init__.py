@@ -9,7 +9,8 @@ A task's module has:
 - `PIPELINE_TAG`, if the task's name with hyphens is not one of the Hub's tasks: the one that is, or None.
 - `fast()`: values of `--fast`, by field name.
 - `smoke(arguments)`: values of `--smoke`, by field name.
-- `make_trainer(recipe)`: a :class:`adamnx_hf.tasks.trainer.RecipeTrainer` with model, data and metrics.
+- `make_trainer(recipe)`: a :class:`adamnx_hf.tasks.trainer.RecipeTrainer` with model, data and metrics. What
+  a training set draws comes from its `random`, a :class:`adamnx_hf.tasks.randomness.RowRandom`.
 
 And it may have:
 

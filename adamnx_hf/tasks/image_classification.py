@@ -17,6 +17,7 @@ from adamnx_hf import metrics
 from adamnx_hf.errors import RecipeError
 from adamnx_hf.images import pictures
 from adamnx_hf.tasks.data import ImageArguments, check_columns, check_images, doc, load_splits
+from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
@@ -105,14 +106,17 @@ class ImageDataset(torch.utils.data.Dataset):
         data: the split.
         image_column, label_column: their names.
         size: of the images, in pixels; others are resized, and grey ones made RGB.
-        transform: applied to a uint8 batch (n, 3, size, size). None: they stay as they are.
+        transform: applied to a uint8 batch (n, 3, size, size) and, with `random`, its rows' numbers. None:
+            images stay as they are.
         keep_decoded: decode all images now and keep them, 3 · size² bytes each.
         split: its name, for messages.
+        random: gives the numbers that images are augmented by.
 
     Raises:
         RecipeError: an image that cannot be read, when it is; names its row.
 
-    Batches are `{"pixel_values": (n, 3, size, size), "labels": (n,) int64}`.
+    Batches are `{"pixel_values": (n, 3, size, size), "labels": (n,) int64}` and, with `random` and without a
+    transform, `"draws"`, the rows' numbers, for a transform on the device.
     """
 
     def __init__(
@@ -122,11 +126,12 @@ class ImageDataset(torch.utils.data.Dataset):
         image_column: str,
         label_column: str,
         size: int,
-        transform: Callable[[Tensor], Tensor] | None = None,
+        transform: Callable[..., Tensor] | None = None,
         keep_decoded: bool = False,
         split: str = "train",
+        random: RowRandom | None = None,
     ) -> None:
-        self.split = split
+        self.split, self.random = split, random
         self.images = data.select_columns([image_column])
         self.image_column, self.size, self.transform = image_column, size, transform
         self.labels = torch.as_tensor(np.asarray(data.with_format("numpy")[label_column][:], dtype=np.int64))
@@ -148,10 +153,13 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The batch of these examples. torch's loader calls it where it is defined."""
-        pixels = self._decode(indices) if self.decoded is None else self.decoded[torch.as_tensor(indices)]
-        if self.transform is not None:
-            pixels = self.transform(pixels)
-        return {"pixel_values": pixels, "labels": self.labels[torch.as_tensor(indices)]}
+        rows = torch.as_tensor(indices)
+        pixels = self._decode(indices) if self.decoded is None else self.decoded[rows]
+        batch = {"pixel_values": pixels, "labels": self.labels[rows]}
+        draws = {} if self.random is None else {"draws": self.random.uniform(rows)}
+        if self.transform is None:
+            return batch | draws
+        return batch | {"pixel_values": self.transform(pixels, *draws.values())}
 
     def _decode(self, indices: Sequence[int]) -> Tensor:
         from torchvision.transforms.v2 import functional
@@ -190,10 +198,11 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     )
     on_eval = transforms.eval_transform(mean=arguments.image_mean, std=arguments.image_std)
 
-    def dataset(data: Any, split: str, transform: Any) -> ImageDataset:
+    def dataset(data: Any, split: str, transform: Any, random: RowRandom | None = None) -> ImageDataset:
         return ImageDataset(
             data,
             split=split,
+            random=random,
             image_column=arguments.image_column,
             label_column=arguments.label_column,
             size=arguments.image_size,
@@ -213,7 +222,12 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     return RecipeTrainer(
         model=_model(arguments, classes, recipe),
         args=recipe.training_arguments,
-        train_dataset=dataset(train, arguments.train_split, on_train),
+        train_dataset=dataset(
+            train,
+            arguments.train_split,
+            on_train,
+            RowRandom(len(train), recipe.training_arguments.seed, on_train.draws),
+        ),
         eval_dataset=dataset(test, arguments.eval_split, on_eval),
         data_collator=as_it_is,
         compute_metrics=compute_metrics,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from adamnx_hf import images
 from adamnx_hf.errors import RecipeError
+from adamnx_hf.tasks.randomness import RowRandom
 
 __all__ = [
     "SegmentationDataset",
@@ -113,6 +115,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         keep_decoded: decode all images now and keep them, 4 bytes a pixel.
         split: its name, for messages.
         quiet: no progress bar.
+        random: what the transform draws, by row. None: what torch's global generator gives.
 
     Raises:
         RecipeError: an image that cannot be read, when it is; names its row.
@@ -132,7 +135,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
         keep_decoded: bool = False,
         split: str = "train",
         quiet: bool = False,
+        random: RowRandom | None = None,
     ) -> None:
+        self.random = random
         self.images, self.masks = data.select_columns([image_column]), data.select_columns([mask_column])
         self.image_column, self.mask_column, self.split = image_column, mask_column, split
         self.transform, self.keep_mask = transform, keep_mask
@@ -149,7 +154,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
         image, mask = self._decode(index) if self.decoded is None else self.decoded[index]
         mask = mask.long()
-        pixels, labels = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        with nullcontext() if self.random is None else self.random.seeding(index):
+            pixels, labels = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
         example = {"pixel_values": pixels.as_subclass(Tensor), "labels": labels.as_subclass(Tensor)}
         return example | ({"mask": mask} if self.keep_mask else {})
 

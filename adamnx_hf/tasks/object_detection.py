@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,7 @@ from adamnx_hf.tasks.data import (
     doc,
     load_splits,
 )
+from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
@@ -196,6 +198,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         augment: changes image and boxes. None: they stay as they are.
         with_difficult: whether objects that need not be found are among those to learn.
         quiet: no progress bars.
+        random: what `augment` draws, by row. None: what torch's global generator gives.
 
     Raises:
         RecipeError: a row whose objects do not fit their image or the classes; or an image that cannot be
@@ -216,7 +219,9 @@ class DetectionDataset(torch.utils.data.Dataset):
         augment: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
         with_difficult: bool = False,
         quiet: bool = False,
+        random: RowRandom | None = None,
     ) -> None:
+        self.random = random
         self.images = data.select_columns([arguments.image_column])
         self.image_column, self.split, self.size = arguments.image_column, split, arguments.image_size
         self.mean, self.std = arguments.image_mean, arguments.image_std
@@ -242,7 +247,8 @@ class DetectionDataset(torch.utils.data.Dataset):
         labels, boxes = learned[:, 0].long(), letterbox_boxes(learned[:, 2:], height, width, self.size)
         image = self._decode(index) if self.decoded is None else self.decoded[index]
         if self.augment is not None:
-            image, boxes, labels = self.augment(image, boxes * self.size, labels)
+            with nullcontext() if self.random is None else self.random.seeding(index):
+                image, boxes, labels = self.augment(image, boxes * self.size, labels)
             boxes = boxes / self.size
         else:
             image = image.float() / 255
@@ -377,7 +383,12 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
         DetectionDataset, classes=len(classes), quiet=recipe.training_arguments.quiet
     )
     learned = dataset(
-        train, arguments, arguments.train_split, augment=augment, with_difficult=arguments.train_on_difficult
+        train,
+        arguments,
+        arguments.train_split,
+        augment=augment,
+        with_difficult=arguments.train_on_difficult,
+        random=RowRandom(len(train), recipe.training_arguments.seed),
     )
     judged = dataset(test, arguments, arguments.eval_split)
     if all((objects[:, 1] > 0).all() for objects in judged.objects):

@@ -24,6 +24,7 @@ from adamnx_hf.tasks.data import (
     doc,
     load_splits,
 )
+from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
@@ -306,7 +307,12 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         **void,
         model=_model(arguments, names, recipe, pixels),
         args=recipe.training_arguments,
-        train_dataset=dataset(train, split=arguments.train_split, transform=on_train),
+        train_dataset=dataset(
+            train,
+            split=arguments.train_split,
+            transform=on_train,
+            random=RowRandom(len(train), recipe.training_arguments.seed),
+        ),
         eval_dataset=dataset(test, split=arguments.eval_split, transform=on_eval, keep_mask=True),
         data_collator=partial(masks.collate, **void),
         processing_class=_processor(arguments),

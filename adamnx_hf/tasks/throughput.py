@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from adamnx_hf.tasks.randomness import random_states_kept
+
 __all__ = ["TrainClock", "measure"]
 
 
@@ -46,7 +48,7 @@ class TrainClock(TrainerCallback):
 def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float | None]:
     """Units a second of the data pipeline alone, and of forward and backward passes on one fixed batch.
 
-    Leaves weights, buffers and gradients as they were.
+    Leaves weights, buffers, gradients and random states as they were.
 
     Args:
         trainer: a RecipeTrainer, after training.
@@ -56,6 +58,11 @@ def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float | None]:
         `data` and `model`; `data` is None where an epoch has a single batch, `model` where FSDP or DeepSpeed
         spread it.
     """
+    with random_states_kept(trainer.args.device):
+        return _measure(trainer, seconds)
+
+
+def _measure(trainer: Any, seconds: float) -> dict[str, float | None]:
     # Alone, also in a run of many processes: what shares the weights among them cannot be timed so.
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     model = trainer.model_wrapped if trainer.args.world_size == 1 else trainer.model

@@ -14,11 +14,19 @@ import torch
 from torch import Tensor, nn
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainingArguments
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.optim import param_groups
+from adamnx_hf.tasks.randomness import generator_of, random_states_kept
 
-__all__ = ["CurvatureCallback", "RecipeTrainer", "RecipeTrainingArguments", "in_steps"]
+__all__ = [
+    "CurvatureCallback",
+    "RecipeTrainer",
+    "RecipeTrainingArguments",
+    "ResumingCallback",
+    "in_steps",
+]
 
 
 @dataclasses.dataclass
@@ -87,9 +95,13 @@ def in_steps(kwargs: dict[str, Any] | None, num_training_steps: int) -> dict[str
 class RecipeTrainer(Trainer):
     """A Trainer that knows the paper's decay rule, shares in schedules, and transforms on the device.
 
+    From any of its checkpoints it goes on as if it had not been interrupted, bit for bit. A training set that
+    draws random numbers has them from a :class:`adamnx_hf.tasks.randomness.RowRandom`, its `random`.
+
     Args:
         train_transform, eval_transform: applied to `pixel_values` on the device, batch by batch, in
-            training and in evaluation. None: the data set has done it.
+            training and in evaluation; with the batch's `draws`, if it has any. None: the data set has done
+            it.
         args: RecipeTrainingArguments.
         kwargs: Trainer's.
 
@@ -105,7 +117,7 @@ class RecipeTrainer(Trainer):
     def __init__(
         self,
         *,
-        train_transform: Callable[[Tensor], Tensor] | None = None,
+        train_transform: Callable[..., Tensor] | None = None,
         eval_transform: Callable[[Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -116,6 +128,8 @@ class RecipeTrainer(Trainer):
             )
         if self.args.device.type == "cpu":
             self.args.dataloader_pin_memory = False  # nothing to pin it for, and torch would warn
+        self.order = torch.Generator()
+        """What an order by length is drawn from; seeded at the beginning of each epoch."""
         self.transforms = {True: train_transform, False: eval_transform}
         if self.args.channels_last:
             net: Any = self.model
@@ -123,6 +137,7 @@ class RecipeTrainer(Trainer):
         self.notes: list[str] = []
         """What the user should know of the data, in a line each."""
         self.add_callback(CurvatureCallback(self))
+        self.add_callback(ResumingCallback(self))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that decay, by `args.decay_rule`."""
@@ -148,11 +163,31 @@ class RecipeTrainer(Trainer):
     evaluating = False
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The Trainer's own; knows afterwards whether it came through."""
+        """The Trainer's own; leaves random states alone, and knows afterwards whether it came through."""
         self.evaluating = True
-        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        # An iterator of a loader draws a number from the generator that dropout uses: a run that goes on from
+        # a checkpoint would lack it, where the checkpoint was written before the evaluation.
+        with random_states_kept(self.args.device):
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         self.evaluating = False
         return metrics
+
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's own; the workers' seeds come from a generator of its own.
+
+        From the global one they would take a number of dropout's, save where workers live on from the epoch
+        before: those of a run that goes on from a checkpoint do not.
+        """
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # in Accelerate's wrapper
+        inner.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
+
+    def _get_train_sampler(self, *args: Any) -> Any:
+        sampler = super()._get_train_sampler(*args)
+        if isinstance(sampler, LengthGroupedSampler):  # Accelerate seeds RandomSampler by the epoch
+            sampler.generator = self.order
+        return sampler
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every example, whatever `dataloader_drop_last` says: that is for training."""
@@ -164,11 +199,12 @@ class RecipeTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         inputs = super()._prepare_inputs(inputs)
+        draws = (inputs.pop("draws"),) if "draws" in inputs else ()
         pixels = inputs.get("pixel_values")
         if pixels is not None:
             transform = self.transforms[self.model.training]  # type: ignore[union-attr]
             if transform is not None:
-                pixels = transform(pixels)
+                pixels = transform(pixels, *draws)
             if self.args.channels_last:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
             inputs["pixel_values"] = pixels
@@ -227,6 +263,39 @@ class CurvatureCallback(TrainerCallback):
             loss.backward()
         optimizer.update_curvature(count * args.world_size)
         optimizer.zero_grad()
+
+
+class ResumingCallback(TrainerCallback):
+    """Sees to it that a run which goes on from a checkpoint ends as the one that was not interrupted."""
+
+    def __init__(self, trainer: RecipeTrainer) -> None:
+        self.trainer = trainer
+        self._save_later = False
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tells the training set and the sampler which epoch it is."""
+        epoch = int(state.epoch or 0)  # whole where one has ended; within one its fraction is below 1
+        self.trainer.order.set_state(generator_of(args.seed, epoch).get_state())
+        random = getattr(self.trainer.train_dataset, "random", None)
+        if random is not None:
+            random.epoch = epoch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Puts a save off until the evaluation that follows: the checkpoint then knows what came of it."""
+        last = control.should_training_stop or state.epoch == int(state.epoch)
+        if control.should_save and last and args.eval_strategy == "epoch":
+            control.should_save, self._save_later = False, True
+        return self._logged_first(args, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Saves what was put off."""
+        control.should_save, self._save_later = control.should_save or self._save_later, False
+        return self._logged_first(args, control)
+
+    def _logged_first(self, args: Any, control: Any) -> Any:
+        if args.logging_strategy != "no" and control.should_save:
+            control.should_log = True  # a run that goes on has none of the losses since the last time
+        return control
 
 
 @contextlib.contextmanager

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-__all__ = ["FlipEach", "HSVJitter", "eval_transform", "hsv_to_rgb", "rgb_to_hsv", "train_transform"]
+__all__ = [
+    "Chain",
+    "FlipEach",
+    "HSVJitter",
+    "eval_transform",
+    "hsv_to_rgb",
+    "rgb_to_hsv",
+    "train_transform",
+]
 
 
 def rgb_to_hsv(image: Tensor) -> Tensor:
@@ -36,20 +44,33 @@ def hsv_to_rgb(image: Tensor) -> Tensor:
 
 
 class _PerImage(v2.Transform):
-    """Draws for each image of a batch on its own, where torchvision's transforms draw once for all."""
+    """Changes each image of a batch in its own way, where torchvision's transforms draw once for all.
+
+    What is drawn, `draws` numbers an image, is apart from what is made of it, so that it can be given.
+    """
+
+    draws = 1
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Which images to change: `chosen`, of shape (..., 1, 1, 1)."""
+        """:meth:`params` of numbers from the global generator of the image's device."""
         image = flat_inputs[0]
-        return {"chosen": self._uniform(image, 0, 1) < self.p}
+        return self.params(torch.rand(*image.shape[:-3], self.draws, dtype=image.dtype, device=image.device))
 
-    def _uniform(self, image: Tensor, low: float, high: float) -> Tensor:
-        shape = (*image.shape[:-3], 1, 1, 1)
-        return torch.empty(shape, device=image.device, dtype=image.dtype).uniform_(low, high)
+    def params(self, uniform: Tensor) -> dict[str, Tensor]:
+        """How to change images, by numbers uniform in [0, 1), (..., draws). Values are (..., 1, 1, 1).
+
+        `chosen` says which images to change.
+        """
+        return {"chosen": _numbers(uniform)[0] < self.p}
+
+
+def _numbers(uniform: Tensor) -> list[Tensor]:
+    """(..., draws) as so many of (..., 1, 1, 1)."""
+    return list(uniform[..., None, None, None].unbind(-4))
 
 
 class HSVJitter(_PerImage):
@@ -64,23 +85,25 @@ class HSVJitter(_PerImage):
         value: as saturation.
     """
 
+    draws = 6
+
     def __init__(self, p: float = 0.5, hue: float = 0.1, saturation: float = 1.5, value: float = 1.5) -> None:
         super().__init__(p)
         self.hue, self.saturation, self.value = hue, saturation, value
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+    def params(self, uniform: Tensor) -> dict[str, Tensor]:
         """`chosen` and `hue`, `saturation`, `value` of each image."""
-        image = flat_inputs[0]
+        chosen, hue, *factors = _numbers(uniform)
 
-        def factor(most: float) -> Tensor:
-            drawn = self._uniform(image, 1, most)
-            return torch.where(self._uniform(image, 0, 1) < 0.5, drawn, 1 / drawn)
+        def factor(most: float, size: Tensor, direction: Tensor) -> Tensor:
+            size = 1 + (most - 1) * size
+            return torch.where(direction < 0.5, size, 1 / size)
 
         return {
-            **super().make_params(flat_inputs),
-            "hue": self._uniform(image, -self.hue, self.hue),
-            "saturation": factor(self.saturation),
-            "value": factor(self.value),
+            "chosen": chosen < self.p,
+            "hue": (2 * hue - 1) * self.hue,
+            "saturation": factor(self.saturation, *factors[:2]),
+            "value": factor(self.value, *factors[2:]),
         }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -108,9 +131,31 @@ class FlipEach(_PerImage):
         return torch.where(params["chosen"], inpt.flip(-1), inpt)
 
 
+class Chain(v2.Compose):
+    """Transforms one after the other, whose random numbers can be given: `draws` of them an image."""
+
+    def __init__(self, transforms: Sequence[Any]) -> None:
+        super().__init__(transforms)
+        self.draws = sum(one.draws for one in transforms if isinstance(one, _PerImage))
+
+    def forward(self, image: Tensor, uniform: Tensor | None = None) -> Tensor:
+        """The images (..., 3, height, width), changed as numbers in [0, 1), (..., draws), say.
+
+        None: each transform draws its own.
+        """
+        left = uniform
+        for transform in self.transforms:
+            if left is not None and isinstance(transform, _PerImage):
+                own, left = left[..., : transform.draws], left[..., transform.draws :]
+                image = transform.transform(image, transform.params(own))
+            else:
+                image = transform(image)
+        return image
+
+
 def train_transform(
     *, mean: Sequence[float], std: Sequence[float], jitter: float = 0.5, flip: float = 0.5
-) -> v2.Compose:
+) -> Chain:
     """uint8 RGB to the model's input, augmented as by the authors.
 
     Args:
@@ -119,9 +164,7 @@ def train_transform(
         flip: probability of :class:`FlipEach`.
     """
     changes = [HSVJitter(jitter)] if jitter else []  # it computes for all images what it then keeps of some
-    return v2.Compose(
-        [v2.ToDtype(torch.float32, scale=True), *changes, FlipEach(flip), v2.Normalize(mean, std)]
-    )
+    return Chain([v2.ToDtype(torch.float32, scale=True), *changes, FlipEach(flip), v2.Normalize(mean, std)])
 
 
 def eval_transform(*, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:

@@ -1,0 +1,96 @@
+"""What is random in training, so that a run that goes on from a checkpoint draws what it would have drawn."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["RowRandom", "generator_of", "random_states_kept"]
+
+
+def generator_of(seed: int, epoch: int) -> torch.Generator:
+    """A generator of the CPU, a function of the two, both at least 0.
+
+    They are mixed: epoch 1 of seed 0 is not epoch 0 of seed 1.
+    """
+    (mixed,) = np.random.SeedSequence([seed, epoch]).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed))
+
+
+@functools.lru_cache(maxsize=1)  # asked for each batch of an epoch
+def _uniform(seed: int, epoch: int, rows: int, numbers: int) -> Tensor:
+    return torch.rand(rows, numbers, generator=generator_of(seed, epoch))
+
+
+@functools.lru_cache(maxsize=1)
+def _seeds(seed: int, epoch: int, rows: int) -> Tensor:
+    # Of 32 bits, as that is what a generator of the CPU takes of its seed.
+    return torch.randint(2**32, (rows,), generator=generator_of(seed, epoch))
+
+
+class RowRandom:
+    """Random numbers of a data set's rows, each a function of seed, epoch and row alone.
+
+    So whichever process draws them, in whatever order, and how often, they are the same. Reads and changes no
+    global random state.
+
+    Args:
+        rows: of the data set.
+        seed: at least 0.
+        numbers: of :meth:`uniform`, for a row.
+    """
+
+    def __init__(self, rows: int, seed: int, numbers: int = 1) -> None:
+        self.rows, self.seed, self.numbers = rows, seed, numbers
+        # In memory that the loader's workers share, as they may live for many epochs.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """From 0. Set it before an iterator of the loader begins the epoch: workers work ahead."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def uniform(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """(len(rows), numbers) float32, uniform in [0, 1)."""
+        return _uniform(self.seed, self.epoch, self.rows, self.numbers)[torch.as_tensor(rows)]
+
+    @contextlib.contextmanager
+    def seeding(self, row: int) -> Iterator[None]:
+        """Within it torch's global generator of the CPU, torchvision's, begins with the row's seed.
+
+        Afterwards it is as it was.
+        """
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would seed the devices' generators, too.
+            torch.default_generator.manual_seed(int(_seeds(self.seed, self.epoch, self.rows)[row]))
+            yield
+
+
+@contextlib.contextmanager
+def random_states_kept(device: torch.device) -> Iterator[None]:
+    """Puts the global random states back: Python's, NumPy's, and torch's of the CPU and of `device`."""
+    states: list[tuple[Any, Any]] = [
+        (random.getstate, random.setstate),
+        (np.random.get_state, np.random.set_state),
+        (torch.get_rng_state, torch.set_rng_state),
+    ]
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        states.append((module.get_rng_state, module.set_rng_state))
+    kept = [get() for get, _ in states]
+    try:
+        yield
+    finally:
+        for (_, put), state in zip(states, kept, strict=True):
+            put(state)
