@@ -315,7 +315,9 @@ class _Parser:
         try:
             return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
         except (ValueError, TypeError, ImportError) as error:
-            raise RecipeError(" ".join(str(error).split())) from error
+            raise RecipeError(str(error)) from error
+        except Exception as error:  # a library's own check of a value that it did not expect
+            raise RecipeError(f"a field does not fit ({type(error).__name__}: {error})") from error
 
 
 # Fields of TrainingArguments that take a dictionary or the path of a file of one.
@@ -325,6 +327,8 @@ _JSON_OR_PATH = ("accelerator_config", "deepspeed", "fsdp_config")
 def _from_json(text: str, where: str, or_path: bool) -> Any:
     """The dictionary that `text` holds; `text` itself where it may be, and is, a path."""
     if or_path and not text.lstrip().startswith(("{", "[")):
+        if not os.path.isfile(os.path.expanduser(text)):
+            raise RecipeError(f"{where}: {text[:200]!r} is neither JSON nor a file")
         return text
     try:
         value = json_values(text)
