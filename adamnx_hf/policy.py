@@ -104,21 +104,39 @@ def _mapping(keys: str, refused: str | None = None) -> Rule:
     def rule(value: Any) -> str | None:
         if not isinstance(value, Mapping):
             return f"{str(value)[:60]!r} is not fields and values"
+        layers = 0.0
         for path, item in walk(value):
             names = [name for name in path if isinstance(name, str)]
             shown = ", ".join(names)
-            for name in names:
-                if not re.fullmatch(keys, name) or (refused is not None and re.search(refused, name)):
-                    return f"{shown}: such a key may not stand there"
-            if isinstance(item, dict | list | bool | None):
-                continue
-            # Layers are built one by one, before anything can say that they do not fit into memory.
-            most = 1000 if names and re.search(r"depth|layers?$|blocks?$", names[-1]) else 1e7
-            if reason := _word(item) if isinstance(item, str) else _number(-most, most)(item):
-                return f"{shown}: {reason}"
-        return None
+            if isinstance(item, Mapping):
+                for key in item:
+                    if (
+                        not isinstance(key, str)
+                        or not re.fullmatch(keys, key)
+                        or re.search(refused or "$^", key)
+                    ):
+                        return f"{key!r}: such a key may not stand there"
+            elif isinstance(item, list):
+                if len(item) > 100:
+                    return f"{shown} has {len(item):,} entries, and more than 100 are too many"
+            elif item is not None and not isinstance(item, bool):
+                if reason := _word(item) if isinstance(item, str) else _size(names[-1])(item):
+                    return f"{shown}: {reason}"
+                # They are built one by one, before anything can say that they do not fit into memory.
+                if re.search(_LAYERS, names[-1]) and not isinstance(item, str):
+                    layers += item
+        return f"{layers:g} layers, and more than 512 are too many" if layers > 512 else None
 
     return rule
+
+
+_LAYERS = r"depth|n_layer$|layers$|blocks$"
+
+
+def _size(name: str) -> Rule:
+    if re.search(r"drop|stochastic_depth", name):
+        return _number(0, 1)
+    return _number(-512, 512) if re.search(rf"{_LAYERS}|experts", name) else _number(-1e7, 1e7)
 
 
 def _on_the_hub(value: Any) -> str | None:
@@ -163,7 +181,7 @@ _number_of = _number(0, 1e7)
 # Sizes and switches of a model's config.json. None of them names code, files or repositories.
 _CONFIG = (
     r"model_type|hidden_act|hidden_activation|activation_function|tie_word_embeddings|use_cache|initializer_range|"
-    r"\w+_size|num_\w+|n_\w+|(max|min|original_max)_\w*(position|window|layers)\w*|\w+_theta|\w+_factor|factor|"
+    r"\w+_size|num_(?!labels)\w+|n_\w+|(max|min|original_max)_\w*(position|window|layers)\w*|\w+_theta|\w+_factor|factor|"
     r"rope_\w+|partial_rotary_factor|type|\w+_type|\w+_eps|\w+_epsilon|layer_norm_\w+|\w+_bias|bias|\w+_dropout|"
     r"dropout|\w+_pdrop|\w+_token_id|\w*window\w*|layer_types|\w+_softcapping|query_pre_attn_scalar|head_dim|\w+_dim|"
     r"\w+_rank|\w+_scale|\w+_scaling|\w+_multiplier|\w+_attention|beta_fast|beta_slow|attention_factor"
@@ -232,7 +250,7 @@ HUB: dict[str, Rule] = {
         _flag, "use_peft use_rslora use_dora merge_adapter load_in_4bit load_in_8bit use_bnb_nested_quant"
     ),
     **_fields(_word, "lora_task_type bnb_4bit_quant_type bnb_4bit_quant_storage"),
-    **_fields(_number(1, 2**16), "lora_r lora_alpha"),
+    **_fields(_number(1, 4096), "lora_r lora_alpha"),
     **_fields(_number(), "lora_dropout loraplus_lr_ratio router_aux_loss_coef"),
     **_fields(_modules, "lora_target_modules lora_modules_to_save lora_target_parameters"),
     # The optimizer and its schedule.
@@ -242,9 +260,10 @@ HUB: dict[str, Rule] = {
     **_fields(
         _number(),
         "learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm "
-        "warmup_steps warmup_ratio label_smoothing_factor neftune_noise_alpha num_train_epochs "
+        "warmup_steps warmup_ratio label_smoothing_factor num_train_epochs "
         "max_steps seed data_seed",
     ),
+    **_fields(_number(0, 1e6), "neftune_noise_alpha"),
     **_fields(_mapping(r"\w+"), "lr_scheduler_kwargs"),
     # The run.
     **_fields(
@@ -267,7 +286,11 @@ HUB: dict[str, Rule] = {
         "gradient_checkpointing_kwargs activation_checkpointing_kwargs",
     ),
     **_fields(_one_of("inductor", "eager", "aot_eager"), "torch_compile_backend"),
-    **_fields(_word, "torch_compile_mode train_sampling_strategy"),
+    **_fields(
+        _one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        "torch_compile_mode",
+    ),
+    **_fields(_word, "train_sampling_strategy"),
     **_fields(_word, "eval_strategy save_strategy logging_strategy metric_for_best_model"),
     **_fields(_number_of, "eval_steps eval_delay logging_steps save_steps save_total_limit"),
     **_fields(_one_of("none", ["none"]), "report_to"),  # nothing is sent

@@ -17,6 +17,7 @@ from adamnx_hf import metrics
 from adamnx_hf.errors import RecipeError
 from adamnx_hf.images import pictures
 from adamnx_hf.tasks.data import ImageArguments, check_columns, check_images, doc, load_splits
+from adamnx_hf.tasks.pretrained import check_pretrained
 from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
@@ -92,7 +93,11 @@ def smoke(arguments: Arguments) -> dict[str, Any]:
     """What `--smoke` sets: a tiny network and a few images."""
     from adamnx_hf.models import nets
 
-    tiny: dict[str, Any] = {"max_train_samples": 64, "max_eval_samples": 32}
+    tiny: dict[str, Any] = {
+        "max_train_samples": 64,
+        "max_eval_samples": 32,
+        "image_size": min(arguments.image_size, 64),
+    }
     if arguments.architecture:
         changes: Any = arguments.architecture_options or {}
         tiny["architecture_options"] = nets.tiny_options(arguments.architecture, changes)
@@ -248,6 +253,7 @@ def _model(arguments: Arguments, classes: list[str], recipe: Recipe) -> Any:
     }
     set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
     if arguments.model_name_or_path:
+        check_pretrained(arguments.model_name_or_path)
         return AutoModelForImageClassification.from_pretrained(
             arguments.model_name_or_path,
             ignore_mismatched_sizes=True,

@@ -18,6 +18,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from adamnx_hf.errors import RecipeError
 from adamnx_hf.plain_values import json_values
 from adamnx_hf.tasks.data import DataArguments, check_columns, doc, load_splits
+from adamnx_hf.tasks.pretrained import check_pretrained
 from adamnx_hf.tasks.sft_trainer import (
     SECONDS,
     ExactMatch,
@@ -43,6 +44,9 @@ TrainingArguments = RecipeSFTConfig
 
 #: Rows of one text that are joined at a time, with `join_rows`.
 JOINED = 1000
+
+#: The column of texts, as TRL gets it.
+TEXT = "text"
 
 #: The folder in output_dir where a smoke run keeps the model that it starts from.
 BASE = "base_model"
@@ -113,6 +117,8 @@ class Arguments(DataArguments, ModelConfig):
             self.columns_of(name)
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
             raise ValueError("load_in_4bit and load_in_8bit: quantized weights do not train; add use_peft")
+        if self.load_in_4bit and self.dtype == "auto":
+            raise ValueError("dtype: with load_in_4bit it is what is computed in; name one, such as bfloat16")
         for name in ("exact_match_samples", "max_new_tokens", "lora_r"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 1")
@@ -181,6 +187,7 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
     with args.main_process_first(desc="loading the data"):
         splits = _made_up(arguments, args) if recipe.synthetic_data else load_splits(arguments)
         train, test = (_for_trl(split, arguments, args) for split in splits)
+        args.dataset_text_field = TEXT
         if recipe.arguments.smoke:
             arguments.model_name_or_path = str(_make_toy(arguments, args))
     tokenizer = _tokenizer(arguments, args)
@@ -282,14 +289,15 @@ def _for_trl(data: Any, arguments: Arguments, args: RecipeSFTConfig) -> Any:
             return {key: [{"role": roles[key], "content": text}] for key, text in filled.items()}
 
         return data.map(fill, remove_columns=data.column_names, desc="filling in templates")
-    column = args.dataset_text_field
-    check_columns(data, {"dataset_text_field": column})
-    data = data.select_columns([column])
+    check_columns(data, {"dataset_text_field": args.dataset_text_field})
+    data = data.select_columns([args.dataset_text_field])
+    if args.dataset_text_field != TEXT:  # TRL takes some names, such as prompt, for more than text
+        data = data.rename_columns({args.dataset_text_field: TEXT})
     separator = arguments.join_rows
     if separator is None:
         return data
     return data.map(
-        lambda rows: {column: [separator.join(rows[column])]},
+        lambda rows: {TEXT: [separator.join(rows[TEXT])]},
         batched=True,
         batch_size=JOINED,
         desc="joining rows",
@@ -324,6 +332,8 @@ def _reading(what: str, name: str, read: Callable[[], Any]) -> Any:
 
     try:
         return read()
+    except RecipeError:
+        raise
     except ImportError as error:
         if "bitsandbytes" in str(error):
             raise RecipeError(
@@ -396,16 +406,18 @@ def _model(arguments: Arguments, args: RecipeSFTConfig) -> Any:
     options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation}
     if (quantization := get_quantization_config(arguments)) is not None:
         options["quantization_config"] = quantization
-    return _reading(
-        "a causal language model",
-        name,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            _place(name),
+
+    def read() -> Any:
+        place = _place(name)
+        check_pretrained(place, arguments.model_revision, trusted=args.trust_remote_code)
+        return AutoModelForCausalLM.from_pretrained(
+            place,
             revision=arguments.model_revision,
             trust_remote_code=args.trust_remote_code,
             **options,
-        ),
-    )
+        )
+
+    return _reading("a causal language model", name, read)
 
 
 def meta_model(arguments: Arguments) -> tuple[Any, dict[int, int]]:

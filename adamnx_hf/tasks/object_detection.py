@@ -24,6 +24,7 @@ from adamnx_hf.tasks.data import (
     doc,
     load_splits,
 )
+from adamnx_hf.tasks.pretrained import check_pretrained
 from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
@@ -443,6 +444,7 @@ def _model(arguments: Arguments, classes: Sequence[str], recipe: Recipe) -> Any:
     name = arguments.model_name_or_path
     if name is None:
         return Yolov7TinyForObjectDetection(_config(arguments, classes))
+    check_pretrained(name)
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if not isinstance(config, Yolov7TinyConfig):
         raise RecipeError(f"model_name_or_path: {name} is a {config.model_type}, not a yolov7_tiny")

@@ -24,6 +24,7 @@ from adamnx_hf.tasks.data import (
     doc,
     load_splits,
 )
+from adamnx_hf.tasks.pretrained import check_pretrained
 from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
@@ -366,6 +367,7 @@ def _model(arguments: Arguments, names: list[str], recipe: Recipe, pixels: np.nd
     }
     set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
     if arguments.model_name_or_path:
+        check_pretrained(arguments.model_name_or_path)
         model = AutoModelForSemanticSegmentation.from_pretrained(
             arguments.model_name_or_path,
             ignore_mismatched_sizes=True,

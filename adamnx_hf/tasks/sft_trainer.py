@@ -75,18 +75,24 @@ class ExactMatch:
     max_new_tokens: int
 
     def __post_init__(self) -> None:
+        shown = f"answer_pattern: {self.pattern[:200]!r}"
         try:
             groups = re.compile(self.pattern).groups
         except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"answer_pattern: {self.pattern!r} ({error})") from error
+            raise ValueError(f"{shown} ({error})") from error
+        if re.search(r"\(\?\w*x", self.pattern):
+            raise ValueError(
+                f"{shown} has the flag x; write it without"
+            )  # it hides counts from the check below
         if not groups:
-            raise ValueError(f"answer_pattern: {self.pattern!r} has no group; put the answer in parentheses")
+            raise ValueError(f"{shown} has no group; put the answer in parentheses")
         counts = [int(number) for number in re.findall(r"(?<=[{,])\d+(?=[,}])", self.pattern)]
         if math.prod(max(count, 1) for count in counts) > 100_000:  # regex writes repeats out in memory
-            raise ValueError(
-                f"answer_pattern: {self.pattern!r} repeats too often; use * or + in place of large counts"
-            )
-        self._compiled = regex.compile(self.pattern)
+            raise ValueError(f"{shown} repeats too often; use * or + in place of large counts")
+        try:
+            self._compiled = regex.compile(self.pattern)
+        except (regex.error, MemoryError, RecursionError) as error:
+            raise ValueError(f"{shown} ({error})") from error
 
     def answer(self, text: str) -> str | None:
         """The answer in `text`, None where there is none.

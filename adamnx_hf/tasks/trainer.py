@@ -29,6 +29,12 @@ __all__ = [
 ]
 
 
+#: torch.compile's modes; inductor's own list is slow to import.
+_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "lite")
+#: Arguments of schedules that are words.
+_WORDS = ("decay_type", "warmup_type", "mode", "threshold_mode")
+
+
 @dataclasses.dataclass
 class RecipeTrainingArguments(TrainingArguments):
     """TrainingArguments and what a recipe adds to them."""
@@ -68,7 +74,16 @@ class RecipeTrainingArguments(TrainingArguments):
         super().__post_init__()
         schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(self.lr_scheduler_type)]
         valid = list(inspect.signature(schedule).parameters)[1:]  # the first is the optimizer
-        for key in self.lr_scheduler_kwargs or {}:
+        if self.torch_compile_mode not in (None, *_MODES):
+            near = nearest(self.torch_compile_mode, _MODES)
+            raise ValueError(f"torch_compile_mode: {self.torch_compile_mode!r} is not known{near}")
+        kwargs: Any = self.lr_scheduler_kwargs or {}
+        for key, value in kwargs.items():
+            fits = isinstance(value, str if key in _WORDS else int | float | None)
+            if not fits:
+                what = "a word" if key in _WORDS else "a number"
+                raise ValueError(f"lr_scheduler_kwargs: {key}: {value!r} is not {what}")
+        for key in kwargs:
             if key not in valid:
                 name = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
                 raise ValueError(f"lr_scheduler_kwargs: {name} has no {key!r}{nearest(key, valid)}")

@@ -1,0 +1,53 @@
+"""What a pretrained model's own files ask for, looked at before Transformers acts on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+from adamnx_hf.errors import RecipeError
+from adamnx_hf.plain_values import walk
+
+__all__ = ["check_pretrained"]
+
+
+def check_pretrained(name: str, revision: str | None = None, *, trusted: bool = False) -> None:
+    """That loading a model runs no code of the Hub, and loads no other model.
+
+    A config can name an attention that is a kernel of the Hub, which Transformers fetches and runs, whatever
+    `trust_remote_code` and `attn_implementation` say. An adapter names its base, which may be a folder of
+    this machine.
+
+    Args:
+        name: on the Hub, or a local folder.
+        revision: branch, tag or commit on the Hub.
+        trusted: the user has passed `trust_remote_code`.
+
+    Raises:
+        RecipeError: it would, unless trusted; or the repository on the Hub is an adapter's.
+        OSError: there is no such model, or the Hub cannot be reached.
+    """
+    from transformers import PretrainedConfig
+    from transformers.utils import find_adapter_config_file
+
+    if not os.path.isdir(name) and find_adapter_config_file(name, revision=revision) is not None:
+        raise RecipeError(
+            f"model_name_or_path: {name} is an adapter; name the model that it belongs to, and train a new "
+            "adapter with use_peft"
+        )
+    if trusted:
+        return
+    config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+    for path, value in walk(config):
+        keys = [key for key in path if isinstance(key, str)]
+        if keys and "implementation" in keys[-1] and isinstance(value, str) and _is_of_the_hub(value):
+            raise RecipeError(
+                f"model_name_or_path: the config of {name} has {keys[-1]}: {value!r}, a kernel on the Hub, "
+                "whose code would run; take that out of a copy, and pass its folder: --model_name_or_path"
+            )
+
+
+def _is_of_the_hub(implementation: str) -> bool:
+    """Whether Transformers gets it from the Hub: by its name, or as flash attention that is not installed."""
+    installed = any(importlib.util.find_spec(package) for package in ("flash_attn", "flash_attn_interface"))
+    return "/" in implementation or (implementation.startswith("flash") and not installed)
