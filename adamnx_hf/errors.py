@@ -5,14 +5,22 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["RecipeError", "nearest", "number"]
+__all__ = ["RecipeError", "close_bars", "nearest", "number"]
 
 
 class RecipeError(ValueError):
     """A recipe, a flag or data that do not fit. The message is one line, with the remedy."""
+
+
+def close_bars() -> None:
+    """Ends the progress bars that an error has left open, so that what is said next has a line of its own."""
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
 
 
 def nearest(word: str, valid: Iterable[object], most: int = 12) -> str:
