@@ -23,6 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from adamnx_hf.files import save_figure, write_text
+
 if TYPE_CHECKING:
     import torch
 
@@ -419,9 +421,7 @@ def _write(report: dict[str, Any], title: str, outputs: list[Path], *, memory: b
 
     write_json(outputs[0], report)
     facts = [f"- {key}: {value}" for key, value in report["environment"].items()]
-    draft = outputs[1].with_name(f"{outputs[1].name}.part")
-    draft.write_text("\n".join([f"# {title}", "", _tables(report, memory=memory), "", *facts, ""]))
-    draft.replace(outputs[1])
+    write_text(outputs[1], "\n".join([f"# {title}", "", _tables(report, memory=memory), "", *facts, ""]))
 
 
 def _title(report: dict[str, Any], args: argparse.Namespace) -> str:
@@ -1121,8 +1121,7 @@ def _draw(report: dict[str, Any], title: str, path: Path) -> None:
             axes.set_xlim(0, max(ratios) * 1.25)
             axes.spines[["top", "right", "bottom"]].set_visible(False)
             axes.tick_params(bottom=False, labelbottom=False)
-        figure.savefig(path, facecolor="white")
-        plt.close(figure)
+        save_figure(figure, path, facecolor="white")
 
 
 def _draw_memory(report: dict[str, Any], title: str, path: Path) -> None:
@@ -1163,8 +1162,7 @@ def _draw_memory(report: dict[str, Any], title: str, path: Path) -> None:
             axes.margins(x=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-        figure.savefig(path, facecolor="white")
-        plt.close(figure)
+        save_figure(figure, path, facecolor="white")
 
 
 def _command(args: argparse.Namespace) -> str:

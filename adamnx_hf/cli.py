@@ -12,7 +12,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from adamnx_hf import __version__
+from adamnx_hf import __version__, interrupts
+from adamnx_hf.errors import close_bars
+from adamnx_hf.files import no_room
 
 __all__ = ["COMMANDS", "main"]
 
@@ -59,6 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: from argparse (2) for arguments that do not fit, and from a command that cannot go on (1).
     """
     argv = sys.argv[1:] if argv is None else argv
+    with interrupts.noted():
+        try:
+            return _main(argv)
+        except KeyboardInterrupt:
+            pass
+        except BaseException:
+            if not interrupts.seen():  # else it is what an import or a data loader makes of one
+                raise
+    close_bars()
+    print("adamnx-hf: interrupted", file=sys.stderr)
+    return 130
+
+
+def _main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="adamnx-hf", description="AdamNX for the Hugging Face stack.")
     parser.add_argument("--version", action="version", version=f"adamnx-hf {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -88,9 +104,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             f'adamnx-hf: {missing} is not installed: pip install "adamnx-hf[{args.extra}]"', file=sys.stderr
         )
         return 1
-    except KeyboardInterrupt:
-        print("adamnx-hf: interrupted", file=sys.stderr)
-        return 130
+    except OSError as error:
+        if (reason := no_room(error)) is None:
+            raise
+        where = error.filename or "a file"
+        print(
+            f"adamnx-hf: {where} cannot be written ({reason}); free space there, and again", file=sys.stderr
+        )
+        return 1
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import dataclasses
 import itertools
 import json
@@ -21,12 +20,12 @@ import shlex
 import statistics
 import sys
 import textwrap
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from adamnx_hf.errors import RecipeError, number
+from adamnx_hf.files import save_figure, sole_writer, write_text
 from adamnx_hf.paired import Difference, compared
 
 __all__ = ["EXTRA", "TAKES_FLAGS", "Contender", "add_arguments", "compare", "markdown", "run", "verdict"]
@@ -233,16 +232,25 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         What comparison.json holds, with its `folder`.
 
     Raises:
-        RecipeError: something does not fit; nothing has been trained by then.
+        RecipeError: something does not fit, or another comparison is writing into the folder; nothing has
+            been trained by then.
     """
     from adamnx_hf import recipe as recipes
-    from adamnx_hf import report
 
-    contenders = _contenders(args.optim)
+    _contenders(args.optim)
     if args.hold_out > 50:
         raise RecipeError(f"--hold-out: {args.hold_out} percent leaves too little to train on; 50 at most")
     base = recipes.resolve(args.recipe, [*args.flags, *_FLAGS])
     folder = args.output_dir or Path("runs") / base.name / "compare"
+    with sole_writer(folder):
+        return _compare(args, base, folder)
+
+
+def _compare(args: argparse.Namespace, base: Any, folder: Path) -> dict[str, Any]:
+    from adamnx_hf import recipe as recipes
+    from adamnx_hf import report
+
+    contenders = _contenders(args.optim)
     metrics = {LOSS: "min", **base.task.METRICS}
     chosen_by = args.metric or next(iter(base.task.METRICS), LOSS)
     if chosen_by not in metrics:
@@ -336,7 +344,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "environment": report.environment(),
     }  # fmt: skip
     report.write_json(folder / "comparison.json", content)
-    (folder / "comparison.md").write_text(markdown(content) + "\n", encoding="utf-8")
+    write_text(folder / "comparison.md", markdown(content) + "\n")
     draw(folder / "comparison.png", content)
     draw_decay(folder / "decay.png", content)
     return content | {"folder": str(folder)}
@@ -494,21 +502,14 @@ def _look(item: _Run, args: argparse.Namespace) -> None:
 
 
 def _try_optimizer(recipe: Any, item: _Run) -> None:
-    """That one of our optimizers takes its settings: Transformers asks it only when training begins."""
-    from transformers import Trainer
+    """That the optimizer takes its settings: Transformers asks it only when training begins."""
+    from adamnx_hf.run import try_optimizer
 
-    from trainer_patches import registered_optimizers
-
-    args = copy.copy(recipe.training_arguments)
-    args.max_steps = max(args.max_steps, 1000)  # for what depends on the length of the run
-    if getattr(args.optim, "value", args.optim) not in registered_optimizers():
-        return
-    with _as_it_was(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the run will say it
+    with _as_it_was():
         try:
-            Trainer.get_optimizer_cls_and_kwargs(args)
-        except (ValueError, TypeError) as error:
-            raise RecipeError(f"{item.contender.label}: {' '.join(str(error).split())}") from error
+            try_optimizer(recipe.training_arguments)
+        except RecipeError as error:
+            raise RecipeError(f"{item.contender.label}: {error}") from error
 
 
 def _carry_out(item: _Run, args: argparse.Namespace, bar: _Progress) -> None:
@@ -886,8 +887,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
         figure.suptitle(title, fontsize=12)
         columns = 1 if any(len(one["label"]) > 40 for one in content["contenders"]) else min(count, 3)
         figure.legend(loc="outside lower center", ncols=columns, frameon=False)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def _draw_differences(axes: Any, content: dict[str, Any], metric: str, palette: Sequence[str]) -> None:
@@ -963,5 +963,4 @@ def draw_decay(path: Path, content: dict[str, Any]) -> None:
             ylim=(0, 1.02),
         )
         left.legend(frameon=False, fontsize=9, loc="lower left")
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from adamnx_hf import __version__
 from adamnx_hf.errors import number
 from adamnx_hf.figures import PALETTE
+from adamnx_hf.files import entries, save_figure, write_text
 from adamnx_hf.paired import Difference, paired_difference
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _check_output_dir(folder: Path, overwrite: bool) -> None:
         _stop(f"--output-dir {folder} is a file")
     if overwrite or not folder.exists():
         return
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in entries(folder)}
     try:
         ours = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["made_by"] == MADE_BY
     except (OSError, ValueError, KeyError, TypeError):
@@ -380,7 +381,7 @@ def _write_results(args: argparse.Namespace, runs: list[Run], comparisons: list[
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
     }
     text = json.dumps(results, indent=2)
-    (args.output_dir / RESULTS).write_text(text + "\n", encoding="utf-8")
+    write_text(args.output_dir / RESULTS, text + "\n")
 
 
 def _version(package: str) -> str | None:
@@ -499,8 +500,7 @@ def _draw(args: argparse.Namespace, runs: list[Run], data: Any, logits: np.ndarr
             f"mean ± sd of seed{'s' if len(args.seeds) > 1 else ''} {seeds}",
             fontsize=12.5,
         )
-        figure.savefig(args.output_dir / CURVES)
-        plt.close(figure)
+        save_figure(figure, args.output_dir / CURVES)
 
 
 def _draw_differences(axes: Any, optims: list[str], per_epoch: dict[Any, Any], epochs: Any) -> None:

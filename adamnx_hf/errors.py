@@ -6,11 +6,12 @@ import argparse
 import difflib
 import math
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["RecipeError", "nearest", "number", "printable"]
+__all__ = ["RecipeError", "close_bars", "in_one_line", "nearest", "number", "printable"]
 
 
 class RecipeError(ValueError):
@@ -31,6 +32,23 @@ def printable(text: str) -> str:
         c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
         for c in line
     )
+
+
+def close_bars() -> None:
+    """Ends the progress bars that an error has left open, so that what is said next has a line of its own."""
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
+def in_one_line(error: Exception) -> Exception:
+    """`error` as a RecipeError, save a missing module, for which the command has its own words."""
+    if isinstance(error, RecipeError):  # one from a worker of the data loader ends its whole traceback
+        return RecipeError(str(error).rpartition("RecipeError: ")[2].strip())
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return error
+    plain = isinstance(error, ValueError | TypeError | ImportError | OSError | RuntimeError) and str(error)
+    return RecipeError(str(error) if plain else f"{type(error).__name__}: {error}")
 
 
 def nearest(word: str, valid: Iterable[object], most: int = 12) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adamnx_hf.files import save_figure
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -95,8 +97,7 @@ def draw_decay(path: Path, step: int = 100_000) -> None:
         _draw_weights(left)
         _draw_shares(right, step)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, facecolor="white")
-        plt.close(figure)
+        save_figure(figure, path, facecolor="white")
 
 
 def _draw_weights(axes: Any) -> None:
@@ -193,8 +194,7 @@ def draw_kernel(path: Path) -> None:
         _draw_launch(top)
         _draw_traffic(bottom)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, facecolor="white")
-        plt.close(figure)
+        save_figure(figure, path, facecolor="white")
 
 
 def _draw_launch(axes: Any) -> None:
@@ -341,8 +341,7 @@ def draw_bfloat16(path: Path) -> None:
             transform=axes.transAxes, va="top", color="#555555", fontsize=10.5,
         )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, facecolor="white")
-        plt.close(figure)
+        save_figure(figure, path, facecolor="white")
 
 
 def draw_gains(path: Path, contents: Sequence[dict[str, Any]]) -> None:
@@ -383,8 +382,7 @@ def draw_gains(path: Path, contents: Sequence[dict[str, Any]]) -> None:
         axes.set_title("How much lower the eval loss ends with AdamNX than with Adam's decay")
         axes.legend(frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, facecolor="white")
-        plt.close(figure)
+        save_figure(figure, path, facecolor="white")
 
 
 def draw_twins(path: Path, content: dict[str, Any]) -> None:
@@ -412,8 +410,7 @@ def draw_twins(path: Path, content: dict[str, Any]) -> None:
         right.set(xlabel="step", title="Distance from the first one's", ylim=(-1e-7, None))
         left.legend(frameon=False, fontsize=9)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, facecolor="white")
-        plt.close(figure)
+        save_figure(figure, path, facecolor="white")
 
 
 def draw_results(folder: Path) -> list[Path]:

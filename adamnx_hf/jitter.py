@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.errors import RecipeError, number
+from adamnx_hf.files import save_figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -310,5 +311,4 @@ def draw(path: Path, content: dict[str, Any]) -> None:
         right.xaxis.set_major_locator(MaxNLocator(4))
         right.set_title("Mean squared step of the\nnetwork, against a v without error", fontsize=10)
         right.grid(axis="y", visible=False)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adamnx_hf import __version__
+from adamnx_hf.files import write_text
 
 __all__ = ["BACKENDS", "NAME", "VERSION", "build", "main", "relative_imports"]
 
@@ -102,7 +103,7 @@ def build(folder: Path) -> list[Path]:
         variant = folder / "build" / f"torch-{backend}"
         for path, text in files.items():
             (variant / path).parent.mkdir(parents=True, exist_ok=True)
-            (variant / path).write_text(text.replace('"adamnx_hf::', f'"{unique}::'), encoding="utf-8")
+            write_text(variant / path, text.replace('"adamnx_hf::', f'"{unique}::'))
         metadata = {
             "name": NAME,
             "id": f"_{unique}_{backend}",
@@ -111,10 +112,10 @@ def build(folder: Path) -> list[Path]:
             "python-depends": [],
             "backend": {"type": backend},
         }
-        (variant / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        write_text(variant / "metadata.json", json.dumps(metadata, indent=2) + "\n")
         variants.append(variant)
     readme = _README.format(version=__version__, name=NAME, interface=VERSION)
-    (folder / "README.md").write_text(readme, encoding="utf-8")
+    write_text(folder / "README.md", readme)
     return variants
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adamnx_hf.errors import RecipeError
+from adamnx_hf.errors import RecipeError, in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -135,17 +135,25 @@ def of_recipe(name: str, flags: Sequence[str] = ()) -> tuple[Memory, int, int]:
         flags: as for `adamnx-hf run`.
 
     Raises:
-        RecipeError: a flag does not fit, or the recipe's task or fields do not tell the model's sizes.
+        RecipeError: a flag does not fit, or the recipe's task or fields do not tell the model's sizes, or make no
+            model or optimizer.
     """
-    import copy
-
-    from transformers import Trainer
-
     from adamnx_hf.recipe import resolve
 
     recipe = resolve(name, [*flags, "--use_cpu=true"])  # it asks for no device
     if not hasattr(recipe.task, "meta_model"):
         raise RecipeError(f"{name}: its task {recipe.arguments.task} does not tell a model's size beforehand")
+    try:
+        return _of_resolved(recipe)
+    except Exception as error:  # of Transformers', PEFT's and optimizers' kinds
+        raise in_one_line(error) from error
+
+
+def _of_resolved(recipe: Any) -> tuple[Memory, int, int]:
+    import copy
+
+    from transformers import Trainer
+
     model, packed = recipe.task.meta_model(recipe.task_arguments)
     args = copy.copy(recipe.training_arguments)
     args.max_steps = max(args.max_steps, 1)  # what horizon=auto asks for; the state does not depend on it

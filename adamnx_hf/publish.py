@@ -19,6 +19,7 @@ from typing import Any
 
 from adamnx_hf import hub
 from adamnx_hf.errors import RecipeError
+from adamnx_hf.files import beside
 from adamnx_hf.policy import NAME_OR_PATH, Origin, why_not
 from adamnx_hf.recipe import NEUTRAL, read
 from adamnx_hf.report import run_command
@@ -256,10 +257,11 @@ def _write(made: Package, folder: Path) -> None:
         raise RecipeError(f"{folder} is not an empty folder; choose another --output-dir")
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in made.files.items():
-        if isinstance(content, bytes):
-            (folder / name).write_bytes(content)
-        else:
-            shutil.copyfile(content, folder / name)
+        with beside(folder / name) as draft:
+            if isinstance(content, bytes):
+                draft.write_bytes(content)
+            else:
+                shutil.copyfile(content, draft)
 
 
 # Among what is left out.

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adamnx_hf.files import save_figure, write_text
+
 __all__ = ["best_and_last", "draw", "draw_runs", "environment", "epochs", "run_command", "write_json"]
 
 _PACKAGES = (
@@ -87,10 +89,8 @@ def _processor() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content`, whole or not at all."""
-    draft = path.with_name(f"{path.name}.part")
-    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    """Writes `content`, whole or not at all; see :func:`adamnx_hf.files.beside`."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def epochs(
@@ -204,8 +204,7 @@ def draw_runs(
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.suptitle(title, fontsize=12)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def _gaps(values: Sequence[Any]) -> list[float]:

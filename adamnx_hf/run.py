@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import dataclasses
+import errno
 import os
 import re
 import shlex
-import shutil
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adamnx_hf.errors import RecipeError
+from adamnx_hf import files, interrupts
+from adamnx_hf.errors import RecipeError, close_bars, in_one_line, printable
 from adamnx_hf.hub import SCHEME
+from trainer_patches import checkpoints
 
 if TYPE_CHECKING:
     from adamnx_hf.recipe import Recipe
 
-__all__ = ["EXTRA", "add_arguments", "run", "train", "without_tokens"]
+__all__ = ["EXTRA", "add_arguments", "run", "train", "try_optimizer", "without_tokens"]
 
 #: The extra of this package that has what this command needs.
 EXTRA = "recipes"
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.png"
+
+#: After a full disk, in a comparison: it skips what has been done.
+_RUN_AGAIN = "free space there, or make it writable, and run the same command again"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     # Before anything imports the Hub's library, which looks once.
     if "--smoke" in args.flags and not args.recipe.startswith(SCHEME):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if args.recipe.startswith(SCHEME):  # nobody is told who runs somebody's recipe
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from adamnx_hf import recipe
 
     try:
@@ -65,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         resolved = recipe.resolve(args.recipe, args.flags)
         train(resolved, command=_command(args.recipe, args.flags))
     except RecipeError as error:
+        close_bars()
         print(f"adamnx-hf run: error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -89,8 +100,7 @@ def _command(name: str, flags: Sequence[str]) -> str:
     return shlex.join([*run_command(processes), name, *without_tokens(flags)])
 
 
-def _check_output_dir(recipe: Recipe) -> Path:
-    folder = Path(recipe.training_arguments.output_dir)
+def _check_writable(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"output_dir: {folder} is a file; choose another --output_dir")
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
@@ -99,19 +109,20 @@ def _check_output_dir(recipe: Recipe) -> Path:
             f"output_dir: {folder} cannot be written, as {there} is not a folder that you may write into; "
             "choose another --output_dir"
         )
+
+
+def _check_empty(recipe: Recipe, folder: Path) -> None:
     if (
-        int(os.environ.get("RANK", 0))
-        or recipe.training_arguments.overwrite_output_dir
+        recipe.training_arguments.overwrite_output_dir
         or _goes_on(recipe, folder)
+        or not files.entries(folder)
     ):
-        return folder
-    if folder.is_dir() and any(folder.iterdir()):
-        ways = ["choose another --output_dir", "pass --overwrite_output_dir"]
-        if any(folder.glob("checkpoint-*")):
-            ways.append("go on with --resume_from_checkpoint last")
-        *ways, last_way = ways
-        raise RecipeError(f"output_dir: {folder} is not empty; {', '.join(ways)}, or {last_way}")
-    return folder
+        return
+    ways = ["choose another --output_dir", "pass --overwrite_output_dir"]
+    if any(folder.glob("checkpoint-*")):
+        ways.append("go on with --resume_from_checkpoint last")
+    *ways, last_way = ways
+    raise RecipeError(f"output_dir: {folder} is not empty; {', '.join(ways)}, or {last_way}")
 
 
 #: Values of resume_from_checkpoint that stand for the last one in output_dir.
@@ -125,18 +136,66 @@ def _goes_on(recipe: Recipe, folder: Path) -> bool:
 
 
 def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
+    """The checkpoint to go on from, which is complete; None to start at the beginning."""
     given = recipe.training_arguments.resume_from_checkpoint
     if given not in _LAST:
+        if given and (reason := _why_not(Path(given))):
+            raise RecipeError(
+                f"resume_from_checkpoint: {given} {reason}; give another, or `last` for the newest complete "
+                "one in output_dir"
+            )
         return given
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if last is None:
+    if (last := checkpoints.last_complete_checkpoint(folder)) is not None:
+        return last
+    if there := checkpoints.numbered(folder):
+        newest = there[max(there)]
         raise RecipeError(
-            f"resume_from_checkpoint: there is no checkpoint in {folder}; leave it out to start anew, with "
-            "--overwrite_output_dir if the folder is not empty"
+            f"resume_from_checkpoint: there is no complete checkpoint in {folder}: {newest.name} "
+            f"{_why_not(newest)}; leave it out to start anew, with --overwrite_output_dir"
         )
-    return last
+    raise RecipeError(
+        f"resume_from_checkpoint: there is no checkpoint in {folder}; leave it out to start anew, with "
+        "--overwrite_output_dir if the folder is not empty"
+    )
+
+
+def _why_not(checkpoint: Path) -> str | None:
+    if not checkpoint.is_dir():
+        return "is no folder"
+    reason = checkpoints.why_incomplete(checkpoint)
+    return reason and f"is incomplete ({reason})"
+
+
+def try_optimizer(args: Any) -> None:
+    """Makes the optimizer that `args` ask for, of a small parameter.
+
+    Transformers makes it when training begins, with model and data loaded. Those of its optimizers that may
+    ask for the model are left to it.
+
+    Args:
+        args: TrainingArguments, which stay as they are.
+
+    Raises:
+        RecipeError: it does not take its settings.
+    """
+    import torch
+    from transformers import Trainer
+
+    from trainer_patches import registered_optimizers
+
+    plain = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+    if getattr(args.optim, "value", args.optim) not in (*registered_optimizers(), *plain):
+        return
+    tried = copy.copy(args)
+    tried.max_steps = max(args.max_steps, 1000)  # for what depends on the length of the run
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run will say it
+        try:
+            factory, options = Trainer.get_optimizer_cls_and_kwargs(tried)
+            param = torch.nn.Parameter(torch.zeros(2, 2, device=args.device))
+            factory([{"params": [param], "weight_decay": args.weight_decay}], **options)
+        except (ValueError, TypeError) as error:
+            raise in_one_line(error) from error
 
 
 def _remove_results(folder: Path) -> None:
@@ -144,9 +203,9 @@ def _remove_results(folder: Path) -> None:
     measured = ("sharpness.json", "jitter.json", "jitter.png")  # of the model that was here
     for name in (RESULTS, "metrics.json", "curves.png", PREDICTIONS, *measured):
         (folder / name).unlink(missing_ok=True)
-    for path in folder.glob("checkpoint-*"):
-        if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+    for path in checkpoints.numbered(folder).values():
+        if not path.is_symlink():
+            checkpoints.remove(path)
 
 
 def train(
@@ -174,9 +233,26 @@ def train(
         What results.json holds.
 
     Raises:
-        RecipeError: something does not fit; nothing has been written, overwritten or removed by then.
+        RecipeError: something does not fit, or another run is writing into output_dir: nothing has been
+            written, overwritten or removed by then. Or memory or the disk were not enough.
     """
-    folder = _check_output_dir(recipe)
+    folder = Path(recipe.training_arguments.output_dir)
+    if int(os.environ.get("RANK", 0)):
+        return _train(recipe, folder, command, bare, keep_model, callbacks)
+    _check_writable(folder)
+    with files.sole_writer(folder):
+        _check_empty(recipe, folder)
+        return _train(recipe, folder, command, bare, keep_model, callbacks)
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    command: str | None,
+    bare: bool,
+    keep_model: bool,
+    callbacks: Sequence[Any],
+) -> dict[str, Any]:
     import transformers
     import yaml
 
@@ -186,6 +262,7 @@ def train(
 
     args = recipe.training_arguments
     checkpoint = _checkpoint(recipe, folder)
+    try_optimizer(args)
     repo_id = None
     if args.push_to_hub:
         from adamnx_hf import hub
@@ -196,14 +273,8 @@ def train(
         # The Trainer would push the folder as it is, with this machine's paths and its pickled arguments.
         args.push_to_hub = False
     transformers.set_seed(args.seed)
-    try:
+    with _explained(args, _Phase()):
         trainer = recipe.task.make_trainer(recipe)
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        raise _in_one_line(error) from error
-    except RuntimeError as error:
-        if (explained := _out_of_memory(error, args, trainer.evaluating)) is None:
-            raise
-        raise explained from error
 
     main = trainer.is_world_process_zero()
     environment = report.environment() | {"command": command}
@@ -212,8 +283,9 @@ def train(
     def rows() -> list[dict[str, Any]]:
         return report.epochs(trainer.state.log_history, list(recipe.task.METRICS), clock.seconds)
 
+    phase = _Phase(_RUN_AGAIN if bare else None, trainer)
+
     class Record(transformers.TrainerCallback):
-        begun = False
         memory: dict[str, int] | None = None
 
         def on_optimizer_step(self, *_: Any, **now: Any) -> None:
@@ -222,9 +294,9 @@ def train(
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             # By now the optimizer and the schedule have been made: nothing is written for what cannot run.
-            self.begun = True
+            phase.begun = True
             if main:
-                folder.mkdir(parents=True, exist_ok=True)
+                files.remove_drafts(folder)
                 if checkpoint is None:
                     _remove_results(folder)
                 again = shlex.join(
@@ -232,10 +304,13 @@ def train(
                 )
                 head = f"# {recipe.name} as it was run. Again: {again}\n"
                 text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
-                (folder / "recipe.yaml").write_text(head + text, encoding="utf-8")
+                files.write_text(folder / "recipe.yaml", head + text)
                 report.write_json(folder / "environment.json", environment)
                 if not bare:
                     _say_what(recipe, trainer)
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            interrupts.check()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
             return self._logged_first(args, control)
@@ -263,21 +338,13 @@ def train(
     started = time.perf_counter()
     seconds = 0.0
     throughput: dict[str, Any] = {"data": None, "model": None}
-    try:
+    with _explained(args, phase):
         trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - started
         if args.eval_strategy == "no" or not rows() or rows()[-1]["step"] != trainer.state.global_step:
             trainer.evaluate()
-    except (ValueError, TypeError, ImportError) as error:
-        if record.begun and not isinstance(error, RecipeError):
-            raise
-        raise _in_one_line(error) from error
-    except RuntimeError as error:
-        if (explained := _out_of_memory(error, args, trainer.evaluating)) is None:
-            raise
-        raise explained from error
-    if keep_model or not bare:
-        trainer.save_model()
+        if keep_model or not bare:
+            _save_model(trainer, folder)
     if not bare:
         try:
             throughput = measure(trainer, seconds=0.1 if recipe.arguments.smoke else 3.0)
@@ -330,14 +397,17 @@ def train(
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # one process has not all the weights
     draws = hasattr(recipe.task, "draw_predictions") and not sharded and not bare
     if main:
-        report.write_json(folder / "metrics.json", table)
-        report.write_json(folder / RESULTS, results)
-        title = f"{recipe.name} · {results['optim']} · seed {args.seed}"
-        if recipe.arguments.smoke:
-            title += " · smoke run: says nothing about the optimizer"
-        report.draw(folder / "curves.png", title, table, recipe.task.METRICS)
-        if draws:
-            recipe.task.draw_predictions(recipe, trainer, folder / PREDICTIONS)
+        with _explained(args, phase):
+            report.write_json(folder / "metrics.json", table)
+            report.write_json(folder / RESULTS, results)
+            if not bare:
+                phase.remedy = f"the model and {RESULTS} are whole; adamnx-hf paper --curves PNG draws curves"
+            title = f"{recipe.name} · {results['optim']} · seed {args.seed}"
+            if recipe.arguments.smoke:
+                title += " · smoke run: says nothing about the optimizer"
+            report.draw(folder / "curves.png", title, table, recipe.task.METRICS)
+            if draws:
+                recipe.task.draw_predictions(recipe, trainer, folder / PREDICTIONS)
         if not bare:
             _say_results(results, folder, recipe.task.UNIT, [PREDICTIONS] if draws else [])
         if repo_id is not None:
@@ -347,20 +417,75 @@ def train(
     return results
 
 
-def _in_one_line(error: Exception) -> Exception:
-    """`error` as a RecipeError, save a missing module, for which the command has its own words."""
-    if isinstance(error, RecipeError):  # one from a worker of the data loader ends its whole traceback
-        return RecipeError(str(error).rpartition("RecipeError: ")[2].strip())
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return error
-    return RecipeError(" ".join(str(error).split()))
+def _save_model(trainer: Any, folder: Path) -> None:
+    """Saves the model, each of its files whole or not at all."""
+    with files.beside_folder(folder, "model", trainer.is_world_process_zero()) as draft:
+        trainer.save_model(str(draft))
+        if trainer.args.world_size > 1:
+            trainer.accelerator.wait_for_everyone()
 
 
-def _out_of_memory(error: RuntimeError, args: Any, evaluating: bool = False) -> RecipeError | None:
+@dataclasses.dataclass
+class _Phase:
+    """How far a run has come, for those whose errors are explained."""
+
+    remedy: str | None = None
+    """What to do if something cannot be written, where that is not to go on from a checkpoint."""
+    trainer: Any = None
+    begun: bool = False
+    """Whether training has. From then on a ValueError or the like is a fault of the program's."""
+
+
+@contextlib.contextmanager
+def _explained(args: Any, phase: _Phase) -> Iterator[None]:
+    """Turns errors into RecipeErrors: any before training begins, then those that users can do something about.
+
+    Args:
+        args: TrainingArguments.
+        phase: how far the run has come.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RecipeError):
+            raise in_one_line(error) from error
+        evaluating = getattr(phase.trainer, "evaluating", False)
+        explained: Exception | None = _out_of_memory(error, args, evaluating)
+        explained = explained or _not_written(error, args, phase)
+        if explained is None and not phase.begun:
+            explained = in_one_line(error)
+        if explained is None or explained is error:
+            raise
+        raise explained from error
+
+
+def _not_written(error: Exception, args: Any, phase: _Phase) -> RecipeError | None:
+    """What to do about it, if `error` says that something could not be written."""
+    folder = Path(args.output_dir)
+    name, reason = None, files.no_room(error)
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        name = error.filename
+        if error.errno in (errno.EACCES, errno.EPERM) and folder.resolve() in Path(name).resolve().parents:
+            reason = error.strerror
+    if reason is None:
+        return None
+    remedy = phase.remedy
+    if remedy is None:
+        remedy = "free space there, or make it writable"
+        if phase.begun and any(_why_not(path) is None for path in checkpoints.numbered(folder).values()):
+            remedy += ", and go on with --resume_from_checkpoint last"
+        elif phase.begun:
+            remedy += ", and start again with --overwrite_output_dir"
+    where = name or (folder if phase.begun else "a file, of a cache perhaps,")
+    return RecipeError(f"{where} cannot be written ({reason}); {remedy}")
+
+
+def _out_of_memory(error: Exception, args: Any, evaluating: bool = False) -> RecipeError | None:
     """What to do about it, if `error` says that memory ran out."""
     import torch
 
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    if not isinstance(error, kinds) and "can't allocate memory" not in str(error):
         return None
     if evaluating:
         size = args.per_device_eval_batch_size
@@ -389,11 +514,11 @@ def _say_what(recipe: Recipe, trainer: Any) -> None:
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     some = f", {trained:,} of them trained" if trained < count else ""
     print(
-        f"{recipe.name}: {recipe.arguments.title}\n"
+        f"{recipe.name}: {printable(recipe.arguments.title)}\n"
         f"  {count:,} parameters{some}, optim={getattr(args.optim, 'value', args.optim)}, learning rate "
         f"{args.learning_rate:g}, seed {args.seed}\n"
         f"  {data}: {len(trainer.train_dataset):,} to train on, {len(trainer.eval_dataset):,} to judge by\n"
-        + "".join(f"  {note}\n" for note in trainer.notes)
+        + "".join(f"  {printable(note)}\n" for note in trainer.notes)
         + f"  into {args.output_dir}",
         flush=True,
     )

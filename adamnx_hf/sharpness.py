@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from adamnx_hf.errors import RecipeError, number
+from adamnx_hf.files import save_figure
 from adamnx_hf.paired import Difference, compared
 
 __all__ = [
@@ -540,5 +541,4 @@ def draw(path: Path, content: dict[str, Any]) -> None:
             fontsize=11,
         )
         figure.legend(loc="outside lower center", ncols=min(len(labels), 3), frameon=False)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)

@@ -1,10 +1,13 @@
 """Whole runs, small enough for a test."""
 
+import contextlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +20,10 @@ from transformers import pipeline
 
 from adamnx_hf import cli, recipe, run
 from adamnx_hf.errors import RecipeError
-from adamnx_hf.tasks import load_task
+from adamnx_hf.tasks import image_classification, load_task
 from adamnx_hf.tasks.image_classification import ImageDataset
 from adamnx_hf.tasks.trainer import RecipeTrainer
+from trainer_patches import checkpoints
 
 WRITTEN = {
     "results.json",
@@ -267,6 +271,254 @@ def test_resuming_from_nothing(tiny, tmp_path, capsys):
     assert cli.main(["run", tiny, *words]) == 1
     err = capsys.readouterr().err
     assert "resume_from_checkpoint: there is no checkpoint in" in err and "leave it out to start anew" in err
+
+
+STEPS = ["--save_strategy", "steps", "--save_steps", "2", "--num_train_epochs", "1"]
+
+
+def saved(out):
+    return sorted(int(path.name.partition("-")[2]) for path in out.glob("checkpoint-*"))
+
+
+def cut(checkpoint, how):
+    """What a kill leaves of a checkpoint."""
+    if how == "no state":
+        (checkpoint / "trainer_state.json").unlink()
+    elif how == "half a file":
+        path = checkpoint / "optimizer.pt"
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        for path in checkpoint.iterdir():
+            path.unlink()
+
+
+@pytest.mark.parametrize("how", ["no state", "half a file", "empty"])
+def test_resuming_passes_over_what_a_kill_cut_short(how, tiny, tmp_path, caplog):
+    out = tmp_path / "out"
+    words = ["run", tiny, *STEPS, "--output_dir", str(out)]
+    assert cli.main(words) == 0
+    cut(out / "checkpoint-6", how)
+    (out / "checkpoint-6" / "left.txt").write_text("of the save that was cut short")
+    assert cli.main([*words, "--resume_from_checkpoint", "last"]) == 0
+    passed = [line for line in caplog.messages if "is passed over" in line]
+    assert len(passed) == 1 and "checkpoint-6 is passed over: " in passed[0]
+    assert results_of(out)["steps"] == 6
+    assert checkpoints.why_incomplete(out / "checkpoint-6") is None
+    assert not (out / "checkpoint-6" / "left.txt").exists()  # saved anew, not into what was there
+
+
+def test_resuming_where_all_is_incomplete_or_missing(tiny, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    words = ["run", tiny, *STEPS, "--output_dir", str(out), "--resume_from_checkpoint"]
+    assert cli.main(words[:-1]) == 0
+    for path in out.glob("checkpoint-*"):
+        cut(path, "no state")
+    capsys.readouterr()
+    monkeypatch.setattr(image_classification, "make_trainer", None)  # nothing is loaded
+    given, none = str(out / "checkpoint-4"), str(out / "checkpoint-5")
+    for value, message in (
+        ("last", f"there is no complete checkpoint in {out}: checkpoint-6 is incomplete (trainer_state.json"),
+        (
+            given,
+            f"{given} is incomplete (trainer_state.json, which is written last, is missing); give another",
+        ),
+        (none, f"{none} is no folder; give another, or `last` for the newest complete one in output_dir"),
+    ):
+        assert cli.main([*words, value]) == 1
+        err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("adamnx-hf")]
+        assert len(err) == 1 and f"resume_from_checkpoint: {message}" in err[0]
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, [12]), (2, [10, 12])])
+def test_only_complete_checkpoints_are_kept_ones(limit, kept, tiny, tmp_path):
+    out = tmp_path / "out"
+    words = ["run", tiny, *STEPS, "--output_dir", str(out)]
+    assert cli.main(words) == 0
+    cut(out / "checkpoint-6", "half a file")
+    for step in (100, 102):  # of a longer run, say
+        (out / f"checkpoint-{step}").mkdir()
+    words += ["--num_train_epochs", "2", "--save_total_limit", str(limit)]
+    assert cli.main([*words, "--resume_from_checkpoint", str(out / "checkpoint-4")]) == 0
+    assert saved(out) == kept
+
+
+@pytest.mark.parametrize("jump", [-86_400, 86_400], ids=["back", "forward"])
+def test_a_clock_that_jumps_removes_no_new_checkpoint(jump, tiny, tmp_path):
+    out = tmp_path / "out"
+    words = ["run", tiny, *STEPS, "--output_dir", str(out), "--save_total_limit", "2"]
+    assert cli.main(words) == 0
+    for step in (4, 6):  # as a clock that was set back, or forward, since has it
+        then = (out / f"checkpoint-{step}").stat().st_mtime - jump - step
+        os.utime(out / f"checkpoint-{step}", (then, then))
+    assert cli.main([*words, "--num_train_epochs", "2", "--resume_from_checkpoint", "last"]) == 0
+    assert saved(out) == [10, 12]
+
+
+def test_checkpoints_of_before_are_older(tiny, tmp_path):
+    out = tmp_path / "out"
+    words = ["run", tiny, *STEPS, "--output_dir", str(out), "--num_train_epochs", "2"]
+    assert cli.main(words) == 0
+    words += ["--resume_from_checkpoint", str(out / "checkpoint-2"), "--save_total_limit", "2"]
+    assert cli.main([*words, "--max_steps", "6"]) == 0
+    assert saved(out) == [4, 6]
+
+
+def test_an_epochs_evaluation_is_not_lost_to_a_save_before_it(tiny, tmp_path):
+    out = tmp_path / "out"
+    words = ["run", tiny, *STEPS, "--num_train_epochs", "2", "--output_dir", str(out)]
+    assert cli.main(words) == 0
+    rows = results_of(out)["per_epoch"]
+    words += ["--resume_from_checkpoint", str(out / "checkpoint-6")]  # the first epoch's last step
+    assert cli.main(words) == 0
+    steps = [row["step"] for row in results_of(out)["per_epoch"]]
+    assert steps == [row["step"] for row in rows] == [6, 12]
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that writes into out/, with a child of its own that outlives it."""
+    code = """
+import os, sys, time
+from pathlib import Path
+from adamnx_hf.files import sole_writer
+with sole_writer(Path(sys.argv[1])):
+    if os.fork() == 0:  # as a data loader's worker
+        os.close(1)
+        time.sleep(30)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    if not hasattr(os, "fork"):
+        pytest.skip("forks")
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "out")], stdout=pipe, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_two_runs_into_one_folder(tiny, tmp_path, capsys, holder):
+    out = tmp_path / "out"
+    words = ["run", tiny, "--max_steps", "1", "--output_dir", str(out)]
+    for more in ([], ["--overwrite_output_dir"], ["--resume_from_checkpoint", "last"]):
+        assert cli.main([*words, *more]) == 1
+        err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("adamnx-hf")]
+        assert len(err) == 1 and f"another run (process {holder.pid} on " in err[0]
+        assert err[0].endswith(f"is writing into {out}; wait for it to end, or choose another --output_dir")
+    comparison = ["compare", tiny, "--optim", "adamnx", "adamw", "--output-dir", str(out)]
+    assert cli.main(comparison) == 1
+    assert "is writing into" in capsys.readouterr().err
+    holder.kill()
+    holder.wait()
+    assert [path.name for path in out.iterdir()] == [".lock"]  # it does not count, and its child has no part
+    assert cli.main(words) == 0
+    assert not (out / ".lock").exists()
+
+
+@pytest.mark.parametrize("path", ["/proc/adamnx", "/dev/null/adamnx"])
+def test_a_folder_that_cannot_be_made(path, tiny, capsys, monkeypatch):
+    if not os.path.exists("/proc/self"):
+        pytest.skip("where there is /proc")
+    monkeypatch.setattr(image_classification, "make_trainer", None)  # nothing is loaded
+    assert cli.main(["run", tiny, "--output_dir", path]) == 1
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("adamnx-hf")]
+    assert len(err) == 1 and f"output_dir: {path} cannot be written" in err[0]
+    assert err[0].endswith("choose another --output_dir")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rate", "-1"], "Invalid learning rate: -1.0; it must be at least 0"),
+        (["--learning_rate", "-1", "--optim", "adamw_torch"], "Invalid learning rate: -1.0"),
+        (["--adam_beta2", "1.5"], "Invalid beta parameter at index 1: 1.5"),
+        (["--adam_epsilon", "-1"], "Invalid epsilon value: -1.0"),
+        (["--weight_decay", "-1"], "weight_decay"),
+        (["--optim_args", "beta2_schedule=adan"], "beta2_schedule"),
+        (["--optim_args", "horizon=0.5"], "horizon=0.5 must be 'auto' or at least 1 step"),
+    ],
+)
+def test_optimizers_are_tried_before_data_are_read(words, message, tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(image_classification, "make_trainer", None)
+    assert cli.main(["run", tiny, "--output_dir", str(tmp_path / "a" / "out"), *words]) == 1
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("adamnx-hf")]
+    assert len(err) == 1 and message.replace("_", " ") in err[0].replace("_", " ")
+    assert not (tmp_path / "a").exists()
+
+
+def test_trying_an_optimizer_leaves_no_trace(tiny):
+    words = ["--optim_args", "horizon=auto,max_grad_norm=0.5", "--output_dir", "unused"]
+    args = recipe.resolve(tiny, words).training_arguments
+    before, state = dict(vars(args)), torch.get_rng_state()
+    run.try_optimizer(args)
+    assert vars(args) == before and torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "out of memory with batches of 8 a device; try",
+        ),
+        (RuntimeError("size mismatch\nfor fc.weight"), "size mismatch for fc.weight"),
+        (
+            OSError(28, "No space left on device", "cache"),
+            "cache cannot be written (No space left on",
+        ),
+    ],
+)
+def test_errors_before_training(error, message, tiny, tmp_path, capsys, monkeypatch):
+    def make_trainer(recipe):
+        raise error
+
+    monkeypatch.setattr(image_classification, "make_trainer", make_trainer)
+    assert cli.main(["run", tiny, "--output_dir", str(tmp_path / "out")]) == 1
+    assert f"adamnx-hf run: error: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fault_of_the_programs_own_is_no_users_error(tiny, tmp_path, monkeypatch):
+    def make_trainer(recipe):
+        raise NotImplementedError
+
+    monkeypatch.setattr(image_classification, "make_trainer", make_trainer)
+    with pytest.raises(NotImplementedError):
+        cli.main(["run", tiny, "--output_dir", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_ctrl_c(twice, tiny, tmp_path):
+    """Of a whole process, with workers, as a terminal has it: to all of them."""
+    out = tmp_path / "out"
+    words = ["--max_steps", "100000", "--dataloader_num_workers", "2", "--output_dir", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adamnx_hf.cli", "run", tiny, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    until = time.monotonic() + 120
+    while not (out / "metrics.json").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    if twice:
+        time.sleep(0.01)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err and "Exception ignored" not in err, err[-3000:]
+    if process.returncode != -signal.SIGINT:  # the shell says 130 to both
+        assert process.returncode == 130 and err.splitlines()[-1] == "adamnx-hf: interrupted"
+    assert twice or not (out / ".lock").exists()
+    for path in out.glob("[!.]*.json"):
+        json.loads(path.read_text())
 
 
 def test_a_folder_that_cannot_be_written(tiny, tmp_path, capsys, monkeypatch):

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -30,18 +31,31 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
         The folder `checkpoint-N` with the largest N of those that are complete; None if there is none, which
         `train` takes as: start from the beginning.
     """
-    folder = Path(output_dir)
-    numbered = {
+    for _, checkpoint in sorted(numbered(Path(output_dir)).items(), reverse=True):
+        reason = why_incomplete(checkpoint)
+        if reason is None:
+            return str(checkpoint)
+        if os.environ.get("RANK", "0") == "0":  # one process says it for all
+            logger.warning("%s is passed over: %s", checkpoint, reason)
+    return None
+
+
+def numbered(folder: Path) -> dict[int, Path]:
+    """The checkpoints in `folder`, complete or not, by their numbers."""
+    return {
         int(match[1]): path
         for path in (folder.iterdir() if folder.is_dir() else ())
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
     }
-    for _, checkpoint in sorted(numbered.items(), reverse=True):
-        reason = why_incomplete(checkpoint)
-        if reason is None:
-            return str(checkpoint)
-        logger.warning("%s is passed over: %s", checkpoint, reason)
-    return None
+
+
+def remove(checkpoint: Path) -> None:
+    """Removes a checkpoint so that, if this is cut short, what is left of it passes for no complete one."""
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+    elif checkpoint.is_dir():
+        (checkpoint / "trainer_state.json").unlink(missing_ok=True)
+        shutil.rmtree(checkpoint)
 
 
 def why_incomplete(checkpoint: str | os.PathLike[str]) -> str | None:

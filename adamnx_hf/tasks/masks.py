@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from adamnx_hf import images
 from adamnx_hf.errors import RecipeError
+from adamnx_hf.files import save_figure
 from adamnx_hf.tasks.randomness import RowRandom
 
 __all__ = [
@@ -334,5 +335,4 @@ def draw(
         handles=patches, loc="outside lower center", ncols=columns_of_legend, frameon=False, fontsize=8
     )
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path)
-    plt.close(figure)
+    save_figure(figure, path)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from adamnx_hf import images, metrics
 from adamnx_hf.errors import RecipeError, nearest
+from adamnx_hf.files import save_figure
 from adamnx_hf.tasks.data import (
     ImageArguments,
     check_class_names,
@@ -662,8 +663,7 @@ def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path) -> None
     if any(objects[:, 1].any() for objects in data.objects[:count]):
         title += "; ? marks what need not be found"
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _synthetic(arguments: Arguments, classes: int = 20) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainingArguments
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.optim import param_groups
 from adamnx_hf.tasks.randomness import generator_of, random_states_kept
+from trainer_patches import checkpoints
 
 __all__ = [
     "CurvatureCallback",
@@ -211,6 +214,50 @@ class RecipeTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.args.dataloader_drop_last = given
+
+    #: The checkpoints that were there when this run saved its first one.
+    _earlier: frozenset[Path] | None = None
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """Writes `checkpoint-N` anew, whatever is there by that name, and keeps `save_total_limit` of them.
+
+        The Trainer itself writes into a folder that a kill has cut short, counts it among those it keeps,
+        and goes by modification times, which after a change of the clock have it remove the newest.
+        """
+        folder = Path(self._get_output_dir(trial=trial))
+        checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self._earlier is None:
+            self._earlier = frozenset(checkpoints.numbered(folder).values())
+        self._earlier -= {checkpoint}
+        if self.args.should_save:
+            checkpoints.remove(checkpoint)
+        if self.args.world_size > 1:
+            self.accelerator.wait_for_everyone()
+        given, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        except BaseException:
+            if self.args.should_save:  # it would take room on a disk that is full
+                with contextlib.suppress(OSError):
+                    checkpoints.remove(checkpoint)
+            raise
+        finally:
+            self.args.save_total_limit = given
+        if self.args.should_save and given:
+            self._rotate(folder, given)
+
+    def _rotate(self, folder: Path, limit: int) -> None:
+        """Removes checkpoints that are incomplete, then the oldest, but the best one and the last."""
+        earlier = self._earlier or frozenset()
+        there = {path: (path not in earlier, number) for number, path in checkpoints.numbered(folder).items()}
+        incomplete = [path for path in there if path in earlier and checkpoints.why_incomplete(path)]
+        kept = sorted(there.keys() - set(incomplete), key=lambda path: there[path])
+        best = self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint).resolve()
+        spare = [path for path in kept[:-1] if path.resolve() != best]
+        too_many = max(len(kept) - limit, 0)
+        for path in [*incomplete, *spare[:too_many]]:
+            with contextlib.suppress(OSError):
+                checkpoints.remove(path)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         inputs = super()._prepare_inputs(inputs)

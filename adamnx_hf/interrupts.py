@@ -1,0 +1,63 @@
+"""Ctrl-C: the first ends a command in one line, a second at once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["check", "noted", "seen"]
+
+_seen = False
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+    """Notes the first interruption, which raises KeyboardInterrupt; a second one ends the process in silence.
+
+    Where the process, or another thread of it, handles them in its own way, nothing is changed.
+    """
+    global _seen
+    _seen = False
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, functools.partial(_interrupt, os.getpid()))
+    try:
+        yield
+    finally:
+        if ours and not _seen:  # else a second one would spoil the end of the interpreter with a traceback
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(owner: int, signum: int, frame: Any) -> None:
+    global _seen
+    if os.getpid() != owner:  # a worker, by fork: the one that has started it says what there is to say
+        os._exit(128 + signum)
+    _seen = True
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    hook = sys.unraisablehook  # raised in a finalizer it would be printed and forgotten; see check()
+    sys.unraisablehook = lambda args: None if args.exc_type is KeyboardInterrupt else hook(args)
+    raise KeyboardInterrupt
+
+
+def seen() -> bool:
+    """Whether there was one."""
+    return _seen
+
+
+def check() -> None:
+    """Raises KeyboardInterrupt, once more, if there was one: what was running then may have swallowed it.
+
+    Raises:
+        KeyboardInterrupt: there was one.
+    """
+    if _seen:
+        raise KeyboardInterrupt
