@@ -135,8 +135,8 @@ def of_recipe(name: str, flags: Sequence[str] = ()) -> tuple[Memory, int, int]:
         flags: as for `adamnx-hf run`.
 
     Raises:
-        RecipeError: a flag does not fit, or the recipe's task or fields do not tell the model's sizes, or make no
-            model or optimizer.
+        RecipeError: a flag does not fit, or the recipe's task or fields do not tell the model's sizes, or
+            make no model or optimizer.
     """
     from adamnx_hf.recipe import resolve
 

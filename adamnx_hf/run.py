@@ -438,7 +438,7 @@ class _Phase:
 
 @contextlib.contextmanager
 def _explained(args: Any, phase: _Phase) -> Iterator[None]:
-    """Turns errors into RecipeErrors: any before training begins, then those that users can do something about.
+    """Makes RecipeErrors of errors: before training of any, later of those that users can do something about.
 
     Args:
         args: TrainingArguments.

@@ -127,6 +127,16 @@ IN_JSON = '{"model_type": "llama", "attn_implementation": "evil/kernel"}'
         (hostile("semantic_segmentation", architecture="dpt", architecture_options={
             "backbone": "resnet50", "use_timm_backbone": True, "use_pretrained_backbone": True}), "backbone"),
         (hostile(architecture_options={"depths": [10**6]}), "architecture_options"),
+        (hostile(architecture_options={"depths": [100] * 6}), "600 layers"),
+        (hostile(architecture_options={"widths": [8] * 101}), "architecture_options"),
+        (hostile(architecture_options={"stochastic_depth": 7}), "stochastic_depth"),
+        (hostile(architecture_options={1: 2}), "architecture_options"),
+        (hostile(lr_scheduler_kwargs={1: 2}), "lr_scheduler_kwargs"),
+        (hostile("language_modeling", model_config={"model_type": "llama", "num_labels": 10**7}), "num_labe"),
+        (hostile("language_modeling", model_config={"attention_dropout": 7}), "attention_dropout"),
+        (hostile("language_modeling", use_peft=True, lora_r=65_536), "lora_r"),
+        (hostile("language_modeling", neftune_noise_alpha=-5), "neftune_noise_alpha"),
+        (hostile(torch_compile=True, torch_compile_mode="nonsense"), "torch_compile_mode"),
         (hostile(optim="adamnx", optimizers='{"adamnx": {"output_dir": "/"}}'), "output_dir"),
         # What nobody's file decides.
         (hostile(overwrite_output_dir=True), "overwrite_output_dir"),
@@ -163,6 +173,12 @@ IN_JSON = '{"model_type": "llama", "attn_implementation": "evil/kernel"}'
         # What takes for ever, or all memory.
         (hostile("language_modeling", prompt_template="{q}", completion_template="{a}",
                  answer_pattern="(((a{1000}){1000}){1000})"), "answer_pattern"),
+        (hostile("language_modeling", prompt_template="{q}", completion_template="{a}",
+                 answer_pattern="(?x)(((a{1 000}){1 000}){1 000})"), "answer_pattern"),
+        (hostile("language_modeling", prompt_template="{q}", completion_template="{a}",
+                 answer_pattern="(b(?ix:((a{1 000}){1 000}){1 000}))"), "answer_pattern"),
+        (hostile("language_modeling", prompt_template="{q}", completion_template="{a}",
+                 answer_pattern="([[:foo:]])"), "answer_pattern"),
         (hostile(image_size=10**9), "image_size"),
         (hostile(per_device_train_batch_size=10**9), "per_device_train_batch_size"),
         ("task: image_classification\noptimizers: {adamnx: {seed: 1, seed: 2}}", "seed is given twice"),
@@ -330,3 +346,26 @@ def test_whatever_a_rule_lets_through(field, value):
         assert string.isprintable() or field in ("prompt_template", "completion_template", "join_rows")
         if field not in TEXT and not field.endswith(("_column", "_field")):
             assert not string.startswith(("/", "~", "-", ".", "file:", "https:")), (field, value)
+
+
+LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+         "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_config": LLAMA | {"hidden_act": "foo"}}, "KeyError: 'foo'"),
+        ({"model_config": LLAMA | {"model_type": "vit"}}, "ViTConfig"),
+        ({"model_config": LLAMA | {"model_type": "nothing"}}, "model_config: makes no model"),
+        ({"model_config": LLAMA | {"vocab_size": -5}}, "negative dimension -5"),
+        ({"adam_beta1": 5, "optim": "adamnx"}, "Invalid beta parameter at index 0: 5"),
+        ({"use_peft": True, "lora_target_modules": ["nothing"]}, "nothing"),
+        ({"use_peft": True, "lora_task_type": "FOO"}, "FOO"),
+    ],
+)
+def test_memory_says_in_one_line_what_does_not_fit(fields, message, server, here, capsys):
+    put(server, hostile("language_modeling", **{"model_config": LLAMA, **fields}))
+    assert cli.main(["memory", ADDRESS]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("adamnx-hf")]
+    assert message in line

@@ -465,7 +465,13 @@ def test_trying_an_optimizer_leaves_no_trace(tiny):
             torch.OutOfMemoryError("CUDA out of memory."),
             "out of memory with batches of 8 a device; try",
         ),
+        (MemoryError("Unable to allocate 12 GiB"), "out of memory with batches of 8 a device; try --per_"),
         (RuntimeError("size mismatch\nfor fc.weight"), "size mismatch for fc.weight"),
+        (RuntimeError("the\nfirst \x1b[2J"), "the first \\x1b[2J"),
+        (KeyError("foo"), "KeyError: 'foo'"),
+        (AttributeError("module has no x"), "AttributeError: module has no x"),
+        (NotImplementedError(), "NotImplementedError"),
+        (RecursionError("too deep"), "too deep"),
         (
             OSError(28, "No space left on device", "cache"),
             "cache cannot be written (No space left on",
@@ -478,17 +484,9 @@ def test_errors_before_training(error, message, tiny, tmp_path, capsys, monkeypa
 
     monkeypatch.setattr(image_classification, "make_trainer", make_trainer)
     assert cli.main(["run", tiny, "--output_dir", str(tmp_path / "out")]) == 1
-    assert f"adamnx-hf run: error: {message}" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"adamnx-hf run: error: {message}")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_fault_of_the_programs_own_is_no_users_error(tiny, tmp_path, monkeypatch):
-    def make_trainer(recipe):
-        raise NotImplementedError
-
-    monkeypatch.setattr(image_classification, "make_trainer", make_trainer)
-    with pytest.raises(NotImplementedError):
-        cli.main(["run", tiny, "--output_dir", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize("twice", [False, True])
@@ -653,3 +651,9 @@ def test_the_command_says_where_the_recipe_goes(capsys):
     out = capsys.readouterr().out
     assert "adamnx-hf run RECIPE [--smoke] [--fast] [--FIELD VALUE ...]" in out
     assert run.EXTRA == "recipes"
+
+
+def test_a_title_is_printed_on_its_line(tiny, tmp_path, capsys):
+    words = ["--title", "a\x1b[2J\nadamnx-hf: all is well", "--max_steps", "1", "--save_strategy", "no"]
+    assert cli.main(["run", tiny, "--output_dir", str(tmp_path / "out"), *words]) == 0
+    assert "tiny: a\\x1b[2J adamnx-hf: all is well\n" in capsys.readouterr().out

@@ -39,8 +39,8 @@ def check_pretrained(name: str, revision: str | None = None, *, trusted: bool = 
         return
     config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
     for path, value in walk(config):
-        keys = [key for key in path if isinstance(key, str)]
-        if keys and "implementation" in keys[-1] and isinstance(value, str) and _is_of_the_hub(value):
+        keys = [key for key in path if isinstance(key, str) and "implementation" in key]
+        if keys and isinstance(value, str) and _is_of_the_hub(value):
             raise RecipeError(
                 f"model_name_or_path: the config of {name} has {keys[-1]}: {value!r}, a kernel on the Hub, "
                 "whose code would run; take that out of a copy, and pass its folder: --model_name_or_path"
