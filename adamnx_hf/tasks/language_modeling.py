@@ -326,7 +326,7 @@ def _made_up(arguments: Arguments, args: RecipeSFTConfig) -> tuple[Any, Any]:
 # Model and tokenizer
 
 
-def _reading(what: str, name: str, read: Callable[[], Any]) -> Any:
+def _reading(what: str, name: str, read: Callable[[], Any], field: str = "model_name_or_path") -> Any:
     """`read()`, with one line for each way it is known to fail."""
     from huggingface_hub import errors
 
@@ -341,7 +341,7 @@ def _reading(what: str, name: str, read: Callable[[], Any]) -> Any:
             ) from error
         raise
     except (OSError, ValueError, errors.HfHubHTTPError) as error:
-        remedy = "or pass a local copy: --model_name_or_path path/to/folder"
+        remedy = f"or pass a local copy: --{field} path/to/folder"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         if os.path.isdir(os.path.expanduser(name)):
             text = f"{name} cannot be read as {what} ({reason})"
@@ -359,7 +359,7 @@ def _reading(what: str, name: str, read: Callable[[], Any]) -> Any:
                 f"{name!r} is not a local folder and did not come from the Hub as {what} ({reason}); either "
                 f"connect to the Hub (and unset HF_HUB_OFFLINE), {remedy}"
             )
-        raise RecipeError(f"model_name_or_path: {text}") from error
+        raise RecipeError(f"{field}: {text}") from error
 
 
 def _place(name: str) -> str:
@@ -387,6 +387,14 @@ def _tokenizer(arguments: Arguments, args: RecipeSFTConfig) -> Any:
             trust_remote_code=args.trust_remote_code,
         ),
     )
+    if (template := args.chat_template_path) is not None and not os.path.isfile(template):
+        # TRL leaves trust_remote_code open here, and Transformers then asks whoever sits at the terminal.
+        _reading(
+            "a tokenizer",
+            template,
+            lambda: AutoTokenizer.from_pretrained(template, trust_remote_code=args.trust_remote_code),
+            "chat_template_path",
+        )
     chats = arguments.use_chat_template or arguments.messages_column is not None
     if chats and tokenizer.chat_template is None and args.chat_template_path is None:
         without = "--use_chat_template false" if arguments.use_chat_template else "a model that has one"

@@ -79,7 +79,8 @@ def test_language_modeling_looks(tmp_path, monkeypatch):
         language_modeling._model(resolved.task_arguments, resolved.training_arguments)
 
 
-def test_an_adapter_of_the_hub(server):
+def test_an_adapter_of_the_hub(server, monkeypatch):
+    monkeypatch.setattr("transformers.utils.hub._is_offline_mode", False, raising=False)  # before version 5
     base = {"base_model_name_or_path": "other/repository", "peft_type": "LORA"}
     server.private["me/adapter"] = False
     files = {"config.json": {"model_type": "llama"}, "adapter_config.json": base}
@@ -89,3 +90,27 @@ def test_an_adapter_of_the_hub(server):
     assert not [path for path in server.asked if "other" in path]
     server.commits["me/adapter"] = [{}, {"config.json": b'{"model_type": "llama"}'}]
     check_pretrained("me/adapter", "v1")
+
+
+def test_a_chat_template_from_a_tokenizer_with_code(tmp_path, capsys):
+    """Transformers would ask at the terminal, whose answer nobody gives here."""
+    from adamnx_hf.tasks import language_modeling
+
+    for name, more in (
+        ("model", {}),
+        ("template", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}),
+    ):
+        folder = tmp_path / name
+        language_modeling._toy_tokenizer("<|endoftext|>").save_pretrained(folder)
+        path = folder / "tokenizer_config.json"
+        kept = json.loads(path.read_text()) | more | ({"tokenizer_class": "EvilTokenizer"} if more else {})
+        path.write_text(json.dumps(kept))
+        (folder / "evil.py").write_text("raise SystemExit('code of the tokenizer ran')")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        f"task: language_modeling\nmodel_name_or_path: {tmp_path / 'model'}\nuse_cpu: true\n"
+        f"chat_template_path: {tmp_path / 'template'}\n"
+    )
+    resolved = recipe.resolve(str(mine))
+    with pytest.raises(RecipeError, match=r"^chat_template_path: .* custom code which must be executed"):
+        language_modeling._tokenizer(resolved.task_arguments, resolved.training_arguments)
