@@ -124,7 +124,7 @@ def _mapping(keys: str, refused: str | None = None) -> Rule:
                     return f"{shown}: {reason}"
                 # They are built one by one, before anything can say that they do not fit into memory.
                 if re.search(_LAYERS, names[-1]) and not isinstance(item, str):
-                    layers += item
+                    layers += abs(item)
         return f"{layers:g} layers, and more than 512 are too many" if layers > 512 else None
 
     return rule
