@@ -162,7 +162,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     Raises:
         RecipeError: another process has it, or the folder cannot be written.
     """
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    made = [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
     file = None
     try:
         file = _acquire(folder)
@@ -173,7 +173,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
                 (folder / _LOCK).unlink()
             os.close(file)
         for parent in made:
-            with contextlib.suppress(OSError):  # it is not empty, or not there
+            with contextlib.suppress(OSError, ValueError):  # it is not empty, or not there
                 parent.rmdir()
 
 

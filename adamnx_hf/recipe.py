@@ -171,6 +171,16 @@ class Recipe:
     training_arguments: Any
     synthetic_data: bool
 
+    def default(self, field: str) -> Any:
+        """What `field` is where nothing sets it; None if there is no such field, or no default."""
+        for part in (self.arguments, self.task_arguments, self.training_arguments):
+            for one in dataclasses.fields(part):
+                if one.name == field and one.default is not dataclasses.MISSING:
+                    return getattr(one.default, "value", one.default)
+                if one.name == field and callable(one.default_factory):
+                    return one.default_factory()
+        return None
+
     def resolved(self) -> dict[str, Any]:
         """The recipe as it was run, for a file: the same again, without any flag."""
         parts = (self.arguments, self.task_arguments, self.training_arguments)

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import dataclasses
 import errno
+import json
 import os
 import re
 import shlex
@@ -100,6 +101,27 @@ def _command(name: str, flags: Sequence[str]) -> str:
     return shlex.join([*run_command(processes), name, *without_tokens(flags)])
 
 
+def _check_paths(args: Any) -> None:
+    """That output_dir and resume_from_checkpoint can be paths at all.
+
+    Raises:
+        RecipeError: one cannot.
+    """
+    for field in ("output_dir", "resume_from_checkpoint"):
+        given = getattr(args, field)
+        try:
+            if given:
+                str(given).encode("utf-8")  # as recipe.yaml and the logs will have it
+                os.path.lexists(given) or os.lstat(given)
+        except (FileNotFoundError, NotADirectoryError):  # which has a word of its own later
+            continue
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RecipeError(
+                f"{field}: {str(given)[:100]!r} is no path ({reason}); choose another"
+            ) from error
+
+
 def _check_writable(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"output_dir: {folder} is a file; choose another --output_dir")
@@ -146,6 +168,10 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
             )
         return given
     if (last := checkpoints.last_complete_checkpoint(folder)) is not None:
+        if reason := _why_not(Path(last)):
+            raise RecipeError(
+                f"resume_from_checkpoint: {last} {reason}; start anew, with --overwrite_output_dir"
+            )
         return last
     if there := checkpoints.numbered(folder):
         newest = there[max(there)]
@@ -162,8 +188,57 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
 def _why_not(checkpoint: Path) -> str | None:
     if not checkpoint.is_dir():
         return "is no folder"
-    reason = checkpoints.why_incomplete(checkpoint)
-    return reason and f"is incomplete ({reason})"
+    if reason := checkpoints.why_incomplete(checkpoint):
+        return f"is incomplete ({reason})"
+    states = ("optimizer*", "scheduler.pt", "global_step*")  # the Trainer's own, FSDP's and DeepSpeed's
+    if not any(found for pattern in states for found in checkpoint.glob(pattern)):
+        return "holds no optimizer's state (save_only_model)"
+    return None
+
+
+#: What a checkpoint's trainer_state.json has a run's record under.
+_RECORD = "RunRecord"
+
+# Fields that may be others when a run goes on, beside those that leave the outcome alone.
+_MAY_DIFFER = re.compile(
+    r"num_train_epochs|max_steps|eval_\w+|max_eval_samples|exact_match_samples|max_new_tokens|answer_pattern|"
+    r"metric_for_best_model|load_best_model_at_end|greater_is_better|merge_adapter|ignore_data_skip"
+)
+# Of those that leave the outcome alone or that a results table has columns for: what is another run.
+_IS_ANOTHER = ("seed", "optim", "optim_args")
+
+
+def _record_of(checkpoint: str) -> dict[str, Any]:
+    """What the checkpoint says of the run that wrote it: `recipe`, `memory`, `clock`; empty if nothing."""
+    content = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+    record = content.get("stateful_callbacks", {}).get(_RECORD) or {}
+    run: dict[str, Any] = record.get("attributes", {}).get("run", {})
+    return run
+
+
+def _check_same_run(recipe: Recipe, checkpoint: str, written: dict[str, Any] | None) -> None:
+    """That a run which goes on from `checkpoint` is the one that wrote it.
+
+    Raises:
+        RecipeError: a field is another, which the message names.
+    """
+    from adamnx_hf.policy import NAME_OR_PATH
+    from adamnx_hf.recipe import NEUTRAL
+
+    if written is None:  # by a Trainer of the user's own
+        return
+    now = json.loads(json.dumps(recipe.resolved(), default=str))
+    for key in sorted({*written, *now}):
+        if _MAY_DIFFER.fullmatch(key) or (NEUTRAL.fullmatch(key) and key not in _IS_ANOTHER):
+            continue
+        default = recipe.default(key)
+        then, is_now = written.get(key, default), now.get(key, default)
+        moved = NAME_OR_PATH.fullmatch(key) and isinstance(is_now, str) and os.path.exists(is_now)
+        if then != is_now and not moved:
+            raise RecipeError(
+                f"resume_from_checkpoint: {checkpoint} is of a run with {key} {then!r}, not {is_now!r}; go "
+                f"on with --{key} as it was, or start anew with --overwrite_output_dir"
+            )
 
 
 def try_optimizer(args: Any) -> None:
@@ -200,12 +275,14 @@ def try_optimizer(args: Any) -> None:
 
 def _remove_results(folder: Path) -> None:
     """Removes what an earlier run has written into `folder` and this one would only write at its end."""
+    old = [path for path in checkpoints.numbered(folder).values() if not path.is_symlink()]
+    for path in old:  # all, before the first is gone: `last` shall not go on from what a kill leaves of them
+        (path / "trainer_state.json").unlink(missing_ok=True)
+    for path in old:
+        checkpoints.remove(path)
     measured = ("sharpness.json", "jitter.json", "jitter.png")  # of the model that was here
     for name in (RESULTS, "metrics.json", "curves.png", PREDICTIONS, *measured):
         (folder / name).unlink(missing_ok=True)
-    for path in checkpoints.numbered(folder).values():
-        if not path.is_symlink():
-            checkpoints.remove(path)
 
 
 def train(
@@ -236,6 +313,7 @@ def train(
         RecipeError: something does not fit, or another run is writing into output_dir: nothing has been
             written, overwritten or removed by then. Or memory or the disk were not enough.
     """
+    _check_paths(recipe.training_arguments)
     folder = Path(recipe.training_arguments.output_dir)
     if int(os.environ.get("RANK", 0)):
         return _train(recipe, folder, command, bare, keep_model, callbacks)
@@ -255,6 +333,7 @@ def _train(
 ) -> dict[str, Any]:
     import transformers
     import yaml
+    from transformers.trainer_callback import ExportableState
 
     from adamnx_hf import report
     from adamnx_hf.memory import as_it_is
@@ -262,6 +341,11 @@ def _train(
 
     args = recipe.training_arguments
     checkpoint = _checkpoint(recipe, folder)
+    earlier: dict[str, Any] = {}
+    if checkpoint is not None:
+        earlier = _record_of(checkpoint)
+        _check_same_run(recipe, checkpoint, earlier.get("recipe"))
+        args.eval_on_start = False  # the run has started before
     try_optimizer(args)
     repo_id = None
     if args.push_to_hub:
@@ -279,20 +363,27 @@ def _train(
     main = trainer.is_world_process_zero()
     environment = report.environment() | {"command": command}
     clock = TrainClock()
+    clock.go_on(earlier.get("clock") or {})
 
     def rows() -> list[dict[str, Any]]:
         return report.epochs(trainer.state.log_history, list(recipe.task.METRICS), clock.seconds)
 
     phase = _Phase(_RUN_AGAIN if bare else None, trainer)
 
-    class Record(transformers.TrainerCallback):
-        memory: dict[str, int] | None = None
+    class RunRecord(transformers.TrainerCallback, ExportableState):
+        memory: dict[str, int] | None = earlier.get("memory")
+
+        def state(self) -> dict[str, Any]:
+            """What a checkpoint knows of the run: a :func:`_record_of` it."""
+            run = {"recipe": recipe.resolved(), "memory": self.memory, "clock": clock.state()}
+            return {"args": {}, "attributes": {"run": run}}
 
         def on_optimizer_step(self, *_: Any, **now: Any) -> None:
             if self.memory is None:  # gradients are still there, states have been made
                 self.memory = dataclasses.asdict(as_it_is(now["model"], now["optimizer"]))
 
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
+        def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            state.stateful_callbacks.setdefault(_RECORD, self.state())  # checkpoints of others have none
             # By now the optimizer and the schedule have been made: nothing is written for what cannot run.
             phase.begun = True
             if main:
@@ -328,7 +419,7 @@ def _train(
             if main:
                 report.write_json(folder / "metrics.json", rows())
 
-    record = Record()
+    record = RunRecord()
     trainer.add_callback(clock)
     trainer.add_callback(record)
     for callback in callbacks:

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -657,3 +658,128 @@ def test_a_title_is_printed_on_its_line(tiny, tmp_path, capsys):
     words = ["--title", "a\x1b[2J\nadamnx-hf: all is well", "--max_steps", "1", "--save_strategy", "no"]
     assert cli.main(["run", tiny, "--output_dir", str(tmp_path / "out"), *words]) == 0
     assert "tiny: a\\x1b[2J adamnx-hf: all is well\n" in capsys.readouterr().out
+
+
+SAVES = ["--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2"]
+
+
+@pytest.fixture
+def kept(tiny, tmp_path):
+    """A run with checkpoints at the steps 2, 4 and 6."""
+    out = tmp_path / "out"
+    assert cli.main(["run", tiny, *SAVES, "--seed", "3", "--output_dir", str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "checkpoint-6 is of a run with seed 3, not 42; go on with --seed as it was, or start anew with"),
+        (["--seed", "3", "--optim", "adamw"], "is of a run with optim 'adamnx', not 'adamw'"),
+        (["--seed", "3", "--optim_args", "eps=1e-3"], "is of a run with optim_args None, not 'eps=1e-3'"),
+        (["--seed", "3", "--learning_rate", "0.1"], "is of a run with learning_rate 0.01, not 0.1"),
+        (["--seed", "3", "--jitter_probability", "0"], "is of a run with jitter_probability 0.5, not 0.0"),
+    ],
+)
+def test_another_run_does_not_go_on(words, message, kept, tiny, capsys):
+    before = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    argv = ["run", tiny, *SAVES, *words, "--output_dir", str(kept), "--resume_from_checkpoint", "last"]
+    assert cli.main(argv) == 1
+    assert message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_may_go_on_for_longer_and_from_a_folder_that_has_moved(kept, tiny, tmp_path, folder):
+    data = shutil.copytree(folder, tmp_path / "moved")
+    argv = [
+        "run",
+        tiny,
+        *SAVES,
+        "--seed",
+        "3",
+        "--output_dir",
+        str(kept),
+        "--resume_from_checkpoint",
+        "last",
+    ]
+    assert cli.main([*argv, "--max_steps", "8", "--dataset_name", str(data), "--eval_strategy", "no"]) == 0
+    assert results_of(kept)["steps"] == 8
+
+
+def test_what_was_measured_is_kept(kept, tiny):
+    before = results_of(kept)
+    words = [
+        "--seed",
+        "3",
+        "--output_dir",
+        str(kept),
+        "--resume_from_checkpoint",
+        str(kept / "checkpoint-2"),
+    ]
+    assert cli.main(["run", tiny, *SAVES, *words]) == 0
+    after = results_of(kept)
+    assert after["memory_bytes"] == before["memory_bytes"] is not None
+    words[-1] = str(kept / "checkpoint-6")
+    assert cli.main(["run", tiny, *SAVES, *words]) == 0  # a finished run
+    last = results_of(kept)
+    assert [row["train_seconds"] for row in last["per_epoch"]] == [
+        row["train_seconds"] for row in after["per_epoch"]
+    ]
+    assert last["train_seconds"] == after["train_seconds"] > 0 and last["train_images_per_second"] > 0
+    assert last["memory_bytes"] == before["memory_bytes"]
+
+
+def test_an_interrupted_removal_leaves_nothing_to_go_on_from(kept, monkeypatch):
+    def removed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer_patches.checkpoints.remove", removed)
+    with pytest.raises(KeyboardInterrupt):
+        run._remove_results(kept)
+    assert checkpoints.last_complete_checkpoint(kept) is None and (kept / "results.json").exists()
+
+
+def test_an_evaluation_on_start_is_of_the_start(tiny, tmp_path):
+    tables = []
+    for name in ("whole", "cut"):
+        out = tmp_path / name
+        words = ["run", tiny, *SAVES, "--eval_on_start", "true", "--output_dir", str(out)]
+        assert cli.main(words) == 0
+        if name == "cut":
+            assert cli.main([*words, "--resume_from_checkpoint", str(out / "checkpoint-4")]) == 0
+        tables.append([row["step"] for row in results_of(out)["per_epoch"]])
+    assert tables[0] == tables[1]
+
+
+def test_a_checkpoint_of_the_model_alone(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["run", tiny, *SAVES, "--save_only_model", "true", "--output_dir", str(out)]
+    assert cli.main(words) == 0
+    for which in ("last", str(out / "checkpoint-2")):
+        assert cli.main([*words, "--resume_from_checkpoint", which]) == 1
+        assert "holds no optimizer's state (save_only_model); " in capsys.readouterr().err
+
+
+def test_no_limit_is_no_limit(tiny, tmp_path):
+    out = tmp_path / "out"
+    assert cli.main(["run", tiny, *SAVES, "--save_total_limit", "-1", "--output_dir", str(out)]) == 0
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == [f"checkpoint-{i}" for i in (2, 4, 6)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--output_dir", "x" * 300],
+        ["--output_dir", "/".join(["y" * 200] * 30)],
+        ["--output_dir", "a\udc80b"],
+        ["--output_dir", "a\0b"],
+        ["--resume_from_checkpoint", "z" * 5000],
+    ],
+)
+def test_what_can_be_no_path(words, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    assert cli.main(["run", tiny, *words]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"adamnx-hf run: error: {words[0][2:]}: ") and "is no path (" in line
+    assert set(tmp_path.iterdir()) == before

@@ -20,29 +20,51 @@ class TrainClock(TrainerCallback):
     def __init__(self) -> None:
         self.seconds: dict[int, float] = {}
         """By the step at which the epoch ended."""
-        self._started = 0.0
-        self._first_step = 0
+        self._started: float | None = None
+        self._passed = 0.0
+        self._first_step: int | None = None
         self._last_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remembers the step that a resumed run starts at."""
-        self._first_step = state.global_step
+        """Remembers the step that the timed part starts at."""
+        if self._first_step is None:
+            self._first_step = state.global_step
+        elif self._passed and state.epoch == int(
+            state.epoch
+        ):  # saved at an epoch's last step, before its end
+            self.seconds[state.global_step], self._passed = self._passed, 0.0
+        self._last_step = state.global_step
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock."""
-        self._started = time.perf_counter()
+        self._started, self._passed = time.perf_counter() - self._passed, 0.0
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stops the clock."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds[state.global_step] = time.perf_counter() - self._started
-        self._last_step = state.global_step
+        self.seconds[state.global_step] = time.perf_counter() - (self._started or 0.0)
+        self._started, self._last_step = None, state.global_step
+
+    def state(self) -> dict[str, Any]:
+        """What a run that goes on from here has to know, for JSON; see :meth:`go_on`."""
+        passed = 0.0 if self._started is None else time.perf_counter() - self._started
+        return {"seconds": self.seconds, "passed": passed, "first_step": self._first_step}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Goes on with the times of an earlier part of the run.
+
+        Args:
+            state: of :meth:`state`, as JSON gives it back. Empty: nothing is known of that part.
+        """
+        self.seconds = {int(step): seconds for step, seconds in state.get("seconds", {}).items()}
+        self._passed, self._first_step = state.get("passed", 0.0), state.get("first_step")
 
     def rate(self, batch_size: float) -> float | None:
         """`batch_size` times the steps a second; None before an epoch has ended."""
         total = sum(self.seconds.values())
-        return round((self._last_step - self._first_step) * batch_size / total, 1) if total else None
+        steps = self._last_step - (self._first_step or 0)
+        return round(steps * batch_size / total, 1) if total else None
 
 
 def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float | None]:

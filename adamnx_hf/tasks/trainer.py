@@ -63,17 +63,26 @@ class RecipeTrainingArguments(TrainingArguments):
             seed = getattr(self, name)
             if seed is not None and not 0 <= seed < 2**32:  # NumPy takes no other
                 raise ValueError(f"{name}: {seed} is not from 0 to {2**32 - 1}")
-        if self.dataloader_num_workers < 0:
-            raise ValueError(f"dataloader_num_workers: {self.dataloader_num_workers} is below 0")
+        if not 0 <= self.dataloader_num_workers <= 1024:
+            raise ValueError(f"dataloader_num_workers: {self.dataloader_num_workers} is not from 0 to 1024")
         if self.max_steps != -1 and self.max_steps < 1:
             raise ValueError(f"max_steps: {self.max_steps} is neither -1, for all epochs, nor above 0")
         for name in (
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
             "gradient_accumulation_steps",
+            "dataloader_prefetch_factor",
+            "save_steps",
+            "eval_steps",
+            "logging_steps",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not above 0")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 2**31:
+                raise ValueError(f"{name}: {value} is not {'above 0' if value <= 0 else 'below 2^31'}")
+        if not 0 <= self.label_smoothing_factor <= 1:
+            raise ValueError(f"label_smoothing_factor: {self.label_smoothing_factor} is not from 0 to 1")
+        if self.max_grad_norm is not None and self.max_grad_norm < 0:
+            raise ValueError(f"max_grad_norm: {self.max_grad_norm} is below 0; 0 is without clipping")
         super().__post_init__()
         schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(self.lr_scheduler_type)]
         valid = list(inspect.signature(schedule).parameters)[1:]  # the first is the optimizer
@@ -243,7 +252,7 @@ class RecipeTrainer(Trainer):
             raise
         finally:
             self.args.save_total_limit = given
-        if self.args.should_save and given:
+        if self.args.should_save and given and given > 0:  # else all are kept, as the Trainer has it
             self._rotate(folder, given)
 
     def _rotate(self, folder: Path, limit: int) -> None:
