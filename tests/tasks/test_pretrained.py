@@ -79,7 +79,8 @@ def test_language_modeling_looks(tmp_path, monkeypatch):
         language_modeling._model(resolved.task_arguments, resolved.training_arguments)
 
 
-def test_an_adapter_of_the_hub(server, monkeypatch):
+def test_an_adapter_of_the_hub(server, monkeypatch, tmp_path):
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path / "own"), raising=False)
     monkeypatch.setattr("transformers.utils.hub._is_offline_mode", False, raising=False)  # before version 5
     base = {"base_model_name_or_path": "other/repository", "peft_type": "LORA"}
     server.private["me/adapter"] = False
@@ -88,8 +89,9 @@ def test_an_adapter_of_the_hub(server, monkeypatch):
     with pytest.raises(RecipeError, match="me/adapter is an adapter; name the model that it belongs to"):
         check_pretrained("me/adapter")
     assert not [path for path in server.asked if "other" in path]
-    server.commits["me/adapter"] = [{}, {"config.json": b'{"model_type": "llama"}'}]
-    check_pretrained("me/adapter", "v1")
+    server.private["me/model"] = False
+    server.commits["me/model"] = [{}, {"config.json": b'{"model_type": "llama"}'}]
+    check_pretrained("me/model", "v1")
 
 
 def test_a_chat_template_from_a_tokenizer_with_code(tmp_path, capsys):
