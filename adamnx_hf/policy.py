@@ -264,7 +264,7 @@ HUB: dict[str, Rule] = {
         "max_steps seed data_seed",
     ),
     **_fields(_number(0, 1e6), "neftune_noise_alpha"),
-    **_fields(_mapping(r"\w+"), "lr_scheduler_kwargs"),
+    **_fields(_mapping(r"\w+", _NO_CODE), "lr_scheduler_kwargs"),
     # The run.
     **_fields(
         _number(1, 2**16),

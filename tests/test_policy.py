@@ -189,11 +189,9 @@ def test_a_hostile_recipe_ends_in_one_line_and_does_nothing(values, field, serve
     put(server, values)
     before = contents(here)
     words = ["--output_dir", "runs/mine", "--resume_from_checkpoint", "last"]
-    commands = [
-        ["run", ADDRESS, *words],
-        ["memory", ADDRESS],
-        ["compare", ADDRESS, "--optim", "adamnx", "adamw"],
-    ]
+    commands = [["run", ADDRESS, *words], ["memory", ADDRESS]]
+    if field == "label_names":  # one way for all: recipe.resolve
+        commands.append(["compare", ADDRESS, "--optim", "adamnx", "adamw"])
     if field != "answer_pattern":  # which only a recipe that is put together looks into
         commands.append(["run", ADDRESS, "--help"])
     for argv in commands:
@@ -329,7 +327,8 @@ def test_whatever_a_recipe_from_the_hub_holds(server, here, drawn):
 #: Fields that are text for people, or that no file, name or code is looked for by.
 TEXT = {
     "title", "hardware", "hours", "prompt_template", "completion_template", "join_rows", "answer_pattern",
-    "eos_token", "pad_token", "optim_args", "train_split", "eval_split", "class_names", "optimizers", "length_column_name",
+    "eos_token", "pad_token", "optim_args", "train_split", "eval_split", "class_names", "optimizers",
+    "length_column_name",
 }  # fmt: skip
 
 
