@@ -39,8 +39,8 @@ class RunInfo:
     """The keys the user set in optim_args."""
 
     def write(self, field: str, value: float) -> None:
-        """Sets a field of `args` for this run, until they are used for another optimizer or run."""
-        transformers.write(self.args, field, value)
+        """Sets a field of `args` for this run: until `train()` ends, or another optimizer is made of them."""
+        transformers.write(self.args, field, value, for_run=True)
 
     @property
     def num_training_steps(self) -> int:

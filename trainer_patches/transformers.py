@@ -77,23 +77,47 @@ def add_name(name: str) -> None:
     _names.append(name)
 
 
-def write(args: Any, field: str, value: float) -> None:
-    """Writes a value of the optimizer's into TrainingArguments, so that it can be told from a user's."""
-    written = vars(args).get("_written_for_optim", {})
+def write(args: Any, field: str, value: float, *, for_run: bool = False) -> None:
+    """Writes a value of the optimizer's into TrainingArguments, so that it can be told from a user's.
+
+    Args:
+        args: TrainingArguments.
+        field: of `args`.
+        value: what it is to hold until :func:`take_back`.
+        for_run: whether the value is taken back already when `train()` ends.
+    """
+    written, run_fields = _written(args)
     _, before = written.get(field, (None, getattr(args, field)))
     args._written_for_optim = {**written, field: (value, before)}
+    args._written_for_run = run_fields | {field} if for_run else run_fields - {field}
     setattr(args, field, value)
 
 
-def take_back(args: Any) -> None:
+def take_back(args: Any, *, run_only: bool = False) -> None:
     """Undoes what :func:`write` did, save where the user has set the field since.
 
     So that arguments made for one optimizer, or one run, can be used for another. By identity, as a
     pickled copy no longer knows which values were untouched: it keeps what it holds.
+
+    Args:
+        args: TrainingArguments.
+        run_only: takes back only what was written for one run.
     """
-    for field, (value, before) in vars(args).pop("_written_for_optim", {}).items():
+    written, run_fields = _written(args)
+    taken = {field: pair for field, pair in written.items() if field in run_fields or not run_only}
+    if not taken:
+        return
+    for field, (value, before) in taken.items():
         if getattr(args, field) is value:
             setattr(args, field, before)
+    # New ones, as a shallow copy of the arguments holds the same.
+    args._written_for_optim = {field: pair for field, pair in written.items() if field not in taken}
+    args._written_for_run = run_fields.difference(taken)
+
+
+def _written(args: Any) -> tuple[dict[str, tuple[Any, Any]], frozenset[str]]:
+    """The fields that are written, with the value and the one before it; and which of them for one run."""
+    return vars(args).get("_written_for_optim", {}), vars(args).get("_written_for_run", frozenset())
 
 
 def _guarded(patch: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -172,6 +196,12 @@ def _patch_trainer(module: Any) -> None:
         finally:
             _planned_steps.reset(token)
 
+    def end_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
+        try:
+            return wrapped(*arguments, **keywords)
+        finally:
+            take_back(trainer.args, run_only=True)
+
     def find_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
         given = inspect.signature(wrapped).bind(*arguments, **keywords).arguments
         if given.get("grad_norm") is None and _finds_norm(trainer.optimizer, given["model"]):
@@ -185,6 +215,7 @@ def _patch_trainer(module: Any) -> None:
         return wrapped(*given.args, **given.kwargs)
 
     _wrap(cls, "get_optimizer_cls_and_kwargs", get_optimizer_cls_and_kwargs)
+    _wrap(cls, "train", end_run)
     for method, parameters, wrapper in (
         (_NORM, ("model", "grad_norm"), find_norm),
         (_LOG, ("grad_norm",), log_norm),

@@ -1,6 +1,8 @@
 """`optim="adamnx"` in the real Trainer, on a tiny Llama."""
 
+import contextlib
 import copy
+import dataclasses
 import shutil
 import types
 
@@ -229,24 +231,73 @@ def grad_norms(trainer):
     return [float(entry["grad_norm"]) for entry in trainer.state.log_history if "grad_norm" in entry]
 
 
+class MaxGradNorms(transformers.TrainerCallback):
+    """Notes at each step what the arguments say the Trainer clips to; may break off the run."""
+
+    def __init__(self, error=None):
+        self.values, self.error = [], error
+
+    def on_step_end(self, args, state, control, **_):
+        self.values.append(args.max_grad_norm)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [None, ValueError("broken off"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "switched_off",
+    [{"optim_args": "max_grad_norm=0.1"}, {"optim": "adamnx_layerwise"}],
+    ids=["adamnx", "layerwise"],
+)
+@pytest.mark.filterwarnings("ignore:.*gradients are not clipped")
+def test_arguments_have_their_clipping_back_when_the_run_ends(switched_off, error, tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2, **switched_off)
+    trainer.add_callback(seen := MaxGradNorms(error))
+    with pytest.raises(type(error)) if error else contextlib.nullcontext():
+        trainer.train()
+    assert set(seen.values) == {0.0}
+    assert trainer.args.max_grad_norm == 1.0
+    assert trainer.args.adam_beta2 == 0.99  # of the optimizer, which is there still
+
+    replaced = dataclasses.replace(trainer.args, optim="adamw_torch", optim_args=None)
+    assert replaced.max_grad_norm == 1.0
+    model = tiny_llama()
+    given = Trainer(
+        model,
+        trainer.args,
+        train_dataset=examples(),
+        optimizers=(torch.optim.SGD(model.parameters(), 0.1), None),
+    )
+    given.add_callback(seen := MaxGradNorms())
+    given.train()
+    assert seen.values == [1.0] * 2
+
+
+def test_clipping_that_the_user_sets_within_the_run_stays(tmp_path):
+    class SetIt(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            args.max_grad_norm = 0.25
+
+    trainer = make_trainer(tmp_path, max_steps=2, optim_args="max_grad_norm=0.1")
+    trainer.add_callback(SetIt())
+    trainer.train()
+    assert trainer.args.max_grad_norm == 0.25
+
+
 def test_clipping_in_the_step_is_the_trainers_clipping(tmp_path):
     trainers = make_trainer(tmp_path / "1", max_grad_norm=0.1, **FORGIVING)
     own = make_trainer(tmp_path / "2", optim_args="max_grad_norm=0.1", **FORGIVING)
     own.accelerator.clip_grad_norm_ = None  # it would read and write all gradients once more
+    own.add_callback(seen := MaxGradNorms())
     for trainer in (trainers, own):
         trainer.train()
-    assert own.args.max_grad_norm == 0.0  # so that it is not done twice
+    assert seen.values == [0.0] * 8  # so that it is not done twice
     assert adamnx_of(own).max_grad_norm == 0.1
     assert adamnx_of(own).grad_norm > 0.1
     assert_same_parameters(trainers.model, own.model, rtol=1e-4, atol=1e-5)
     assert len(grad_norms(own)) == 8
     assert grad_norms(own) == pytest.approx(grad_norms(trainers), rel=1e-3)
     assert float(adamnx_of(own).grad_norm) == grad_norms(own)[-1]
-
-    own.args.optim_args = None  # arguments used again get their own back
-    own.args.optim = "adamw_torch"
-    Trainer.get_optimizer_cls_and_kwargs(own.args)
-    assert own.args.max_grad_norm == 1.0
 
 
 @pytest.mark.parametrize(("trainers", "allowed"), [(1.0, True), (0.0, True), (0.5, True), (2.0, False)])
