@@ -123,11 +123,15 @@ class RegisteredOptimizer:
 
         Args:
             args: TrainingArguments.
-            pristine: the very objects that are the fields' defaults: a 0.999 of the user's is another.
+            pristine: the very objects that are the fields' defaults: a 0.999 of the user's is another. A
+                subclass that states the same default again has an object of its own for it.
         """
         betas, eps = self.default_of("betas"), self.default_of("eps")
         own = {"adam_beta1": betas and betas[0], "adam_beta2": betas and betas[1], "adam_epsilon": eps}
+        fields = type(args).__dataclass_fields__
         for field, objects in pristine.items():
+            if fields[field].default == objects[0]:
+                objects = (*objects, fields[field].default)
             is_number = isinstance(own[field], int | float)
             if is_number and any(getattr(args, field) is default for default in objects):
                 transformers.write(args, field, float(own[field]))

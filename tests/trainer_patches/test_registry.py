@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -83,6 +85,19 @@ def test_defaults_hold_until_the_user_sets_them(tmp_path):
     assert build(args).defaults["betas"] == (0.5, 0.7)
     assert build(args).defaults["eps"] == 1e-6
     assert not build(args).defaults["amsgrad"]
+
+
+@dataclasses.dataclass
+class StatedAgain(TrainingArguments):
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+
+
+def test_defaults_hold_where_a_subclass_states_those_of_training_arguments_again(tmp_path):
+    register_optimizer("t_again", torch.optim.Adam, defaults={"betas": (0.8, 0.7), "eps": 1e-4})
+    args = StatedAgain(str(tmp_path), report_to="none", use_cpu=True, optim="t_again")
+    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.8, 0.7, 1e-4)
 
 
 def test_three_betas_keep_their_third(tmp_path):
