@@ -136,10 +136,12 @@ class RegisteredOptimizer:
             if is_number and any(getattr(args, field) is default for default in objects):
                 transformers.write(args, field, float(own[field]))
 
-    def class_and_kwargs(
-        self, args: Any, planned_steps: int | None
-    ) -> tuple[type[Optimizer], dict[str, Any]]:
-        """What `Trainer.get_optimizer_cls_and_kwargs` returns for this name.
+    def optimizer_class(self) -> type[Optimizer]:
+        """The class that `Trainer.get_optimizer_cls_and_kwargs` returns for this name."""
+        return _as_class(self.name, self.load())
+
+    def keywords(self, args: Any, planned_steps: int | None) -> tuple[dict[str, Any], frozenset[str]]:
+        """The keyword arguments that `args` stand for, and which of them `configure` has made for this run.
 
         Also writes the betas and eps that result back into `args`.
         """
@@ -159,8 +161,11 @@ class RegisteredOptimizer:
             kwargs["betas"] = (given.pop("beta1", beta1), given.pop("beta2", beta2), *rest)
             given.pop("betas", None)
         kwargs |= given
+        before = dict(kwargs)
         if self.configure:
             kwargs = self.configure(kwargs, RunInfo(args, planned_steps, given_keys), **extra)
+        # By identity: a value may be a tensor.
+        fitted = frozenset(key for key in kwargs if key not in before or kwargs[key] is not before[key])
 
         if betas:
             transformers.write(args, "adam_beta1", kwargs["betas"][0])
@@ -168,7 +173,7 @@ class RegisteredOptimizer:
         if isinstance(kwargs.get("eps"), float):
             transformers.write(args, "adam_epsilon", kwargs["eps"])
         logger.info("optim=%r: %s", self.name, ", ".join(f"{key}={value}" for key, value in kwargs.items()))
-        return _as_class(self.name, self.load()), kwargs
+        return kwargs, fitted
 
     def _options(self) -> dict[str, optim_args.Option]:
         options = optim_args.options_of(self.load(), _KEYWORDS)

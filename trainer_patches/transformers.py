@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ OLDEST = (4, 57)
 # `set_optimizer` that sets each.
 _FIELDS = {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "epsilon"}
 
-# The Trainer's methods that know the number of optimizer steps while they create the optimizer.
+# The Trainer's methods that know the number of optimizer steps while they create the optimizer. They begin
+# every run, also one that keeps the optimizer of the last.
 _STEPS = {
     "create_optimizer_and_scheduler": "num_training_steps",  # called by train() up to 5.0
     "_prepare_for_training": "max_steps",  # called by train() in later versions
@@ -46,6 +47,7 @@ _pristine: dict[str, tuple[Any, ...]] = {}
 _undo: list[Callable[[], None]] = []
 _failed = False
 _planned_steps: contextvars.ContextVar[int | None] = contextvars.ContextVar("planned_steps", default=None)
+_made: contextvars.ContextVar[tuple[Any, ...] | None] = contextvars.ContextVar("made", default=None)
 
 
 def install(registered: Mapping[str, RegisteredOptimizer]) -> None:
@@ -184,15 +186,28 @@ def _patch_trainer(module: Any) -> None:
         args = arguments[0] if arguments else keywords["args"]
         take_back(args)
         if registered := _lookup(args.optim):
-            registered.settle(args, _pristine)  # again: `args.optim` may have been assigned since
-            return registered.class_and_kwargs(args, _planned_steps.get())
+            kwargs, fitted = _keywords(registered, args)
+            _made.set((registered, kwargs, fitted))
+            return registered.optimizer_class(), kwargs
         return wrapped(*arguments, **keywords)
 
-    def remember_steps(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
+    def note_optimizer(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
+        before, token = _unwrapped(trainer.optimizer), _made.set(None)
+        try:
+            result = wrapped(*arguments, **keywords)
+            optimizer, made = _unwrapped(trainer.optimizer), _made.get()
+            if optimizer is not before and made is not None:
+                trainer._made_for_optim = _Made(optimizer, *made)
+            return result
+        finally:
+            _made.reset(token)
+
+    def begin_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
         given = inspect.signature(wrapped).bind(*arguments, **keywords).arguments
         token = _planned_steps.set(given[_STEPS[wrapped.__name__]])
         try:
-            return wrapped(*arguments, **keywords)
+            _fit_again(trainer)
+            return note_optimizer(wrapped, trainer, arguments, keywords)
         finally:
             _planned_steps.reset(token)
 
@@ -215,6 +230,7 @@ def _patch_trainer(module: Any) -> None:
         return wrapped(*given.args, **given.kwargs)
 
     _wrap(cls, "get_optimizer_cls_and_kwargs", get_optimizer_cls_and_kwargs)
+    _wrap(cls, "create_optimizer", note_optimizer)
     _wrap(cls, "train", end_run)
     for method, parameters, wrapper in (
         (_NORM, ("model", "grad_norm"), find_norm),
@@ -226,7 +242,47 @@ def _patch_trainer(module: Any) -> None:
     for method, parameter in _STEPS.items():
         if method in cls.__dict__:
             _require(cls, method, parameter)
-            _wrap(cls, method, remember_steps)
+            _wrap(cls, method, begin_run)
+
+
+class _Made:
+    """An optimizer that a Trainer made for one of our names."""
+
+    def __init__(
+        self, optimizer: Any, registered: RegisteredOptimizer, kwargs: dict[str, Any], fitted: Iterable[str]
+    ) -> None:
+        self.optimizer, self.registered = optimizer, registered
+        # Of what was made for its run: the groups that have it. Others have a value of their own.
+        self.groups = {
+            key: [i for i, group in enumerate(optimizer.param_groups) if group.get(key) == kwargs[key]]
+            for key in fitted
+        }
+
+
+def _keywords(registered: RegisteredOptimizer, args: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    registered.settle(args, _pristine)  # again: `args.optim` may have been assigned since
+    return registered.keywords(args, _planned_steps.get())
+
+
+def _fit_again(trainer: Any) -> None:
+    """Fits an optimizer that the Trainer has kept to the run that begins.
+
+    It keeps it in a second `train()`, and where auto_find_batch_size tries again: then the number of steps is
+    another, and what was written into the arguments for a run has been taken back.
+    """
+    made: _Made | None = getattr(trainer, "_made_for_optim", None)
+    if made is None or made.optimizer is not _unwrapped(trainer.optimizer):
+        return
+    args, optimizer = trainer.args, made.optimizer
+    if (
+        _lookup(args.optim) is not made.registered
+    ):  # assigned since; the Trainer keeps the optimizer all the same
+        return
+    take_back(args)
+    kwargs, fitted = _keywords(made.registered, args)
+    for key in fitted & made.groups.keys():
+        for i in made.groups[key]:
+            optimizer.param_groups[i][key] = kwargs[key]
 
 
 def _unwrapped(optimizer: Any) -> Any:

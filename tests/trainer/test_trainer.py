@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import logging
 import shutil
 import types
 
@@ -182,6 +183,112 @@ def test_horizon_auto_is_solved_from_the_runs_own_steps(tmp_path):
     expected = adamnx_hf.beta2_for_horizon(12)
     assert adamnx_of(trainer).param_groups[0]["betas"] == (0.9, expected)
     assert trainer.args.adam_beta2 == expected
+
+
+def beta2s(trainer):
+    return {group["betas"][1] for group in adamnx_of(trainer).param_groups}
+
+
+class OutOfMemory:
+    """Memory for batches of up to `fits` examples."""
+
+    def __init__(self, model, fits, within_backward=False):
+        self.fits, self.sizes, self.within_backward = fits, [], within_backward
+        model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, model, args, kwargs):
+        self.sizes.append(len(kwargs["input_ids"]))
+        if self.sizes[-1] > self.fits and model.training:
+            if not self.within_backward:
+                self.fail()
+            # The gradients of the first layer come last.
+            handle = model.model.layers[0].mlp.register_full_backward_pre_hook(lambda *_: self.fail())
+            model.zero_grad = lambda *a: (handle.remove(), type(model).zero_grad(model, *a))
+
+    def fail(self):
+        raise RuntimeError("CUDA out of memory.")
+
+
+def test_horizon_auto_is_solved_anew_where_a_smaller_batch_is_tried(tmp_path, caplog):
+    options = {"per_device_train_batch_size": 16, "auto_find_batch_size": True, "optim_args": "horizon=auto"}
+    trainer = make_trainer(tmp_path, max_steps=-1, num_train_epochs=3, log_level="info", **options)
+    memory = OutOfMemory(trainer.model, fits=4)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        trainer.train()
+    finally:
+        logger.removeHandler(caplog.handler)
+        transformers.logging.set_verbosity_warning()
+    assert memory.sizes[0] == 16
+    assert trainer.state.max_steps == trainer.state.global_step >= 12
+    expected = adamnx_hf.beta2_for_horizon(trainer.state.max_steps)
+    assert beta2s(trainer) == {trainer.args.adam_beta2} == {expected}
+    assert f"betas=(0.9, {expected})" in [line for line in caplog.messages if "optim='adamnx'" in line][-1]
+
+
+def test_a_second_run_is_configured_for_its_own_steps(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2, optim_args="horizon=auto,max_grad_norm=0.1")
+    trainer.accelerator.clip_grad_norm_ = None  # the Trainer is not to clip, in either run
+    for steps in (2, 6):
+        trainer.args.max_steps = steps
+        trainer.train()
+        optimizer = adamnx_of(trainer)
+        assert beta2s(trainer) == {trainer.args.adam_beta2} == {adamnx_hf.beta2_for_horizon(steps)}
+        assert trainer.args.max_grad_norm == 1.0
+    # The optimizer is the same, as it is with AdamW.
+    assert {float(state["step"]) for state in optimizer.state.values()} == {8}
+
+
+def test_an_optimizer_made_before_the_run_is_configured_for_it(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2, optim_args="horizon=auto,max_grad_norm=0.1")
+    trainer.create_optimizer()
+    other = Trainer(tiny_llama(), trainer.args, train_dataset=examples())  # of the same arguments
+    other.train()
+    trainer.accelerator.clip_grad_norm_ = None
+    trainer.args.max_steps = 6
+    trainer.train()
+    assert beta2s(trainer) == {adamnx_hf.beta2_for_horizon(6)}
+
+
+def test_a_resumed_run_keeps_the_beta2_of_its_checkpoint(tmp_path):
+    options = {"optim_args": "horizon=auto", "save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path, max_steps=2, **options).train()
+    resumed = make_trainer(tmp_path, max_steps=6, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert beta2s(resumed) == {adamnx_hf.beta2_for_horizon(2)}
+    resumed.train()  # not resumed: a run of its own
+    assert beta2s(resumed) == {adamnx_hf.beta2_for_horizon(6)}
+    resumed.args.max_steps = 8
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    # The last run has written its own.
+    assert beta2s(resumed) == {adamnx_hf.beta2_for_horizon(6)}
+
+
+def test_what_is_not_made_of_the_arguments_is_not_configured(tmp_path):
+    """An optimizer that is given, and groups with a β2 of their own."""
+    args = make_trainer(tmp_path, max_steps=2, optim_args="horizon=auto").args
+    model = tiny_llama()
+    given = AdamNX(model.parameters(), lr=1e-2, betas=(0.9, 0.5))
+    trainer = Trainer(model, args, train_dataset=examples(), optimizers=(given, None))
+    for _ in range(2):
+        trainer.train()
+        assert beta2s(trainer) == {0.5}
+
+    class OwnGroups(Trainer):
+        def create_optimizer(self, model=None):
+            cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(self.args)
+            first, *others = self.model.parameters()
+            groups = [{"params": [first], "betas": (0.9, 0.5)}, {"params": others}]
+            self.optimizer = self.optimizer or cls(groups, **kwargs)
+            return self.optimizer
+
+    trainer = OwnGroups(tiny_llama(), args, train_dataset=examples())
+    for steps in (2, 6):
+        args.max_steps = steps
+        trainer.train()
+        betas = [group["betas"][1] for group in adamnx_of(trainer).param_groups]
+        assert betas == [0.5, adamnx_hf.beta2_for_horizon(steps)]
 
 
 def test_the_model_card_says_what_was_used(tmp_path):
