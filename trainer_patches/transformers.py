@@ -274,10 +274,10 @@ def _fit_again(trainer: Any) -> None:
     if made is None or made.optimizer is not _unwrapped(trainer.optimizer):
         return
     args, optimizer = trainer.args, made.optimizer
-    if (
-        _lookup(args.optim) is not made.registered
-    ):  # assigned since; the Trainer keeps the optimizer all the same
-        return
+    # A run that broke off may have left gradients behind; the Trainer calls the model's zero_grad() alone.
+    optimizer.zero_grad()
+    if _lookup(args.optim) is not made.registered:
+        return  # another name was assigned since; the Trainer keeps the optimizer all the same
     take_back(args)
     kwargs, fitted = _keywords(made.registered, args)
     for key in fitted & made.groups.keys():

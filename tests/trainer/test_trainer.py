@@ -193,20 +193,20 @@ class OutOfMemory:
     """Memory for batches of up to `fits` examples."""
 
     def __init__(self, model, fits, within_backward=False):
-        self.fits, self.sizes, self.within_backward = fits, [], within_backward
-        model.register_forward_pre_hook(self, with_kwargs=True)
+        self.fits, self.sizes = fits, []
+        model.register_forward_pre_hook(self.note, with_kwargs=True)
+        first = model.model.layers[0].mlp  # whose gradients come last
+        if within_backward:
+            first.register_full_backward_pre_hook(self.fail)
+        else:
+            first.register_forward_pre_hook(self.fail)
 
-    def __call__(self, model, args, kwargs):
+    def note(self, model, args, kwargs):
         self.sizes.append(len(kwargs["input_ids"]))
-        if self.sizes[-1] > self.fits and model.training:
-            if not self.within_backward:
-                self.fail()
-            # The gradients of the first layer come last.
-            handle = model.model.layers[0].mlp.register_full_backward_pre_hook(lambda *_: self.fail())
-            model.zero_grad = lambda *a: (handle.remove(), type(model).zero_grad(model, *a))
 
-    def fail(self):
-        raise RuntimeError("CUDA out of memory.")
+    def fail(self, *_):
+        if self.sizes[-1] > self.fits:
+            raise RuntimeError("CUDA out of memory.")
 
 
 def test_horizon_auto_is_solved_anew_where_a_smaller_batch_is_tried(tmp_path, caplog):
