@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import warnings
@@ -225,8 +226,12 @@ def _patch_trainer(module: Any) -> None:
 
     def log_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
         given = inspect.signature(wrapped).bind(*arguments, **keywords)
-        if given.arguments["grad_norm"] is None and not trainer.accelerator.optimizer_step_was_skipped:
-            given.arguments["grad_norm"] = getattr(_unwrapped(trainer.optimizer), "grad_norm", None)
+        if given.arguments["grad_norm"] is None:
+            optimizer = _unwrapped(trainer.optimizer)
+            if not trainer.accelerator.optimizer_step_was_skipped:
+                given.arguments["grad_norm"] = getattr(optimizer, "grad_norm", None)
+            elif _clips(optimizer):  # it has found none: in fp16 the gradients overflowed
+                given.arguments["grad_norm"] = math.inf
         return wrapped(*given.args, **given.kwargs)
 
     _wrap(cls, "get_optimizer_cls_and_kwargs", get_optimizer_cls_and_kwargs)
@@ -298,10 +303,13 @@ def _finds_norm(optimizer: Any, model: Any) -> bool:
     already, and the Trainer would log 0.
     """
     optimizer = _unwrapped(optimizer)
-    return hasattr(optimizer, "grad_norm") and (
-        getattr(optimizer, "max_grad_norm", None) is not None
-        or all(param.grad is None for param in model.parameters())
+    return _clips(optimizer) or (
+        hasattr(optimizer, "grad_norm") and all(param.grad is None for param in model.parameters())
     )
+
+
+def _clips(optimizer: Any) -> bool:
+    return hasattr(optimizer, "grad_norm") and getattr(optimizer, "max_grad_norm", None) is not None
 
 
 def _lookup(optim: Any) -> RegisteredOptimizer | None:
