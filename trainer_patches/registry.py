@@ -84,6 +84,21 @@ class RegisteredOptimizer:
                 f"optim={self.name!r} stands for {self.optimizer!r}, which could not be imported: {error}"
             ) from error
 
+    def check_defaults(self) -> None:
+        """Looks whether the optimizer takes its `defaults`; imports it.
+
+        Raises:
+            ValueError: it does not take one, which is named with the nearest one and the list.
+        """
+        if not self.defaults or self._takes_anything():
+            return
+        options = self._options()
+        for key in self.defaults:
+            if key not in options:
+                raise ValueError(
+                    f"defaults: {optim_args.unknown(key, options, f'optim={self.name!r}', _ELSEWHERE)}"
+                )
+
     def parse_optim_args(self, text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """`text` as keyword arguments for the optimizer and for `configure`.
 
@@ -125,7 +140,11 @@ class RegisteredOptimizer:
             args: TrainingArguments.
             pristine: the very objects that are the fields' defaults: a 0.999 of the user's is another. A
                 subclass that states the same default again has an object of its own for it.
+
+        Raises:
+            ValueError: see :meth:`check_defaults`.
         """
+        self.check_defaults()  # where the optimizer was registered as text, this is its first use
         betas, eps = self.default_of("betas"), self.default_of("eps")
         own = {"adam_beta1": betas and betas[0], "adam_beta2": betas and betas[1], "adam_epsilon": eps}
         fields = type(args).__dataclass_fields__
@@ -234,9 +253,11 @@ def register_optimizer(
         overwrite: replace an earlier registration of the same name.
 
     Raises:
-        TypeError: `optimizer` is not callable, nor `"module:attribute"`.
+        TypeError: `optimizer` is not callable, nor `"module:attribute"`; `defaults` is no mapping;
+            `configure` is no function.
         ValueError: `name` is not usable, taken, or one of Transformers' own; `defaults` has what
-            TrainingArguments always set.
+            TrainingArguments always set, or what the optimizer does not take (one named by its module is
+            asked when TrainingArguments are made for it).
 
     Examples:
         >>> @register_optimizer("plain_sgd")
@@ -244,6 +265,12 @@ def register_optimizer(
         ...     return torch.optim.SGD(params, lr=lr, momentum=momentum)
         >>> TrainingArguments(optim="plain_sgd", optim_args="momentum=0.8")
     """
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_][\w.-]*", name)):
+        raise ValueError(f"name must be a word of letters, digits, '_', '-' and '.', got {name!r}")
+    if defaults is not None and not isinstance(defaults, Mapping):
+        raise TypeError(f"defaults must be a mapping of keyword arguments to their values, got {defaults!r}")
+    if configure is not None and not callable(configure):
+        raise TypeError(f"configure must be a function (kwargs, run, ...) -> kwargs, got {configure!r}")
     if optimizer is None:
 
         def decorate(function: _F) -> _F:
@@ -251,8 +278,6 @@ def register_optimizer(
             return function
 
         return decorate
-    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_][\w.-]*", name)):
-        raise ValueError(f"name must be a word of letters, digits, '_', '-' and '.', got {name!r}")
     if isinstance(optimizer, str):
         if not all(optimizer.partition(":")):
             raise TypeError(f"optimizer as text must be 'module:attribute', got {optimizer!r}")
@@ -262,9 +287,12 @@ def register_optimizer(
         raise ValueError(f"defaults: {key!r} is always set by TrainingArguments({_ELSEWHERE[key]}=...)")
     if name in _REGISTERED and not overwrite:
         raise ValueError(f"optim={name!r} is registered already; pass overwrite=True to replace it")
+    registered = RegisteredOptimizer(name, optimizer, defaults or {}, configure)
+    if not isinstance(optimizer, str):
+        registered.check_defaults()
 
     transformers.add_name(name)
-    _REGISTERED[name] = RegisteredOptimizer(name, optimizer, defaults or {}, configure)
+    _REGISTERED[name] = registered
     return optimizer
 
 

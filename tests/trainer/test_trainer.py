@@ -407,6 +407,17 @@ def test_clipping_in_the_step_is_the_trainers_clipping(tmp_path):
     assert float(adamnx_of(own).grad_norm) == grad_norms(own)[-1]
 
 
+@pytest.mark.parametrize("optim", ["adamnx", "adamnx_layerwise"])
+def test_an_infinite_norm_only_finds_the_norm(optim, tmp_path):
+    usual = make_trainer(tmp_path, max_grad_norm=1e6, **FORGIVING)
+    unclipped = make_trainer(tmp_path, optim=optim, optim_args="max_grad_norm=inf", **FORGIVING)
+    for trainer in (usual, unclipped):
+        trainer.train()
+    assert adamnx_of(unclipped).max_grad_norm == float("inf")
+    assert grad_norms(unclipped) == pytest.approx(grad_norms(usual), rel=1e-3)
+    assert_same_parameters(usual.model, unclipped.model, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("trainers", "allowed"), [(1.0, True), (0.0, True), (0.5, True), (2.0, False)])
 def test_two_norms_that_contradict_each_other_are_refused(trainers, allowed, tmp_path):
     # 1.0 is TrainingArguments' default, which says nothing.

@@ -163,6 +163,51 @@ def test_bad_registrations_are_refused(name, optimizer, error, message):
     assert registered_optimizers() == before
 
 
+@pytest.mark.parametrize(
+    ("keywords", "error", "message"),
+    [
+        ({"defaults": [1]}, TypeError, r"defaults must be a mapping .*, got \[1\]"),
+        ({"defaults": "momentum=0.9"}, TypeError, "defaults must be a mapping"),
+        ({"configure": 5}, TypeError, r"configure must be a function \(kwargs, run, ...\) -> kwargs, got 5"),
+        (
+            {"defaults": {"momemtum": 0.9}},
+            ValueError,
+            "defaults: 'momemtum' is not an option of optim='t_bad'. Did you mean 'momentum'. Valid: ",
+        ),
+        ({"defaults": {1: 2}}, ValueError, "defaults: 1 is not an option of optim='t_bad'. Valid: "),
+    ],
+)
+def test_bad_defaults_and_configure_are_refused_at_once(keywords, error, message, tmp_path):
+    before = registered_optimizers()
+    for register in (
+        lambda: register_optimizer("t_bad", torch.optim.SGD, **keywords),
+        lambda: register_optimizer("t_bad", **keywords)(torch.optim.SGD),
+    ):
+        with pytest.raises(error, match=message):
+            register()
+        assert registered_optimizers() == before
+
+
+def test_a_bad_default_is_refused_when_an_optimizer_named_by_its_module_is_first_used(tmp_path):
+    register_optimizer("t_late", "torch.optim:Adam", defaults={"betas": (0.8, 0.7), "eps": 1e-4, "beta3": 1})
+    message = "defaults: 'beta3' is not an option of optim='t_late'"
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, optim="t_late")
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path).set_optimizer("t_late")
+    args = arguments(tmp_path)
+    args.optim = "t_late"
+    with pytest.raises(ValueError, match=message):
+        build(args)
+
+
+def test_any_default_is_good_for_an_optimizer_that_takes_anything(tmp_path):
+    register_optimizer(
+        "t_any", lambda params, **kwargs: torch.optim.SGD(params, **kwargs), defaults={"momentum": 0.5}
+    )
+    assert build(arguments(tmp_path, optim="t_any")).defaults["momentum"] == 0.5
+
+
 def test_overwrite(tmp_path):
     register_optimizer("t_again", torch.optim.SGD)
     register_optimizer("t_again", torch.optim.Adagrad, overwrite=True)

@@ -223,6 +223,7 @@ def test_horizon(tmp_path):
         ("horizon=auto,beta2=0.9", "not both"),
         ("horizon=0.5", "at least 1 step"),
         ("horizon=1e400", "at least 1 step"),
+        ("horizon=inf", "at least 1 step"),
         ("differentiable=true", "differentiable=true cannot be used in a Trainer"),
     ):
         with pytest.raises(ValueError, match=message):
