@@ -161,6 +161,38 @@ def test_another_sitecustomize_runs_too(tmp_path):
     assert direct[2].count("No module named 'no_such_module'") == 1
 
 
+# Imported in a process of the script's, too; a script may ask whether there is one.
+OWN_SITECUSTOMIZE = """
+import importlib.util, subprocess, sys
+print("sitecustomize" in sys.modules, flush=True)
+if sys.argv[1:] == ["child"]:
+    print(importlib.util.find_spec("sitecustomize").origin)
+else:
+    subprocess.run([sys.executable, __file__, "child"], check=True)
+import sitecustomize
+print(sitecustomize.__file__, sitecustomize.value)
+"""
+
+
+@pytest.mark.skipif("sitecustomize" in sys.modules, reason="this Python has one of its own")
+def test_a_sitecustomize_beside_the_script_is_the_scripts(tmp_path):
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("print('theirs', flush=True)\nvalue = 3\n")
+    script = folder / "script.py"
+    script.write_text(OWN_SITECUSTOMIZE)
+    direct = run([sys.executable, script], tmp_path)
+    assert direct[0] == 0
+    assert direct[1].splitlines()[-1] == f"{folder / 'sitecustomize.py'} 3"
+    assert run([*LAUNCH, script], tmp_path) == direct
+    # And where there is none, there is none.
+    (folder / "sitecustomize.py").unlink()
+    script.write_text("import sitecustomize")
+    direct = run([sys.executable, script], tmp_path)
+    assert "No module named 'sitecustomize'" in direct[2]
+    assert run([*LAUNCH, script], tmp_path) == direct
+
+
 def test_environment_is_added_to():
     made = launch.environment(["b"], {"PYTHONPATH": "x", "TRAINER_PATCHES_MODULES": "a", "HOME": "h"})
     assert made == {

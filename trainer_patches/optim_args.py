@@ -14,9 +14,10 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Union
 
-__all__ = ["Option", "convert", "options_of", "split"]
+__all__ = ["Option", "convert", "options_of", "split", "unknown"]
 
 _BRACKETS = {"(": ")", "[": "]"}
+_INFINITE = ("inf", "+inf", "-inf")
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -104,12 +105,7 @@ def convert(
                 f"optim_args: {key!r} is not set here but by TrainingArguments({elsewhere[key]}={raw})"
             )
         if key not in options:
-            valid = sorted(set(options) - set(elsewhere))
-            near = difflib.get_close_matches(key, valid, n=1)
-            guess = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"optim_args: {key!r} is not an option of {owner}.{guess} Valid: {', '.join(valid)}"
-            )
+            raise ValueError(f"optim_args: {unknown(key, options, owner, elsewhere)}")
         hint, default = options[key]
         if hint is Any and default not in (None, inspect.Parameter.empty):
             hint = type(default)
@@ -118,6 +114,14 @@ def convert(
             raise ValueError(f"optim_args: {key}={raw} does not fit {owner}: {key} is {_describe(hint)}")
         values[key] = value
     return values
+
+
+def unknown(key: Any, options: Iterable[str], owner: str, elsewhere: Iterable[str]) -> str:
+    """Says that `key` is none of `options`, with the nearest and the list of those not set `elsewhere`."""
+    valid = sorted(set(options) - set(elsewhere))
+    near = difflib.get_close_matches(str(key), valid, n=1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{key!r} is not an option of {owner}.{guess} Valid: {', '.join(valid)}"
 
 
 def _literal(raw: str) -> Any:
@@ -146,6 +150,8 @@ def _fit(raw: str, value: Any, hint: Any) -> tuple[bool, Any]:
             if raw in arguments or value in arguments:
                 return True, raw if raw in arguments else value
         elif kind is float:
+            if raw.lower() in _INFINITE:  # which no literal of Python's stands for
+                return True, float(raw)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return True, float(value)
         elif kind is int:

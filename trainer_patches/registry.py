@@ -39,8 +39,8 @@ class RunInfo:
     """The keys the user set in optim_args."""
 
     def write(self, field: str, value: float) -> None:
-        """Sets a field of `args` for this run, until they are used for another optimizer or run."""
-        transformers.write(self.args, field, value)
+        """Sets a field of `args` for this run: until `train()` ends, or another optimizer is made of them."""
+        transformers.write(self.args, field, value, for_run=True)
 
     @property
     def num_training_steps(self) -> int:
@@ -84,6 +84,21 @@ class RegisteredOptimizer:
                 f"optim={self.name!r} stands for {self.optimizer!r}, which could not be imported: {error}"
             ) from error
 
+    def check_defaults(self) -> None:
+        """Looks whether the optimizer takes its `defaults`; imports it.
+
+        Raises:
+            ValueError: it does not take one, which is named with the nearest one and the list.
+        """
+        if not self.defaults or self._takes_anything():
+            return
+        options = self._options()
+        for key in self.defaults:
+            if key not in options:
+                raise ValueError(
+                    f"defaults: {optim_args.unknown(key, options, f'optim={self.name!r}', _ELSEWHERE)}"
+                )
+
     def parse_optim_args(self, text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """`text` as keyword arguments for the optimizer and for `configure`.
 
@@ -123,19 +138,29 @@ class RegisteredOptimizer:
 
         Args:
             args: TrainingArguments.
-            pristine: the very objects that are the fields' defaults: a 0.999 of the user's is another.
+            pristine: the very objects that are the fields' defaults: a 0.999 of the user's is another. A
+                subclass that states the same default again has an object of its own for it.
+
+        Raises:
+            ValueError: see :meth:`check_defaults`.
         """
+        self.check_defaults()  # where the optimizer was registered as text, this is its first use
         betas, eps = self.default_of("betas"), self.default_of("eps")
         own = {"adam_beta1": betas and betas[0], "adam_beta2": betas and betas[1], "adam_epsilon": eps}
+        fields = type(args).__dataclass_fields__
         for field, objects in pristine.items():
+            if fields[field].default == objects[0]:
+                objects = (*objects, fields[field].default)
             is_number = isinstance(own[field], int | float)
             if is_number and any(getattr(args, field) is default for default in objects):
                 transformers.write(args, field, float(own[field]))
 
-    def class_and_kwargs(
-        self, args: Any, planned_steps: int | None
-    ) -> tuple[type[Optimizer], dict[str, Any]]:
-        """What `Trainer.get_optimizer_cls_and_kwargs` returns for this name.
+    def optimizer_class(self) -> type[Optimizer]:
+        """The class that `Trainer.get_optimizer_cls_and_kwargs` returns for this name."""
+        return _as_class(self.name, self.load())
+
+    def keywords(self, args: Any, planned_steps: int | None) -> tuple[dict[str, Any], frozenset[str]]:
+        """The keyword arguments that `args` stand for, and which of them `configure` has made for this run.
 
         Also writes the betas and eps that result back into `args`.
         """
@@ -155,8 +180,11 @@ class RegisteredOptimizer:
             kwargs["betas"] = (given.pop("beta1", beta1), given.pop("beta2", beta2), *rest)
             given.pop("betas", None)
         kwargs |= given
+        before = dict(kwargs)
         if self.configure:
             kwargs = self.configure(kwargs, RunInfo(args, planned_steps, given_keys), **extra)
+        # By identity: a value may be a tensor.
+        fitted = frozenset(key for key in kwargs if key not in before or kwargs[key] is not before[key])
 
         if betas:
             transformers.write(args, "adam_beta1", kwargs["betas"][0])
@@ -164,7 +192,7 @@ class RegisteredOptimizer:
         if isinstance(kwargs.get("eps"), float):
             transformers.write(args, "adam_epsilon", kwargs["eps"])
         logger.info("optim=%r: %s", self.name, ", ".join(f"{key}={value}" for key, value in kwargs.items()))
-        return _as_class(self.name, self.load()), kwargs
+        return kwargs, fitted
 
     def _options(self) -> dict[str, optim_args.Option]:
         options = optim_args.options_of(self.load(), _KEYWORDS)
@@ -225,9 +253,11 @@ def register_optimizer(
         overwrite: replace an earlier registration of the same name.
 
     Raises:
-        TypeError: `optimizer` is not callable, nor `"module:attribute"`.
+        TypeError: `optimizer` is not callable, nor `"module:attribute"`; `defaults` is no mapping;
+            `configure` is no function.
         ValueError: `name` is not usable, taken, or one of Transformers' own; `defaults` has what
-            TrainingArguments always set.
+            TrainingArguments always set, or what the optimizer does not take (one named by its module is
+            asked when TrainingArguments are made for it).
 
     Examples:
         >>> @register_optimizer("plain_sgd")
@@ -235,6 +265,12 @@ def register_optimizer(
         ...     return torch.optim.SGD(params, lr=lr, momentum=momentum)
         >>> TrainingArguments(optim="plain_sgd", optim_args="momentum=0.8")
     """
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_][\w.-]*", name)):
+        raise ValueError(f"name must be a word of letters, digits, '_', '-' and '.', got {name!r}")
+    if defaults is not None and not isinstance(defaults, Mapping):
+        raise TypeError(f"defaults must be a mapping of keyword arguments to their values, got {defaults!r}")
+    if configure is not None and not callable(configure):
+        raise TypeError(f"configure must be a function (kwargs, run, ...) -> kwargs, got {configure!r}")
     if optimizer is None:
 
         def decorate(function: _F) -> _F:
@@ -242,8 +278,6 @@ def register_optimizer(
             return function
 
         return decorate
-    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_][\w.-]*", name)):
-        raise ValueError(f"name must be a word of letters, digits, '_', '-' and '.', got {name!r}")
     if isinstance(optimizer, str):
         if not all(optimizer.partition(":")):
             raise TypeError(f"optimizer as text must be 'module:attribute', got {optimizer!r}")
@@ -253,9 +287,12 @@ def register_optimizer(
         raise ValueError(f"defaults: {key!r} is always set by TrainingArguments({_ELSEWHERE[key]}=...)")
     if name in _REGISTERED and not overwrite:
         raise ValueError(f"optim={name!r} is registered already; pass overwrite=True to replace it")
+    registered = RegisteredOptimizer(name, optimizer, defaults or {}, configure)
+    if not isinstance(optimizer, str):
+        registered.check_defaults()
 
     transformers.add_name(name)
-    _REGISTERED[name] = RegisteredOptimizer(name, optimizer, defaults or {}, configure)
+    _REGISTERED[name] = registered
     return optimizer
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextvars
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ OLDEST = (4, 57)
 # `set_optimizer` that sets each.
 _FIELDS = {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "epsilon"}
 
-# The Trainer's methods that know the number of optimizer steps while they create the optimizer.
+# The Trainer's methods that know the number of optimizer steps while they create the optimizer. They begin
+# every run, also one that keeps the optimizer of the last.
 _STEPS = {
     "create_optimizer_and_scheduler": "num_training_steps",  # called by train() up to 5.0
     "_prepare_for_training": "max_steps",  # called by train() in later versions
@@ -46,6 +48,7 @@ _pristine: dict[str, tuple[Any, ...]] = {}
 _undo: list[Callable[[], None]] = []
 _failed = False
 _planned_steps: contextvars.ContextVar[int | None] = contextvars.ContextVar("planned_steps", default=None)
+_made: contextvars.ContextVar[tuple[Any, ...] | None] = contextvars.ContextVar("made", default=None)
 
 
 def install(registered: Mapping[str, RegisteredOptimizer]) -> None:
@@ -77,23 +80,47 @@ def add_name(name: str) -> None:
     _names.append(name)
 
 
-def write(args: Any, field: str, value: float) -> None:
-    """Writes a value of the optimizer's into TrainingArguments, so that it can be told from a user's."""
-    written = vars(args).get("_written_for_optim", {})
+def write(args: Any, field: str, value: float, *, for_run: bool = False) -> None:
+    """Writes a value of the optimizer's into TrainingArguments, so that it can be told from a user's.
+
+    Args:
+        args: TrainingArguments.
+        field: of `args`.
+        value: what it is to hold until :func:`take_back`.
+        for_run: whether the value is taken back already when `train()` ends.
+    """
+    written, run_fields = _written(args)
     _, before = written.get(field, (None, getattr(args, field)))
     args._written_for_optim = {**written, field: (value, before)}
+    args._written_for_run = run_fields | {field} if for_run else run_fields - {field}
     setattr(args, field, value)
 
 
-def take_back(args: Any) -> None:
+def take_back(args: Any, *, run_only: bool = False) -> None:
     """Undoes what :func:`write` did, save where the user has set the field since.
 
     So that arguments made for one optimizer, or one run, can be used for another. By identity, as a
     pickled copy no longer knows which values were untouched: it keeps what it holds.
+
+    Args:
+        args: TrainingArguments.
+        run_only: takes back only what was written for one run.
     """
-    for field, (value, before) in vars(args).pop("_written_for_optim", {}).items():
+    written, run_fields = _written(args)
+    taken = {field: pair for field, pair in written.items() if field in run_fields or not run_only}
+    if not taken:
+        return
+    for field, (value, before) in taken.items():
         if getattr(args, field) is value:
             setattr(args, field, before)
+    # New ones, as a shallow copy of the arguments holds the same.
+    args._written_for_optim = {field: pair for field, pair in written.items() if field not in taken}
+    args._written_for_run = run_fields.difference(taken)
+
+
+def _written(args: Any) -> tuple[dict[str, tuple[Any, Any]], frozenset[str]]:
+    """The fields that are written, with the value and the one before it; and which of them for one run."""
+    return vars(args).get("_written_for_optim", {}), vars(args).get("_written_for_run", frozenset())
 
 
 def _guarded(patch: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -160,17 +187,36 @@ def _patch_trainer(module: Any) -> None:
         args = arguments[0] if arguments else keywords["args"]
         take_back(args)
         if registered := _lookup(args.optim):
-            registered.settle(args, _pristine)  # again: `args.optim` may have been assigned since
-            return registered.class_and_kwargs(args, _planned_steps.get())
+            kwargs, fitted = _keywords(registered, args)
+            _made.set((registered, kwargs, fitted))
+            return registered.optimizer_class(), kwargs
         return wrapped(*arguments, **keywords)
 
-    def remember_steps(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
+    def note_optimizer(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
+        before, token = _unwrapped(trainer.optimizer), _made.set(None)
+        try:
+            result = wrapped(*arguments, **keywords)
+            optimizer, made = _unwrapped(trainer.optimizer), _made.get()
+            if optimizer is not before and made is not None:
+                trainer._made_for_optim = _Made(optimizer, *made)
+            return result
+        finally:
+            _made.reset(token)
+
+    def begin_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
         given = inspect.signature(wrapped).bind(*arguments, **keywords).arguments
         token = _planned_steps.set(given[_STEPS[wrapped.__name__]])
         try:
-            return wrapped(*arguments, **keywords)
+            _fit_again(trainer)
+            return note_optimizer(wrapped, trainer, arguments, keywords)
         finally:
             _planned_steps.reset(token)
+
+    def end_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
+        try:
+            return wrapped(*arguments, **keywords)
+        finally:
+            take_back(trainer.args, run_only=True)
 
     def find_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
         given = inspect.signature(wrapped).bind(*arguments, **keywords).arguments
@@ -180,11 +226,17 @@ def _patch_trainer(module: Any) -> None:
 
     def log_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
         given = inspect.signature(wrapped).bind(*arguments, **keywords)
-        if given.arguments["grad_norm"] is None and not trainer.accelerator.optimizer_step_was_skipped:
-            given.arguments["grad_norm"] = getattr(_unwrapped(trainer.optimizer), "grad_norm", None)
+        if given.arguments["grad_norm"] is None:
+            optimizer = _unwrapped(trainer.optimizer)
+            if not trainer.accelerator.optimizer_step_was_skipped:
+                given.arguments["grad_norm"] = getattr(optimizer, "grad_norm", None)
+            elif _clips(optimizer):  # it has found none: in fp16 the gradients overflowed
+                given.arguments["grad_norm"] = math.inf
         return wrapped(*given.args, **given.kwargs)
 
     _wrap(cls, "get_optimizer_cls_and_kwargs", get_optimizer_cls_and_kwargs)
+    _wrap(cls, "create_optimizer", note_optimizer)
+    _wrap(cls, "train", end_run)
     for method, parameters, wrapper in (
         (_NORM, ("model", "grad_norm"), find_norm),
         (_LOG, ("grad_norm",), log_norm),
@@ -195,7 +247,47 @@ def _patch_trainer(module: Any) -> None:
     for method, parameter in _STEPS.items():
         if method in cls.__dict__:
             _require(cls, method, parameter)
-            _wrap(cls, method, remember_steps)
+            _wrap(cls, method, begin_run)
+
+
+class _Made:
+    """An optimizer that a Trainer made for one of our names."""
+
+    def __init__(
+        self, optimizer: Any, registered: RegisteredOptimizer, kwargs: dict[str, Any], fitted: Iterable[str]
+    ) -> None:
+        self.optimizer, self.registered = optimizer, registered
+        # Of what was made for its run: the groups that have it. Others have a value of their own.
+        self.groups = {
+            key: [i for i, group in enumerate(optimizer.param_groups) if group.get(key) == kwargs[key]]
+            for key in fitted
+        }
+
+
+def _keywords(registered: RegisteredOptimizer, args: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    registered.settle(args, _pristine)  # again: `args.optim` may have been assigned since
+    return registered.keywords(args, _planned_steps.get())
+
+
+def _fit_again(trainer: Any) -> None:
+    """Fits an optimizer that the Trainer has kept to the run that begins.
+
+    It keeps it in a second `train()`, and where auto_find_batch_size tries again: then the number of steps is
+    another, and what was written into the arguments for a run has been taken back.
+    """
+    made: _Made | None = getattr(trainer, "_made_for_optim", None)
+    if made is None or made.optimizer is not _unwrapped(trainer.optimizer):
+        return
+    args, optimizer = trainer.args, made.optimizer
+    # A run that broke off may have left gradients behind; the Trainer calls the model's zero_grad() alone.
+    optimizer.zero_grad()
+    if _lookup(args.optim) is not made.registered:
+        return  # another name was assigned since; the Trainer keeps the optimizer all the same
+    take_back(args)
+    kwargs, fitted = _keywords(made.registered, args)
+    for key in fitted & made.groups.keys():
+        for i in made.groups[key]:
+            optimizer.param_groups[i][key] = kwargs[key]
 
 
 def _unwrapped(optimizer: Any) -> Any:
@@ -211,10 +303,13 @@ def _finds_norm(optimizer: Any, model: Any) -> bool:
     already, and the Trainer would log 0.
     """
     optimizer = _unwrapped(optimizer)
-    return hasattr(optimizer, "grad_norm") and (
-        getattr(optimizer, "max_grad_norm", None) is not None
-        or all(param.grad is None for param in model.parameters())
+    return _clips(optimizer) or (
+        hasattr(optimizer, "grad_norm") and all(param.grad is None for param in model.parameters())
     )
+
+
+def _clips(optimizer: Any) -> bool:
+    return hasattr(optimizer, "grad_norm") and getattr(optimizer, "max_grad_norm", None) is not None
 
 
 def _lookup(optim: Any) -> RegisteredOptimizer | None:

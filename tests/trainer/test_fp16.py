@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from accelerate import Accelerator  # noqa: E402
 from accelerate.optimizer import AcceleratedOptimizer  # noqa: E402
 from accelerate.scheduler import AcceleratedScheduler  # noqa: E402
-from test_trainer import adamnx_of, make_trainer  # noqa: E402
+from test_trainer import adamnx_of, grad_norms, make_trainer  # noqa: E402
 
 ENGINES = {
     "default": {},
@@ -169,3 +169,37 @@ def test_the_trainers_scheduler_waits(optim_args, tmp_path):
     assert rates[2] == rates[3]
     assert sorted(rates, reverse=True) == rates
     assert len(set(rates)) == 5
+
+
+class LossOverflowsAt(transformers.TrainerCallback):
+    """Makes gradients inf in the backward pass of a step."""
+
+    def __init__(self, step):
+        self.step, self.now = step, False
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        last = list(model.parameters())[-1]
+        last.register_hook(lambda grad: grad * float("inf") if self.now else grad)
+
+    def on_step_begin(self, args, state, control, **_):
+        self.now = state.global_step == self.step
+
+
+@pytest.mark.parametrize("logging_steps", [1, 2, 3])
+def test_a_skipped_step_logs_the_norm_that_adamw_logs(logging_steps, tmp_path):
+    logged = []
+    for options in (
+        {"optim": "adamw_torch", "max_grad_norm": 0.1},
+        {"optim": "adamnx", "optim_args": "max_grad_norm=0.1"},
+    ):
+        trainer = make_trainer(
+            tmp_path, max_steps=6, logging_steps=logging_steps, learning_rate=0.0, **options
+        )
+        trainer.add_callback(LossOverflowsAt(3))
+        # On the CPU the Trainer's norm is that of the scaled gradients: the scale is 1 and stays 1.
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, backoff_factor=1.0 - 1e-9)
+        trainer.train()
+        logged.append(grad_norms(trainer))
+    assert logged[0] == pytest.approx(logged[1], rel=1e-4)
+    assert len(logged[0]) == 6 // logging_steps
+    assert [norm == float("inf") for norm in logged[0]].count(True) == (logging_steps != 3)

@@ -4,9 +4,18 @@ import shutil
 
 import pytest
 import torch
-from test_trainer import adamnx_of, assert_same_parameters, grad_norms, losses, make_trainer, tiny_llama
+from test_trainer import (
+    OutOfMemory,
+    adamnx_of,
+    assert_same_parameters,
+    beta2s,
+    grad_norms,
+    losses,
+    make_trainer,
+    tiny_llama,
+)
 
-from adamnx_hf import AdamNX, LayerwiseAdamNX
+from adamnx_hf import AdamNX, LayerwiseAdamNX, beta2_for_horizon
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -87,3 +96,40 @@ def test_layerwise_refuses_what_it_cannot_do(tmp_path, kwargs, told):
         trainer.train()
     for a, b in zip(trainer.model.parameters(), before, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"optim": "adamw_torch"},
+        {"optim": "adamnx_layerwise"},
+        {"optim": "adamnx_layerwise", "optim_args": "max_grad_norm=0.5,horizon=auto"},
+    ],
+    ids=["adamw", "layerwise", "layerwise, clipped"],
+)
+def test_a_backward_pass_without_memory_is_begun_again_with_a_smaller_batch(tmp_path, kwargs):
+    options = {"per_device_train_batch_size": 16, "auto_find_batch_size": True, "max_grad_norm": 0, **kwargs}
+    trainer = make_trainer(tmp_path, max_steps=-1, num_train_epochs=3, **options)
+    memory = OutOfMemory(trainer.model, fits=4, within_backward=True)
+    trainer.train()
+    assert memory.sizes[0] == 16
+    assert trainer.state.global_step == trainer.state.max_steps >= 12
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    if "optim_args" in kwargs:
+        assert beta2s(trainer) == {beta2_for_horizon(trainer.state.max_steps)}
+        assert len(grad_norms(trainer)) == trainer.state.max_steps
+
+
+@pytest.mark.filterwarnings("ignore:.*gradients are not clipped")
+def test_layerwise_trains_again_after_a_backward_pass_that_was_interrupted(tmp_path):
+    trainer = make_trainer(tmp_path, optim="adamnx_layerwise")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = trainer.model.model.layers[0].mlp.register_full_backward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    handle.remove()
+    trainer.train()
+    assert trainer.state.global_step == 8

@@ -1,6 +1,9 @@
 """`optim="adamnx"` in the real Trainer, on a tiny Llama."""
 
+import contextlib
 import copy
+import dataclasses
+import logging
 import shutil
 import types
 
@@ -182,6 +185,112 @@ def test_horizon_auto_is_solved_from_the_runs_own_steps(tmp_path):
     assert trainer.args.adam_beta2 == expected
 
 
+def beta2s(trainer):
+    return {group["betas"][1] for group in adamnx_of(trainer).param_groups}
+
+
+class OutOfMemory:
+    """Memory for batches of up to `fits` examples."""
+
+    def __init__(self, model, fits, within_backward=False):
+        self.fits, self.sizes = fits, []
+        model.register_forward_pre_hook(self.note, with_kwargs=True)
+        first = model.model.layers[0].mlp  # whose gradients come last
+        if within_backward:
+            first.register_full_backward_pre_hook(self.fail)
+        else:
+            first.register_forward_pre_hook(self.fail)
+
+    def note(self, model, args, kwargs):
+        self.sizes.append(len(kwargs["input_ids"]))
+
+    def fail(self, *_):
+        if self.sizes[-1] > self.fits:
+            raise RuntimeError("CUDA out of memory.")
+
+
+def test_horizon_auto_is_solved_anew_where_a_smaller_batch_is_tried(tmp_path, caplog):
+    options = {"per_device_train_batch_size": 16, "auto_find_batch_size": True, "optim_args": "horizon=auto"}
+    trainer = make_trainer(tmp_path, max_steps=-1, num_train_epochs=3, log_level="info", **options)
+    memory = OutOfMemory(trainer.model, fits=4)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        trainer.train()
+    finally:
+        logger.removeHandler(caplog.handler)
+        transformers.logging.set_verbosity_warning()
+    assert memory.sizes[0] == 16
+    assert trainer.state.max_steps == trainer.state.global_step >= 12
+    expected = adamnx_hf.beta2_for_horizon(trainer.state.max_steps)
+    assert beta2s(trainer) == {trainer.args.adam_beta2} == {expected}
+    assert f"betas=(0.9, {expected})" in [line for line in caplog.messages if "optim='adamnx'" in line][-1]
+
+
+def test_a_second_run_is_configured_for_its_own_steps(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2, optim_args="horizon=auto,max_grad_norm=0.1")
+    trainer.accelerator.clip_grad_norm_ = None  # the Trainer is not to clip, in either run
+    for steps in (2, 6):
+        trainer.args.max_steps = steps
+        trainer.train()
+        optimizer = adamnx_of(trainer)
+        assert beta2s(trainer) == {trainer.args.adam_beta2} == {adamnx_hf.beta2_for_horizon(steps)}
+        assert trainer.args.max_grad_norm == 1.0
+    # The optimizer is the same, as it is with AdamW.
+    assert {float(state["step"]) for state in optimizer.state.values()} == {8}
+
+
+def test_an_optimizer_made_before_the_run_is_configured_for_it(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2, optim_args="horizon=auto,max_grad_norm=0.1")
+    trainer.create_optimizer()
+    other = Trainer(tiny_llama(), trainer.args, train_dataset=examples())  # of the same arguments
+    other.train()
+    trainer.accelerator.clip_grad_norm_ = None
+    trainer.args.max_steps = 6
+    trainer.train()
+    assert beta2s(trainer) == {adamnx_hf.beta2_for_horizon(6)}
+
+
+def test_a_resumed_run_keeps_the_beta2_of_its_checkpoint(tmp_path):
+    options = {"optim_args": "horizon=auto", "save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path, max_steps=2, **options).train()
+    resumed = make_trainer(tmp_path, max_steps=6, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert beta2s(resumed) == {adamnx_hf.beta2_for_horizon(2)}
+    resumed.train()  # not resumed: a run of its own
+    assert beta2s(resumed) == {adamnx_hf.beta2_for_horizon(6)}
+    resumed.args.max_steps = 8
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    # The last run has written its own.
+    assert beta2s(resumed) == {adamnx_hf.beta2_for_horizon(6)}
+
+
+def test_what_is_not_made_of_the_arguments_is_not_configured(tmp_path):
+    """An optimizer that is given, and groups with a β2 of their own."""
+    args = make_trainer(tmp_path, max_steps=2, optim_args="horizon=auto").args
+    model = tiny_llama()
+    given = AdamNX(model.parameters(), lr=1e-2, betas=(0.9, 0.5))
+    trainer = Trainer(model, args, train_dataset=examples(), optimizers=(given, None))
+    for _ in range(2):
+        trainer.train()
+        assert beta2s(trainer) == {0.5}
+
+    class OwnGroups(Trainer):
+        def create_optimizer(self, model=None):
+            cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(self.args)
+            first, *others = self.model.parameters()
+            groups = [{"params": [first], "betas": (0.9, 0.5)}, {"params": others}]
+            self.optimizer = self.optimizer or cls(groups, **kwargs)
+            return self.optimizer
+
+    trainer = OwnGroups(tiny_llama(), args, train_dataset=examples())
+    for steps in (2, 6):
+        args.max_steps = steps
+        trainer.train()
+        betas = [group["betas"][1] for group in adamnx_of(trainer).param_groups]
+        assert betas == [0.5, adamnx_hf.beta2_for_horizon(steps)]
+
+
 def test_the_model_card_says_what_was_used(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=1)
     trainer.train()
@@ -229,13 +338,67 @@ def grad_norms(trainer):
     return [float(entry["grad_norm"]) for entry in trainer.state.log_history if "grad_norm" in entry]
 
 
+class MaxGradNorms(transformers.TrainerCallback):
+    """Notes at each step what the arguments say the Trainer clips to; may break off the run."""
+
+    def __init__(self, error=None):
+        self.values, self.error = [], error
+
+    def on_step_end(self, args, state, control, **_):
+        self.values.append(args.max_grad_norm)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [None, ValueError("broken off"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "switched_off",
+    [{"optim_args": "max_grad_norm=0.1"}, {"optim": "adamnx_layerwise"}],
+    ids=["adamnx", "layerwise"],
+)
+@pytest.mark.filterwarnings("ignore:.*gradients are not clipped")
+def test_arguments_have_their_clipping_back_when_the_run_ends(switched_off, error, tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2, **switched_off)
+    trainer.add_callback(seen := MaxGradNorms(error))
+    with pytest.raises(type(error)) if error else contextlib.nullcontext():
+        trainer.train()
+    assert set(seen.values) == {0.0}
+    assert trainer.args.max_grad_norm == 1.0
+    assert trainer.args.adam_beta2 == 0.99  # of the optimizer, which is there still
+
+    replaced = dataclasses.replace(trainer.args, optim="adamw_torch", optim_args=None)
+    assert replaced.max_grad_norm == 1.0
+    model = tiny_llama()
+    given = Trainer(
+        model,
+        trainer.args,
+        train_dataset=examples(),
+        optimizers=(torch.optim.SGD(model.parameters(), 0.1), None),
+    )
+    given.add_callback(seen := MaxGradNorms())
+    given.train()
+    assert seen.values == [1.0] * 2
+
+
+def test_clipping_that_the_user_sets_within_the_run_stays(tmp_path):
+    class SetIt(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            args.max_grad_norm = 0.25
+
+    trainer = make_trainer(tmp_path, max_steps=2, optim_args="max_grad_norm=0.1")
+    trainer.add_callback(SetIt())
+    trainer.train()
+    assert trainer.args.max_grad_norm == 0.25
+
+
 def test_clipping_in_the_step_is_the_trainers_clipping(tmp_path):
     trainers = make_trainer(tmp_path / "1", max_grad_norm=0.1, **FORGIVING)
     own = make_trainer(tmp_path / "2", optim_args="max_grad_norm=0.1", **FORGIVING)
     own.accelerator.clip_grad_norm_ = None  # it would read and write all gradients once more
+    own.add_callback(seen := MaxGradNorms())
     for trainer in (trainers, own):
         trainer.train()
-    assert own.args.max_grad_norm == 0.0  # so that it is not done twice
+    assert seen.values == [0.0] * 8  # so that it is not done twice
     assert adamnx_of(own).max_grad_norm == 0.1
     assert adamnx_of(own).grad_norm > 0.1
     assert_same_parameters(trainers.model, own.model, rtol=1e-4, atol=1e-5)
@@ -243,10 +406,16 @@ def test_clipping_in_the_step_is_the_trainers_clipping(tmp_path):
     assert grad_norms(own) == pytest.approx(grad_norms(trainers), rel=1e-3)
     assert float(adamnx_of(own).grad_norm) == grad_norms(own)[-1]
 
-    own.args.optim_args = None  # arguments used again get their own back
-    own.args.optim = "adamw_torch"
-    Trainer.get_optimizer_cls_and_kwargs(own.args)
-    assert own.args.max_grad_norm == 1.0
+
+@pytest.mark.parametrize("optim", ["adamnx", "adamnx_layerwise"])
+def test_an_infinite_norm_only_finds_the_norm(optim, tmp_path):
+    usual = make_trainer(tmp_path, max_grad_norm=1e6, **FORGIVING)
+    unclipped = make_trainer(tmp_path, optim=optim, optim_args="max_grad_norm=inf", **FORGIVING)
+    for trainer in (usual, unclipped):
+        trainer.train()
+    assert adamnx_of(unclipped).max_grad_norm == float("inf")
+    assert grad_norms(unclipped) == pytest.approx(grad_norms(usual), rel=1e-3)
+    assert_same_parameters(usual.model, unclipped.model, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("trainers", "allowed"), [(1.0, True), (0.0, True), (0.5, True), (2.0, False)])

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -85,6 +87,19 @@ def test_defaults_hold_until_the_user_sets_them(tmp_path):
     assert not build(args).defaults["amsgrad"]
 
 
+@dataclasses.dataclass
+class StatedAgain(TrainingArguments):
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+
+
+def test_defaults_hold_where_a_subclass_states_those_of_training_arguments_again(tmp_path):
+    register_optimizer("t_again", torch.optim.Adam, defaults={"betas": (0.8, 0.7), "eps": 1e-4})
+    args = StatedAgain(str(tmp_path), report_to="none", use_cpu=True, optim="t_again")
+    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.8, 0.7, 1e-4)
+
+
 def test_three_betas_keep_their_third(tmp_path):
     class Three(torch.optim.SGD):
         def __init__(self, params, lr: float = 0.1, betas: tuple[float, float, float] = (0.9, 0.99, 0.999)):
@@ -146,6 +161,51 @@ def test_bad_registrations_are_refused(name, optimizer, error, message):
     with pytest.raises(error, match=message):
         register_optimizer(name, optimizer)
     assert registered_optimizers() == before
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "message"),
+    [
+        ({"defaults": [1]}, TypeError, r"defaults must be a mapping .*, got \[1\]"),
+        ({"defaults": "momentum=0.9"}, TypeError, "defaults must be a mapping"),
+        ({"configure": 5}, TypeError, r"configure must be a function \(kwargs, run, ...\) -> kwargs, got 5"),
+        (
+            {"defaults": {"momemtum": 0.9}},
+            ValueError,
+            "defaults: 'momemtum' is not an option of optim='t_bad'. Did you mean 'momentum'. Valid: ",
+        ),
+        ({"defaults": {1: 2}}, ValueError, "defaults: 1 is not an option of optim='t_bad'. Valid: "),
+    ],
+)
+def test_bad_defaults_and_configure_are_refused_at_once(keywords, error, message, tmp_path):
+    before = registered_optimizers()
+    for register in (
+        lambda: register_optimizer("t_bad", torch.optim.SGD, **keywords),
+        lambda: register_optimizer("t_bad", **keywords)(torch.optim.SGD),
+    ):
+        with pytest.raises(error, match=message):
+            register()
+        assert registered_optimizers() == before
+
+
+def test_a_bad_default_is_refused_when_an_optimizer_named_by_its_module_is_first_used(tmp_path):
+    register_optimizer("t_late", "torch.optim:Adam", defaults={"betas": (0.8, 0.7), "eps": 1e-4, "beta3": 1})
+    message = "defaults: 'beta3' is not an option of optim='t_late'"
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, optim="t_late")
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path).set_optimizer("t_late")
+    args = arguments(tmp_path)
+    args.optim = "t_late"
+    with pytest.raises(ValueError, match=message):
+        build(args)
+
+
+def test_any_default_is_good_for_an_optimizer_that_takes_anything(tmp_path):
+    register_optimizer(
+        "t_any", lambda params, **kwargs: torch.optim.SGD(params, **kwargs), defaults={"momentum": 0.5}
+    )
+    assert build(arguments(tmp_path, optim="t_any")).defaults["momentum"] == 0.5
 
 
 def test_overwrite(tmp_path):

@@ -48,6 +48,38 @@ def test_training_arguments_and_subclasses(tmp_path, cls):
     assert beta2(arguments(tmp_path, cls)) == 0.99
 
 
+@dataclasses.dataclass
+class StatedAgain(TrainingArguments):
+    """As in public fine-tuning scripts."""
+
+    adam_beta2: float = dataclasses.field(default=0.999, metadata={"help": "The same as ever."})
+
+
+@dataclasses.dataclass
+class StatedOtherwise(TrainingArguments):
+    adam_beta2: float = 0.98
+
+
+def test_a_default_stated_again_is_no_choice_of_the_users(tmp_path):
+    of_the_users = float("0.999")  # another object, as in another file
+    assert beta2(arguments(tmp_path, StatedAgain)) == 0.99
+    assert beta2(arguments(tmp_path, StatedAgain, adam_beta2=of_the_users)) == 0.999
+    assert beta2(arguments(tmp_path, StatedAgain, adam_beta2=0.95)) == 0.95
+    flags = ("--output_dir", str(tmp_path), "--report_to", "none", "--use_cpu", "--optim", "adamnx")
+    (args,) = HfArgumentParser(StatedAgain).parse_args_into_dataclasses(list(flags))
+    assert beta2(args) == 0.99
+    args.optim = "adamw_torch"  # and it can go on to another optimizer
+    assert Trainer.get_optimizer_cls_and_kwargs(args)[1]["betas"] == (0.9, 0.999)
+    args.optim = "adamnx"
+    assert beta2(args) == 0.99
+    (args,) = HfArgumentParser(StatedAgain).parse_args_into_dataclasses([*flags, "--adam_beta2", "0.999"])
+    assert beta2(args) == 0.999
+
+
+def test_another_default_is_a_choice(tmp_path):
+    assert beta2(arguments(tmp_path, StatedOtherwise)) == 0.98
+
+
 def test_the_error_of_a_wrong_name_lists_it(tmp_path):
     with pytest.raises(ValueError, match="'adamnx'"):
         arguments(tmp_path, optim="adamnxx")
@@ -191,6 +223,7 @@ def test_horizon(tmp_path):
         ("horizon=auto,beta2=0.9", "not both"),
         ("horizon=0.5", "at least 1 step"),
         ("horizon=1e400", "at least 1 step"),
+        ("horizon=inf", "at least 1 step"),
         ("differentiable=true", "differentiable=true cannot be used in a Trainer"),
     ):
         with pytest.raises(ValueError, match=message):

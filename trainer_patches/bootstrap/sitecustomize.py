@@ -32,19 +32,15 @@ def _register():
 
 
 def _go_on():
-    """Hides this folder and runs the sitecustomize that it hid, if there is one."""
+    """Hides this folder and runs the sitecustomize that it hid.
+
+    Where there is none, the ImportError tells Python so. The name is then free for a sitecustomize that the
+    script has beside it and imports. One that fails is for Python to report.
+    """
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]
-    this = sys.modules.pop("sitecustomize")
-    try:
-        import sitecustomize  # noqa: F401
-    except ImportError as error:
-        if (
-            getattr(error, "name", None) != "sitecustomize"
-        ):  # there is one, and it failed: for Python to report
-            raise
-    finally:
-        sys.modules.setdefault("sitecustomize", this)
+    del sys.modules["sitecustomize"]
+    import sitecustomize  # noqa: F401
 
 
 if sys.version_info[0] > 2:
