@@ -18,6 +18,7 @@ from torch.optim.optimizer import _to_scalar
 from adamnx_hf.optim.engines import ENGINES, Engine, Weight, choose_engine
 from adamnx_hf.optim.formats import (
     NARROW,
+    PARAM_ROUNDINGS,
     RandomBits,
     join,
     load,
@@ -101,9 +102,18 @@ def adamnx(
         memo: an empty dict, to be passed again at each step of the same group: saves host time.
 
     Raises:
+        ValueError: there is no such schedule or rounding.
+        TypeError: parameters of integers.
         RuntimeError: the implementation asked for cannot serve these tensors. Raised before any tensor
             is modified.
     """
+    if beta2_schedule not in BETA2_SCHEDULES or param_rounding not in PARAM_ROUNDINGS:
+        option, value, choices = (
+            ("beta2_schedule", beta2_schedule, [*BETA2_SCHEDULES])
+            if beta2_schedule not in BETA2_SCHEDULES
+            else ("param_rounding", param_rounding, [*PARAM_ROUNDINGS])
+        )
+        raise ValueError(f"Invalid {option}: {value!r}; choose one of {', '.join(choices)}")
     if not params:
         return
     memo = {} if memo is None else memo
@@ -115,6 +125,9 @@ def adamnx(
         param_residuals = rest[0] if rest else None
     # Comprehensions, not map(): Dynamo has to trace this.
     dtypes = {param.dtype for param in params}
+    for dtype in dtypes:
+        if not (dtype.is_floating_point or dtype.is_complex):
+            raise TypeError(f"AdamNX steps parameters of floating-point or complex numbers, not {dtype}")
     if any(dtype.is_complex for dtype in dtypes):
         grads = [grad.resolve_conj() for grad in grads]
         params, grads, exp_avgs, exp_avg_sqs = (

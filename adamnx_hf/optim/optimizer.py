@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from itertools import accumulate, chain
 from numbers import Real
 from typing import Any, Literal, overload
@@ -42,6 +43,14 @@ _NOT_ALWAYS_SAVED = {
     "param_rounding": "nearest",
 }
 
+#: What the flags may be.
+_FLAGS: dict[str, tuple[bool | None, ...]] = {
+    "maximize": (True, False),
+    "foreach": (True, False, None),
+    "capturable": (True, False),
+    "differentiable": (True, False),
+    "fused": (True, False, None),
+}
 
 #: The memo of the norm of all gradients. Those of the groups have the groups' places.
 NORM = -1
@@ -103,9 +112,10 @@ class AdamNX(Optimizer):
 
     Raises:
         ValueError: a hyperparameter out of range.
-        TypeError: one that is no number.
-        RuntimeError: flags that exclude each other; in `step`, sparse gradients, or an implementation
-            that was asked for and cannot serve the parameters.
+        TypeError: one that is no number, or a flag that is no bool.
+        RuntimeError: flags that exclude each other; in `step`, sparse gradients, gradients or moments that
+            are not of their parameter's size, or an implementation that was asked for and cannot serve the
+            parameters. No parameter and no moment has been changed then.
 
     State, as torch.optim names it: `step` (float 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v); with "kahan"
     also `param_residual`, which only :func:`adamnx_hf.optim.formats.join` can read. m and v
@@ -159,6 +169,8 @@ class AdamNX(Optimizer):
             "param_rounding": param_rounding,
         }
         _check(defaults)
+        if max_grad_norm is not None:
+            _check_number("max_grad_norm", max_grad_norm)
         if max_grad_norm is not None and not max_grad_norm > 0.0:
             raise ValueError(
                 f"Invalid max_grad_norm: {max_grad_norm}; it must be above 0, or None for no clipping"
@@ -210,7 +222,7 @@ class AdamNX(Optimizer):
             for param in group["params"]:
                 param_state = self.state.get(param, {})
                 if "step" in param_state:
-                    step = torch.as_tensor(param_state["step"], dtype=_get_scalar_dtype())
+                    step = torch.as_tensor(param_state["step"], dtype=_get_scalar_dtype()).reshape(())
                     param_state["step"] = step.to(param.device if group["capturable"] else "cpu")
             pack_steps([self.state[p] for p in group["params"] if "step" in self.state.get(p, {})])
 
@@ -469,13 +481,17 @@ def _refuse_capture() -> None:
 
 
 def _check_number(label: str, value: Any) -> None:
-    if not isinstance(value, Real | Tensor):
+    if not isinstance(value, Real | Tensor) or isinstance(value, Fraction):  # which torch cannot take
         hint = "; YAML takes 1e-3 for text and 1.0e-3 for a number" if isinstance(value, str) else ""
         raise TypeError(f"Invalid {label}: {value!r} is not a number{hint}")
 
 
 def _check(group: dict[str, Any]) -> None:
     """Raises where a group's options are out of range or exclude each other, in torch.optim.AdamW's words."""
+    for option, choices in _FLAGS.items():
+        if not any(group[option] is choice for choice in choices):
+            allowed = "True, False or None" if None in choices else "True or False"
+            raise TypeError(f"Invalid {option}: {group[option]!r}; it must be {allowed}")
     lr, betas, foreach, fused = group["lr"], group["betas"], group["foreach"], group["fused"]
     capturable = group["capturable"]
     if isinstance(lr, Tensor):
@@ -491,7 +507,9 @@ def _check(group: dict[str, Any]) -> None:
         _check_number(label, group[name])
         if not 0.0 <= group[name]:  # so phrased that nan is caught
             raise ValueError(f"Invalid {label}: {group[name]}; it must be at least 0")
-    if not hasattr(betas, "__len__"):
+        if not group[name] < math.inf:
+            raise ValueError(f"Invalid {label}: {group[name]}; it must be finite")
+    if not (hasattr(betas, "__len__") and hasattr(betas, "__getitem__")) or isinstance(betas, Mapping):
         raise TypeError(f"betas must be two numbers, β1 and β2, got {betas!r}")
     if len(betas) != 2:
         raise ValueError(f"betas must be two numbers, β1 and β2, got {betas}")
@@ -511,16 +529,18 @@ def _check(group: dict[str, Any]) -> None:
                 f"Invalid beta parameter at index {i}: {beta}; it must be at least 0 and below 1"
             )
     state_dtype = group["state_dtype"]
-    group["state_dtype"] = name = state_dtype and str(state_dtype).removeprefix("torch.")
-    if name is not None and name not in STATE_DTYPES:
+    dtype = None if state_dtype is None else str(state_dtype).removeprefix("torch.")
+    # 8 bits go by the name alone: they are a format of ours, not torch.int8.
+    if dtype is not None and (dtype not in STATE_DTYPES or state_dtype is torch.int8):
         raise ValueError(
             f"Invalid state_dtype: {state_dtype}; choose one of {', '.join(STATE_DTYPES)}, or None"
         )
+    group["state_dtype"] = dtype
     if group["param_rounding"] not in PARAM_ROUNDINGS:
         raise ValueError(
             f"Invalid param_rounding: {group['param_rounding']!r}; choose one of {', '.join(PARAM_ROUNDINGS)}"
         )
-    if group["beta2_schedule"] not in BETA2_SCHEDULES:
+    if group["beta2_schedule"] not in [*BETA2_SCHEDULES]:  # a list, as what was given may have no hash
         raise ValueError(
             f"Invalid beta2_schedule: {group['beta2_schedule']!r}; choose one of {', '.join(BETA2_SCHEDULES)}"
         )
@@ -528,8 +548,8 @@ def _check(group: dict[str, Any]) -> None:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
     if fused and group["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
-    if group["differentiable"] and (name in ("bfloat16", "int8") or group["param_rounding"] != "nearest"):
+    if group["differentiable"] and (dtype in ("bfloat16", "int8") or group["param_rounding"] != "nearest"):
         raise RuntimeError(
             "`differentiable` does not support what is rounded by chance, through which no gradient flows: "
-            f"state_dtype={name}, param_rounding={group['param_rounding']}"
+            f"state_dtype={dtype}, param_rounding={group['param_rounding']}"
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -120,6 +121,11 @@ BETA2_SCHEDULES: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
 }
 
 
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f"Invalid {name}: {value!r} is not a number")
+
+
 def horizon(beta2: float) -> float:
     """Steps over which AdamNX's weights of past squared gradients fall by a factor e.
 
@@ -128,7 +134,9 @@ def horizon(beta2: float) -> float:
 
     Raises:
         ValueError: β2 outside (0, 1).
+        TypeError: β2 is no number.
     """
+    _check_number("beta2", beta2)
     if not 0.0 < beta2 < 1.0:
         raise ValueError(f"beta2 must lie between 0 and 1 to have a horizon, got {beta2}")
     return -1.0 / ((1.0 - beta2) * math.log1p(beta2 - 1.0))
@@ -154,8 +162,11 @@ def beta2_for_horizon(num_training_steps: float, horizons_per_run: float = PAPER
         β2 in (0, 1). `beta2_for_horizon(62_480)` is the paper's 0.99.
 
     Raises:
-        ValueError: an argument is not a positive finite number.
+        ValueError: an argument is not positive and finite.
+        TypeError: an argument is no number.
     """
+    _check_number("num_training_steps", num_training_steps)
+    _check_number("horizons_per_run", horizons_per_run)
     if not (math.isfinite(num_training_steps) and num_training_steps >= 1):
         raise ValueError(f"num_training_steps must be at least 1, got {num_training_steps}")
     if not (math.isfinite(horizons_per_run) and horizons_per_run > 0):

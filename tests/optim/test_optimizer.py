@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 import weakref
+from fractions import Fraction
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 from torch.testing import assert_close
 
-from adamnx_hf import AdamNX
+from adamnx_hf import AdamNX, adamnx
 
 MISSING = ""
 try:  # what torch's own tests import does not all come with torch
@@ -199,7 +200,7 @@ def test_wrong_arguments_fail_as_in_adamw(case):
 
 # ---------------------------------------------------------------- hyperparameters
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 INVALID = [
     ({"lr": -0.5}, ValueError, "Invalid learning rate: -0.5; it must be at least 0"),
     ({"lr": "1e-3"}, TypeError, "Invalid learning rate: '1e-3' is not a number; YAML takes 1e-3 for text"),
@@ -230,6 +231,22 @@ INVALID = [
         ValueError,
         "Invalid beta2_schedule: 'cosine'; choose one of adamnx, adam,",
     ),
+    ({"lr": INF}, ValueError, "Invalid learning rate: inf; it must be finite"),
+    ({"lr": torch.tensor(INF)}, ValueError, "Invalid learning rate: inf; it must be finite"),
+    ({"eps": INF}, ValueError, "Invalid epsilon value: inf; it must be finite"),
+    ({"weight_decay": INF}, ValueError, "Invalid weight_decay value: inf; it must be finite"),
+    ({"lr": Fraction(1, 8)}, TypeError, r"Invalid learning rate: Fraction\(1, 8\) is not a number"),
+    ({"betas": {0.9, 0.99}}, TypeError, "betas must be two numbers, β1 and β2, got {"),
+    ({"betas": (Fraction(1, 2), 0.99)}, TypeError, "Invalid beta parameter at index 0: Fraction"),
+    ({"state_dtype": []}, ValueError, r"Invalid state_dtype: \[\]; choose one of float32, bfloat16, int8"),
+    ({"state_dtype": torch.int8}, ValueError, r"Invalid state_dtype: torch\.int8"),
+    ({"beta2_schedule": []}, ValueError, r"Invalid beta2_schedule: \[\]"),
+    ({"param_rounding": []}, ValueError, r"Invalid param_rounding: \[\]"),
+    ({"maximize": "false"}, TypeError, "Invalid maximize: 'false'; it must be True or False"),
+    ({"fused": "no"}, TypeError, "Invalid fused: 'no'; it must be True, False or None"),
+    ({"foreach": 1}, TypeError, "Invalid foreach: 1; it must be True, False or None"),
+    ({"capturable": None}, TypeError, "Invalid capturable: None; it must be True or False"),
+    ({"differentiable": "x"}, TypeError, "Invalid differentiable: 'x'"),
     ({"foreach": True, "fused": True}, RuntimeError, "`fused` and `foreach` cannot be `True` together"),
     ({"fused": True, "differentiable": True}, RuntimeError, "`fused` does not support `differentiable`"),
 ]
@@ -248,6 +265,37 @@ def test_invalid_group_is_refused_before_anything_is_added(kwargs, error, messag
     with pytest.raises(error, match=message):
         optimizer.add_param_group({"params": parameters((2,)), **kwargs})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("value", ["1", [1.0], Fraction(1, 2)])
+def test_max_grad_norm_must_be_a_number(value):
+    with pytest.raises(TypeError, match=r"Invalid max_grad_norm: .* is not a number"):
+        AdamNX(parameters(), max_grad_norm=value)
+    AdamNX(parameters(), max_grad_norm=INF)  # the norm alone
+
+
+def test_integer_parameters_are_refused_where_they_have_gradients():
+    # Frozen ones, as of quantized models, may be among the parameters.
+    frozen, numbers = torch.ones(3, dtype=torch.int64), torch.ones(3, dtype=torch.int64)
+    params = parameters()
+    optimizer = AdamNX([*params, frozen])
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    columns = [[numbers] for _ in range(4)]
+    with pytest.raises(TypeError, match=r"not torch\.int64"):
+        adamnx(*columns, [torch.zeros(())], **ADAMNX_NUMBERS)
+    assert torch.equal(numbers, torch.ones(3, dtype=torch.int64))
+
+
+ADAMNX_NUMBERS = {"beta1": 0.9, "beta2": 0.99, "lr": 0.1, "weight_decay": 0.0, "eps": 1e-8}
+
+
+@pytest.mark.parametrize("option", ["beta2_schedule", "param_rounding"])
+def test_the_functional_form_names_an_unknown_choice(option):
+    columns = [[torch.ones(3)] for _ in range(4)]
+    with pytest.raises(ValueError, match=f"Invalid {option}: 'no-such'; choose one of"):
+        adamnx(*columns, [torch.zeros(())], **ADAMNX_NUMBERS, **{option: "no-such"})
 
 
 def test_defaults_are_the_papers():

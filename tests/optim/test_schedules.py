@@ -198,3 +198,11 @@ def test_invalid_horizons_per_run_is_named(value):
 
 def test_the_type_names_every_schedule():
     assert set(typing.get_args(Beta2Schedule)) == set(BETA2_SCHEDULES)
+
+
+@pytest.mark.parametrize("call", [lambda: beta2_for_horizon("100"), lambda: beta2_for_horizon(100, "1")])
+def test_a_horizon_must_be_a_number(call):
+    with pytest.raises(TypeError, match="Invalid .*: '1(00)?' is not a number"):
+        call()
+    with pytest.raises(TypeError, match="Invalid beta2: '0.9' is not a number"):
+        horizon("0.9")
