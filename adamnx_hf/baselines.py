@@ -180,7 +180,15 @@ class AdaX(_Foreach):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(
+            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, bias_correction=False
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Marks what older versions have saved, too: m is no AdamNX's, though its name is the same."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("bias_correction", False)
 
     def _update(self, params: Any, grads: Any, first: Any, second: Any, step: int, group: Any) -> None:
         weight = float(adax(float(step), group["betas"][1]))

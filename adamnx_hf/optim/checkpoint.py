@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 from adamnx_hf.optim.formats import packed_shape, packs
 
-__all__ = ["check_state_dict"]
+__all__ = ["check_state", "check_state_dict"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -24,6 +24,7 @@ _FOREIGN = {
     "momentum_decay": "torch.optim.NAdam",
     "decoupled_weight_decay": "torch.optim.RAdam or another of torch's Adams",
     "correct_bias": "Transformers' former AdamW",
+    "bias_correction": "adamnx_hf.baselines.AdaX or another optimizer that may leave its moments uncorrected",
 }
 
 
@@ -81,7 +82,14 @@ def check_state_dict(state_dict: Any, param_groups: Sequence[Mapping[str, Any]])
                     f"the state of {name} is damaged: a {type(state).__name__} instead of a dict"
                 )
             if state:
-                _check_state(state, param, name)
+                check_state(state, param, name)
+
+    ids = {id_ for group in saved_groups for id_ in group["params"]}
+    if unknown := [id_ for id_ in states if id_ not in ids]:
+        raise ValueError(
+            f"this state_dict is damaged: it has states of {', '.join(map(repr, unknown[:3]))}"
+            f"{', …' if len(unknown) > 3 else ''}, which are no parameters of its groups"
+        )
 
     # Not all optimizers keep a state, and none that is new has one.
     for group in saved_groups:
@@ -93,7 +101,17 @@ def check_state_dict(state_dict: Any, param_groups: Sequence[Mapping[str, Any]])
             )
 
 
-def _check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
+def check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
+    """Raises where `state` cannot be the state of `param`.
+
+    Args:
+        state: of one parameter, not empty.
+        param: whose it is to be.
+        name: what to call the parameter in the message.
+
+    Raises:
+        ValueError: the message says what is wrong with it.
+    """
     if missing := [key for key in ("step", *_MOMENTS) if key not in state]:
         raise ValueError(
             f"this state_dict was not saved by AdamNX: the state of {name} has {', '.join(map(str, state))}, "
@@ -103,12 +121,16 @@ def _check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
         moment = state[key]
         if not isinstance(moment, Tensor):
             raise ValueError(f"{key} of {name} is damaged: a {type(moment).__name__} instead of a tensor")
+        if moment.layout != torch.strided:
+            raise ValueError(f"{key} of {name} is sparse ({moment.layout}), which AdamNX's moments never are")
+        if moment.is_meta and not param.is_meta:
+            raise ValueError(f"{key} of {name} is on the meta device: its values have not been loaded")
         if moment.dtype == torch.uint8 and packs(param) and moment.shape == packed_shape(param.shape):
             continue
         if moment.shape != param.shape:
             raise ValueError(
                 f"{key} of {name} has shape {tuple(moment.shape)}, the parameter has {tuple(param.shape)}: "
-                "this state_dict is of another model, or its parameters are in another order"
+                "the state is of another model, or its parameters are in another order"
             )
         if not (moment.is_floating_point() or moment.is_complex()) or moment.dtype.itemsize < 2:
             raise ValueError(
@@ -116,7 +138,30 @@ def _check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
             )
         if moment.is_complex() and not param.is_complex():
             raise ValueError(f"{key} of {name} is {moment.dtype}, the parameter is {param.dtype}")
+    if _has_negative(state["exp_avg_sq"]):
+        raise ValueError(f"exp_avg_sq of {name} is damaged: an average of squares, it has values below 0")
+    if "param_residual" in state:
+        residual = state["param_residual"]
+        if not isinstance(residual, Tensor):
+            kind = type(residual).__name__
+            raise ValueError(f"param_residual of {name} is damaged: a {kind} instead of a tensor")
+        if residual.shape != param.shape or residual.dtype != torch.bfloat16:
+            raise ValueError(
+                f"param_residual of {name} is {residual.dtype} of shape {tuple(residual.shape)}; it must be "
+                f"torch.bfloat16 of the parameter's, {tuple(param.shape)}"
+            )
+        if residual.layout != torch.strided or (residual.is_meta and not param.is_meta):
+            raise ValueError(f"param_residual of {name} is damaged: it is sparse or has no values")
     _check_step(state["step"], name)
+
+
+def _has_negative(moment: Tensor) -> bool:
+    """Whether there are values below 0; of a DTensor in this rank's part."""
+    moment = moment.to_local() if hasattr(moment, "to_local") else moment
+    if moment.is_meta or is_fake(moment) or moment.dtype == torch.uint8:
+        return False
+    values = torch.view_as_real(moment.detach()) if moment.is_complex() else moment.detach()
+    return bool((values < 0).any())
 
 
 def _check_step(step: Any, name: str) -> None:
@@ -131,5 +176,5 @@ def _check_step(step: Any, name: str) -> None:
         value = float(step)
     except (TypeError, ValueError):
         raise ValueError(f"step of {name} is damaged: {step!r} instead of a number") from None
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"step of {name} is damaged: {value}")
+    if not (math.isfinite(value) and value >= 0 and value.is_integer()):
+        raise ValueError(f"step of {name} is damaged: {value} instead of a number of steps")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
+from adamnx_hf.optim.checkpoint import check_state
 from adamnx_hf.optim.functional import moment_dtype
 from adamnx_hf.optim.optimizer import FORMATS, AdamNX
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES
@@ -42,13 +43,18 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
 
     Raises:
         TypeError: `optimizer` is not a torch Adam or AdamW; an unknown option.
-        ValueError: a hyperparameter out of range.
+        ValueError: a hyperparameter out of range, or a state that does not fit its parameter.
     """
     if not isinstance(optimizer, Adam):
         raise TypeError(
             f"from_adamw takes a torch.optim.AdamW or Adam, got {type(optimizer).__name__}; "
             "if it is a wrapper (accelerate's AcceleratedOptimizer), pass its .optimizer"
         )
+    for group in optimizer.param_groups:
+        for i, param in enumerate(group["params"]):
+            names = group.get("param_names", ())
+            if state := optimizer.state.get(param):
+                check_state(state, param, f"parameter {names[i]!r}" if i < len(names) else f"parameter {i}")
     notes = []
     groups = []
     for group in optimizer.param_groups:

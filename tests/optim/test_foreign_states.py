@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from adamnx_hf import AdamNX
+from adamnx_hf import AdamNX, from_adamw
+from adamnx_hf.baselines import AdaX
 from adamnx_hf.optim.checkpoint import check_state_dict
 
 
@@ -47,6 +48,15 @@ class EightBit(torch.optim.Optimizer):
                 "absmax1": torch.zeros(1),
                 "absmax2": torch.zeros(1),
             }
+
+
+def older_adax(params):
+    """Gone on from a state without the mark by which it names itself."""
+    saved = AdaX(params := list(params)).state_dict()
+    del saved["param_groups"][0]["bias_correction"]
+    optimizer = AdaX(params)
+    optimizer.load_state_dict(saved)
+    return optimizer
 
 
 def edited(change):
@@ -152,6 +162,41 @@ REFUSED = {
     "step complex": (set_state("step", 1j), "damaged: 1j instead of a number"),
     "step nan": (set_state("step", torch.tensor(float("nan"))), "step of parameter 1 is damaged: nan"),
     "step below 0": (set_state("step", -1), "step of parameter 1 is damaged"),
+    "step and a half": (set_state("step", 1.5), "step of parameter 1 is damaged: 1.5 instead of a number of"),
+    "step inf": (set_state("step", torch.tensor(float("inf"))), "step of parameter 1 is damaged: inf"),
+    "v below 0": (
+        set_state("exp_avg_sq", torch.tensor([1.0, -1.0, 1.0])),
+        "exp_avg_sq of parameter 1 is damaged: an average of squares, it has values below 0",
+    ),
+    "sparse": (set_state("exp_avg", torch.zeros(3).to_sparse()), "exp_avg of parameter 1 is sparse"),
+    "meta": (
+        set_state("exp_avg", torch.zeros(3, device="meta")),
+        "exp_avg of parameter 1 is on the meta device",
+    ),
+    "no residual": (
+        set_state("param_residual", None),
+        "param_residual of parameter 1 is damaged: a NoneType",
+    ),
+    "a residual of another shape": (
+        set_state("param_residual", torch.zeros(2, dtype=torch.bfloat16)),
+        r"param_residual of parameter 1 is torch\.bfloat16 of shape \(2,\); .*, \(3,\)",
+    ),
+    "a residual of another dtype": (
+        set_state("param_residual", torch.zeros(3)),
+        r"param_residual of parameter 1 is torch\.float32",
+    ),
+    "states by the ids' text": (
+        edited(lambda saved: saved.update(state={str(key): value for key, value in saved["state"].items()})),
+        "has states of '0', '1', '2', …, which are no parameters of its groups",
+    ),
+    "AdaX": (saved_by(AdaX), r"saved by adamnx_hf\.baselines\.AdaX.*start with a new optimizer state"),
+    "AdaX of an older version": (saved_by(older_adax), r"saved by adamnx_hf\.baselines\.AdaX"),
+    "maximize a text": (
+        set_option("maximize", "false"),
+        "Invalid maximize: 'false'; it must be True or False",
+    ),
+    "fused a text": (set_option("fused", "no"), "Invalid fused: 'no'; it must be True, False or None"),
+    "capturable None": (set_option("capturable", None), "Invalid capturable: None"),
     "two steps": (set_state("step", torch.ones(2)), "2 numbers instead of one"),
     "a model's state_dict": (lambda: model().state_dict(), "'state' and 'param_groups' are expected"),
     "a list": (lambda: [1, 2], "found list"),
@@ -211,3 +256,30 @@ def test_parameters_without_state_and_further_entries_are_no_reason_to_refuse():
     optimizer = AdamNX(module.parameters())
     optimizer.load_state_dict(saved)
     assert [len(optimizer.state.get(param, ())) for param in module.parameters()] == [4, 3, 0, 3]
+
+
+def test_a_step_in_one_dimension_is_loaded_as_the_number_it_is():
+    saved = copy.deepcopy(stepped(AdamNX).state_dict())
+    saved["state"][1]["step"] = torch.tensor([2.0])
+    module = model()
+    optimizer = AdamNX(module.parameters())
+    optimizer.load_state_dict(saved)
+    assert [state["step"].shape for state in optimizer.state.values()] == [()] * 4
+    stepped(lambda params: optimizer, module, steps=1)
+    assert [int(state["step"]) for state in optimizer.state.values()] == [3] * 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("exp_avg", torch.zeros(2), r"exp_avg of parameter 1 has shape \(2,\), the parameter has \(3,\)"),
+        ("exp_avg_sq", torch.full((3,), -1.0), "exp_avg_sq of parameter 1 is damaged"),
+        ("step", torch.tensor(2.5), "step of parameter 1 is damaged: 2.5"),
+        ("step", torch.tensor(float("nan")), "step of parameter 1 is damaged: nan"),
+    ],
+)
+def test_from_adamw_refuses_what_does_not_fit(key, value, message):
+    adamw = stepped(torch.optim.AdamW)
+    adamw.state[adamw.param_groups[0]["params"][1]][key] = value
+    with pytest.raises(ValueError, match=message):
+        from_adamw(adamw, verbose=False)
