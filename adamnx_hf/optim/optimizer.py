@@ -113,9 +113,8 @@ class AdamNX(Optimizer):
     Raises:
         ValueError: a hyperparameter out of range.
         TypeError: one that is no number, or a flag that is no bool.
-        RuntimeError: flags that exclude each other; in `step`, sparse gradients, gradients or moments that
-            are not of their parameter's size, or an implementation that was asked for and cannot serve the
-            parameters. No parameter and no moment has been changed then.
+        RuntimeError: flags that exclude each other; in `step`, sparse gradients, or an implementation
+            that was asked for and cannot serve the parameters.
 
     State, as torch.optim names it: `step` (float 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v); with "kahan"
     also `param_residual`, which only :func:`adamnx_hf.optim.formats.join` can read. m and v

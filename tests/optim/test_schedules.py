@@ -202,7 +202,7 @@ def test_the_type_names_every_schedule():
 
 @pytest.mark.parametrize("call", [lambda: beta2_for_horizon("100"), lambda: beta2_for_horizon(100, "1")])
 def test_a_horizon_must_be_a_number(call):
-    with pytest.raises(TypeError, match="Invalid .*: '1(00)?' is not a number"):
+    with pytest.raises(TypeError, match=r"Invalid .*: '1(00)?' is not a number"):
         call()
-    with pytest.raises(TypeError, match="Invalid beta2: '0.9' is not a number"):
+    with pytest.raises(TypeError, match=r"Invalid beta2: '0.9' is not a number"):
         horizon("0.9")
