@@ -61,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: from argparse (2) for arguments that do not fit, and from a command that cannot go on (1).
     """
     argv = sys.argv[1:] if argv is None else argv
-    with interrupts.noted():
+    with interrupts.watch():
         try:
             return _main(argv)
         except KeyboardInterrupt:
             pass
         except BaseException:
-            if not interrupts.seen():  # else it is what an import or a data loader makes of one
+            if not interrupts.is_interrupted():  # else it is what an import or a data loader makes of one
                 raise
     close_bars()
     print("adamnx-hf: interrupted", file=sys.stderr)

@@ -11,13 +11,13 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["check", "noted", "seen"]
+__all__ = ["check", "is_interrupted", "watch"]
 
 _seen = False
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[None]:
+def watch() -> Iterator[None]:
     """Notes the first interruption, which raises KeyboardInterrupt; a second one ends the process in silence.
 
     Where the process, or another thread of it, handles them in its own way, nothing is changed.
@@ -48,8 +48,8 @@ def _interrupt(owner: int, signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def seen() -> bool:
-    """Whether there was one."""
+def is_interrupted() -> bool:
+    """Returns whether there was an interruption."""
     return _seen
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["LONGEST", "json_values", "walk", "yaml_values"]
+__all__ = ["LONGEST", "read_json", "read_yaml", "walk"]
 
 #: No text is longer, in bytes.
 LONGEST = 100_000
@@ -29,8 +29,8 @@ _SHOWN = {"int": "whole number", "float": "number", "bool": "truth value"}
 _KINDS = ("bool", "float", "int", "map", "merge", "null", "seq", "str")
 
 
-def yaml_values(text: str) -> Any:
-    """The plain values that a YAML document holds.
+def read_yaml(text: str) -> Any:
+    """Reads the plain values that a YAML document holds.
 
     Args:
         text: the document.
@@ -53,8 +53,8 @@ def yaml_values(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def json_values(text: str) -> Any:
-    """As :func:`yaml_values`, of JSON.
+def read_json(text: str) -> Any:
+    """Reads JSON as :func:`read_yaml` reads YAML.
 
     Raises:
         ValueError: see there.
@@ -86,7 +86,7 @@ def json_values(text: str) -> Any:
 
 
 def walk(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Every value within `value`, itself first, with the keys and places that lead to it."""
+    """Yields every value within `value`, itself first, with the keys and places that lead to it."""
     yield path, value
     items: Any = ()
     if isinstance(value, dict):
@@ -149,9 +149,7 @@ def _check_events(text: str) -> None:
     PyYAML's parser is lazy, so that what is too deep or too much is never read to its end.
     """
     total = 0
-    open_: list[
-        tuple[str | None, int]
-    ] = []  # the anchor of each collection that is open, and what came before
+    open_: list[tuple[str | None, int]] = []  # of open collections: the anchor, and the values before it
     sizes: dict[str, int] = {}  # values behind an anchor
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
@@ -178,7 +176,7 @@ def _check_events(text: str) -> None:
 
 
 def _check_keys(tree: yaml.Node) -> None:
-    """That no mapping, at any depth, has a key twice: YAML's parsers take the last one."""
+    """Checks that no mapping, at any depth, has a key twice: YAML's parsers take the last one."""
     nodes, seen = [tree], set()
     while nodes:
         node = nodes.pop()

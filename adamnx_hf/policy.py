@@ -13,14 +13,23 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
 from adamnx_hf.errors import RecipeError
 from adamnx_hf.plain_values import walk
 
-__all__ = ["FLAGS_ONLY", "HUB", "NAME_OR_PATH", "Origin", "check", "is_flags_only", "why_not"]
+__all__ = [
+    "FLAGS_ONLY",
+    "HUB",
+    "NAME_OR_PATH",
+    "Origin",
+    "check",
+    "implementations",
+    "is_flags_only",
+    "why_not",
+]
 
 
 class Origin(Enum):
@@ -98,8 +107,8 @@ def _list_of(rule: Rule, most: int = 1000) -> Rule:
     return each
 
 
-def _mapping(keys: str, refused: str | None = None) -> Rule:
-    """Sizes and switches: numbers, words and lists of them, by keys that match `keys` and not `refused`."""
+def _mapping(keys: str) -> Rule:
+    """Lets sizes and switches through: numbers, words and lists of them, by keys that match `keys`."""
 
     def rule(value: Any) -> str | None:
         if not isinstance(value, Mapping):
@@ -110,11 +119,8 @@ def _mapping(keys: str, refused: str | None = None) -> Rule:
             shown = ", ".join(names)
             if isinstance(item, Mapping):
                 for key in item:
-                    if (
-                        not isinstance(key, str)
-                        or not re.fullmatch(keys, key)
-                        or re.search(refused or "$^", key)
-                    ):
+                    named = isinstance(key, str) and re.fullmatch(keys, key)
+                    if not named or re.search(_NO_CODE, key):
                         return f"{key!r}: such a key may not stand there"
             elif isinstance(item, list):
                 if len(item) > 100:
@@ -240,10 +246,10 @@ HUB: dict[str, Rule] = {
     **_fields(_number_of, "exact_match_samples"),
     # The model: of this package or of the Hub, never with code of its own.
     **_fields(_word, "architecture"),
-    **_fields(_mapping(r"\w+", _NO_CODE), "architecture_options"),
+    **_fields(_mapping(r"\w+"), "architecture_options"),
     **_fields(_on_the_hub, "model_name_or_path chat_template_path"),
     **_fields(_revision, "model_revision"),
-    **_fields(_mapping(_CONFIG, _NO_CODE), "model_config"),
+    **_fields(_mapping(_CONFIG), "model_config"),
     **_fields(_one_of("auto", "bfloat16", "float16", "float32"), "dtype"),
     **_fields(_one_of("eager", "sdpa", "flex_attention"), "attn_implementation"),  # the others may be kernels
     **_fields(
@@ -264,7 +270,7 @@ HUB: dict[str, Rule] = {
         "max_steps seed data_seed",
     ),
     **_fields(_number(0, 1e6), "neftune_noise_alpha"),
-    **_fields(_mapping(r"\w+", _NO_CODE), "lr_scheduler_kwargs"),
+    **_fields(_mapping(r"\w+"), "lr_scheduler_kwargs"),
     # The run.
     **_fields(
         _number(1, 2**16),
@@ -298,12 +304,12 @@ HUB: dict[str, Rule] = {
 
 
 def is_flags_only(key: str) -> bool:
-    """Whether no recipe decides this field."""
+    """Returns whether no recipe decides this field."""
     return FLAGS_ONLY.fullmatch(key) is not None
 
 
 def why_not(origin: Origin, key: str, value: Any) -> str | None:
-    """Why a recipe of this origin may not decide `key` to be `value`; None if it may.
+    """Says why a recipe of this origin may not decide `key` to be `value`; None if it may.
 
     Args:
         origin: of the recipe.
@@ -317,12 +323,13 @@ def why_not(origin: Origin, key: str, value: Any) -> str | None:
         return "cannot stand in a recipe"
     if value is None:
         return None  # as if it were not there
-    for path, item in walk(value) if key != "optimizers" else ():
-        names = [key, *(str(name) for name in path)]
-        if is_flags_only(names[-1]):
-            return f"cannot stand in a recipe ({', '.join(names[1:])} is a flag's to say)"
-        if _is_a_kernel(names, item):
-            return f"cannot stand in a recipe ({item!r} would run code from the Hub)"
+    if key != "optimizers":
+        for path, _ in walk(value):
+            if path and is_flags_only(str(path[-1])):
+                return f"cannot stand in a recipe ({', '.join(map(str, path))} is a flag's to say)"
+        for _, name in implementations({key: value}):
+            if "/" in name:
+                return f"cannot stand in a recipe ({name!r} would run code from the Hub)"
     if origin is not Origin.HUB:
         return None
     if key not in HUB:
@@ -331,13 +338,19 @@ def why_not(origin: Origin, key: str, value: Any) -> str | None:
     return f"cannot stand in a recipe from the Hub ({reason})" if reason else None
 
 
-def _is_a_kernel(names: list[str], value: Any) -> bool:
-    """Transformers takes an attention named `owner/repository` for a kernel to load from the Hub."""
-    return isinstance(value, str) and "/" in value and any("implementation" in name for name in names)
+def implementations(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the attention and other implementations that `values` name at any depth, each with its key.
+
+    Transformers takes one named `owner/repository` for a kernel to load from the Hub.
+    """
+    for path, item in walk(values):
+        keys = [key for key in path if isinstance(key, str) and "implementation" in key]
+        if keys and isinstance(item, str):
+            yield keys[-1], item
 
 
 def check(origin: Origin, values: Mapping[str, Any], source: str) -> None:
-    """That a recipe of this origin may decide all that it does.
+    """Checks that a recipe of this origin may decide all that it does.
 
     Args:
         origin: of the recipe.
@@ -350,6 +363,6 @@ def check(origin: Origin, values: Mapping[str, Any], source: str) -> None:
     for key, value in values.items():
         if reason := why_not(origin, key, value):
             raise RecipeError(f"{source}{key} {reason}; give it as a flag: --{key}")
-        if key == "optimizers":
+        if key == "optimizers" and value is not None:
             for name, fields in value.items():
                 check(origin, fields, f"{source}optimizers, {name}: ")

@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 
 from adamnx_hf import hub, policy
 from adamnx_hf.errors import RecipeError, nearest, printable
-from adamnx_hf.plain_values import LONGEST, json_values, walk, yaml_values
+from adamnx_hf.plain_values import LONGEST, read_json, read_yaml, walk
 from adamnx_hf.policy import Origin
 
 __all__ = [
@@ -85,7 +85,7 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error})") from error
     try:
-        values = yaml_values(text)
+        values = read_yaml(text)
     except ValueError as error:
         raise RecipeError(f"{path}: is not YAML as recipes have it: {error}") from error
     if not isinstance(values, dict):
@@ -129,7 +129,7 @@ class RecipeArguments:
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizers, str):
-            self.optimizers = json_values(self.optimizers)
+            self.optimizers = read_json(self.optimizers)
 
 
 #: What `--smoke` sets for every task.
@@ -173,13 +173,13 @@ class Recipe:
 
     def default(self, field: str) -> Any:
         """What `field` is where nothing sets it; None if there is no such field, or no default."""
-        for part in (self.arguments, self.task_arguments, self.training_arguments):
-            for one in dataclasses.fields(part):
-                if one.name == field and one.default is not dataclasses.MISSING:
-                    return getattr(one.default, "value", one.default)
-                if one.name == field and callable(one.default_factory):
-                    return one.default_factory()
-        return None
+        parts = (self.arguments, self.task_arguments, self.training_arguments)
+        found = _field(map(type, parts), field)
+        if found is not None and callable(found.default_factory):
+            return found.default_factory()
+        if found is None or found.default is dataclasses.MISSING:
+            return None
+        return getattr(found.default, "value", found.default)
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as it was run, for a file: the same again, without any flag."""
@@ -238,7 +238,7 @@ class _Parser:
                 known = [option for action in self.fields.values() for option in action.option_strings[:1]]
                 raise RecipeError(f"{word} is not a flag of this recipe{nearest(word, known)}")
             raise RecipeError(f"{word!r} belongs to no flag; write --flag value")
-        return {key: self._checked(key, value, key) for key, value in vars(given).items()}
+        return {key: self._look_into(key, value, key) for key, value in vars(given).items()}
 
     def of_file(self, values: Mapping[Any, Any], source: str) -> dict[str, Any]:
         """The fields that a file's `values` set, with their types; each is one value, never a flag.
@@ -257,10 +257,10 @@ class _Parser:
                     f"{source}{key} is not a field of this recipe{nearest(str(key), self.fields)}"
                 )
             if value is not None and value != []:
-                result[key] = self._checked(key, self._typed(key, value, source), f"{source}{key}")
+                result[key] = self._look_into(key, self._parse_value(key, value, source), f"{source}{key}")
         return result
 
-    def _typed(self, key: str, value: Any, source: str) -> Any:
+    def _parse_value(self, key: str, value: Any, source: str) -> Any:
         action = self.fields[key]
         if action.nargs == "+":
             items = value if isinstance(value, list) else [value]
@@ -270,7 +270,7 @@ class _Parser:
                         f"{source}{key}: {item!r} among its values is neither text nor a number; if it is a "
                         "word, put it in quotes"
                     )
-            return [self._converted(action, str(item), source) for item in items]
+            return [self._parse_text(action, str(item), source) for item in items]
         if isinstance(value, list):
             raise RecipeError(f"{source}{key}: takes one value, got the list {value}")
         if isinstance(value, dict):
@@ -278,10 +278,10 @@ class _Parser:
                 raise RecipeError(f"{source}{key}: takes one value, got fields and values: {value}")
             return value
         if value is False and "no" in (action.choices or ()):
-            return self._converted(action, "no", source)  # what YAML makes of an unquoted no
-        return self._converted(action, str(value).lower() if isinstance(value, bool) else str(value), source)
+            return self._parse_text(action, "no", source)  # what YAML makes of an unquoted no
+        return self._parse_text(action, str(value).lower() if isinstance(value, bool) else str(value), source)
 
-    def _converted(self, action: argparse.Action, text: str, source: str) -> Any:
+    def _parse_text(self, action: argparse.Action, text: str, source: str) -> Any:
         """`text` as argparse would convert it if it were the flag's one word."""
         try:
             value = self.parser._get_value(action, text)
@@ -290,8 +290,8 @@ class _Parser:
             raise RecipeError(_clean(error, source)) from None
         return value
 
-    def _checked(self, key: str, value: Any, where: str) -> Any:
-        """`value` with its JSON text read; raises RecipeError for numbers that are none."""
+    def _look_into(self, key: str, value: Any, where: str) -> Any:
+        """Reads JSON text, and raises RecipeError for numbers that are not finite."""
         if isinstance(value, str) and key in self.json:
             value = _from_json(value, where, or_path=key in _JSON_OR_PATH)
         for path, item in walk(value):
@@ -341,7 +341,7 @@ def _from_json(text: str, where: str, or_path: bool) -> Any:
             raise RecipeError(f"{where}: {text[:200]!r} is neither JSON nor a file")
         return text
     try:
-        value = json_values(text)
+        value = read_json(text)
     except ValueError as error:
         raise RecipeError(f"{where}: {text[:200]!r} is not JSON ({error})") from None
     if not isinstance(value, dict):
@@ -402,9 +402,7 @@ def _load(name: str) -> _Loaded:
         raise RecipeError(str(error).replace(f"{path}: ", source, 1)) from None  # not a place in the cache
     task = _task_of(written, source)
     parser = _Parser(task)
-    for key in written:  # before its value, which may be a secret, is looked at
-        if policy.is_flags_only(key):
-            policy.check(origin, {key: True}, source)
+    policy.check(origin, dict.fromkeys(written), source)  # before values, which may be secrets, are looked at
     values = parser.of_file(written, source)
     policy.check(origin, values, source)
     return _Loaded(path, origin, source, parser, task, written, values)
@@ -543,11 +541,14 @@ def _whole_paths(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _default(parser: _Parser, key: str) -> Any:
-    for kind in parser.classes:
-        for field in dataclasses.fields(kind):
-            if field.name == key:
-                return field.default
-    return None
+    field = _field(parser.classes, key)
+    return None if field is None else field.default
+
+
+def _field(classes: Iterable[Any], name: str) -> dataclasses.Field[Any] | None:
+    """Finds a field by its name among those of the dataclasses."""
+    fields = (field for kind in classes for field in dataclasses.fields(kind))
+    return next((field for field in fields if field.name == name), None)
 
 
 def _output_dir(name: str, values: Mapping[str, Any]) -> Path:

@@ -102,7 +102,7 @@ def _command(name: str, flags: Sequence[str]) -> str:
 
 
 def _check_paths(args: Any) -> None:
-    """That output_dir and resume_from_checkpoint can be paths at all.
+    """Checks that output_dir and resume_from_checkpoint can be paths at all.
 
     Raises:
         RecipeError: one cannot.
@@ -168,7 +168,7 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
             )
         return given
     if (last := checkpoints.last_complete_checkpoint(folder)) is not None:
-        if reason := _why_not(Path(last)):
+        if reason := _why_no_state(Path(last)):
             raise RecipeError(
                 f"resume_from_checkpoint: {last} {reason}; start anew, with --overwrite_output_dir"
             )
@@ -190,6 +190,10 @@ def _why_not(checkpoint: Path) -> str | None:
         return "is no folder"
     if reason := checkpoints.why_incomplete(checkpoint):
         return f"is incomplete ({reason})"
+    return _why_no_state(checkpoint)
+
+
+def _why_no_state(checkpoint: Path) -> str | None:
     states = ("optimizer*", "scheduler.pt", "global_step*")  # the Trainer's own, FSDP's and DeepSpeed's
     if not any(found for pattern in states for found in checkpoint.glob(pattern)):
         return "holds no optimizer's state (save_only_model)"
@@ -209,7 +213,7 @@ _IS_ANOTHER = ("seed", "optim", "optim_args")
 
 
 def _record_of(checkpoint: str) -> dict[str, Any]:
-    """What the checkpoint says of the run that wrote it: `recipe`, `memory`, `clock`; empty if nothing."""
+    """Reads what the checkpoint says of its run: `recipe`, `memory`, `clock`; an empty dict if nothing."""
     content = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
     record = content.get("stateful_callbacks", {}).get(_RECORD) or {}
     run: dict[str, Any] = record.get("attributes", {}).get("run", {})
@@ -217,7 +221,7 @@ def _record_of(checkpoint: str) -> dict[str, Any]:
 
 
 def _check_same_run(recipe: Recipe, checkpoint: str, written: dict[str, Any] | None) -> None:
-    """That a run which goes on from `checkpoint` is the one that wrote it.
+    """Checks that a run which goes on from `checkpoint` is the one that wrote it.
 
     Raises:
         RecipeError: a field is another, which the message names.
@@ -357,7 +361,7 @@ def _train(
         # The Trainer would push the folder as it is, with this machine's paths and its pickled arguments.
         args.push_to_hub = False
     transformers.set_seed(args.seed)
-    with _explained(args, _Phase()):
+    with _explain_errors(args, _Phase()):
         trainer = recipe.task.make_trainer(recipe)
 
     main = trainer.is_world_process_zero()
@@ -374,7 +378,7 @@ def _train(
         memory: dict[str, int] | None = earlier.get("memory")
 
         def state(self) -> dict[str, Any]:
-            """What a checkpoint knows of the run: a :func:`_record_of` it."""
+            """Tells a checkpoint what it is to know of the run; :func:`_record_of` reads it."""
             run = {"recipe": recipe.resolved(), "memory": self.memory, "clock": clock.state()}
             return {"args": {}, "attributes": {"run": run}}
 
@@ -403,18 +407,6 @@ def _train(
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             interrupts.check()
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-            return self._logged_first(args, control)
-
-        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-            return self._logged_first(args, control)
-
-        def _logged_first(self, args: Any, control: Any) -> Any:
-            # What is not logged when the Trainer evaluates or stops would count for the next epoch, or never.
-            if args.logging_strategy != "no" and (control.should_evaluate or control.should_training_stop):
-                control.should_log = True
-            return control
-
         def on_evaluate(self, *_: Any, **__: Any) -> None:
             if main:
                 report.write_json(folder / "metrics.json", rows())
@@ -429,7 +421,7 @@ def _train(
     started = time.perf_counter()
     seconds = 0.0
     throughput: dict[str, Any] = {"data": None, "model": None}
-    with _explained(args, phase):
+    with _explain_errors(args, phase):
         trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - started
         if args.eval_strategy == "no" or not rows() or rows()[-1]["step"] != trainer.state.global_step:
@@ -488,7 +480,7 @@ def _train(
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # one process has not all the weights
     draws = hasattr(recipe.task, "draw_predictions") and not sharded and not bare
     if main:
-        with _explained(args, phase):
+        with _explain_errors(args, phase):
             report.write_json(folder / "metrics.json", table)
             report.write_json(folder / RESULTS, results)
             if not bare:
@@ -528,8 +520,8 @@ class _Phase:
 
 
 @contextlib.contextmanager
-def _explained(args: Any, phase: _Phase) -> Iterator[None]:
-    """Makes RecipeErrors of errors: before training of any, later of those that users can do something about.
+def _explain_errors(args: Any, phase: _Phase) -> Iterator[None]:
+    """Turns errors into RecipeErrors: any error before training begins, later those that users can act on.
 
     Args:
         args: TrainingArguments.

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adamnx_hf.plain_values import json_values, walk, yaml_values
+from adamnx_hf.plain_values import read_json, read_yaml, walk
 
 NINES = "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9 if i else 'x')}]\n" for i in range(40))
 MERGES = "".join(
@@ -28,7 +28,7 @@ MERGES = "".join(
     ],
 )
 def test_plain_values(text, values):
-    assert yaml_values(text) == values
+    assert read_yaml(text) == values
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_plain_values(text, values):
 def test_what_is_no_plain_value(text, message):
     started = time.perf_counter()
     with pytest.raises(ValueError, match=re.escape(message)) as error:
-        yaml_values(text)
+        read_yaml(text)
     assert "\n" not in str(error.value)
     assert time.perf_counter() - started < 5
 
@@ -83,13 +83,13 @@ def test_what_is_no_plain_value(text, message):
 )
 def test_what_is_no_plain_json(text, message):
     with pytest.raises(ValueError, match=message):
-        json_values(text)
+        read_json(text)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="ab:-[]{}&*!<>|%@'\"#?,. \n019~=\t", max_size=60))
 def test_any_text_ends_in_plain_values_or_one_line(text):
-    for read in (yaml_values, json_values):
+    for read in (read_yaml, read_json):
         try:
             result = read(text)
         except ValueError as error:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adamnx_hf.errors import RecipeError, nearest
-from adamnx_hf.plain_values import json_values
+from adamnx_hf.plain_values import read_json
 
 __all__ = [
     "DataArguments",
@@ -69,7 +69,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if isinstance(self.data_files, str):
-            self.data_files = json_values(self.data_files)
+            self.data_files = read_json(self.data_files)
         _check_data_files(self.data_files)
         for name in ("max_train_samples", "max_eval_samples"):
             count = getattr(self, name)
@@ -111,7 +111,7 @@ class ImageArguments(DataArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.architecture_options, str):
-            self.architecture_options = json_values(self.architecture_options)
+            self.architecture_options = read_json(self.architecture_options)
         if bool(self.architecture) == bool(self.model_name_or_path):
             raise ValueError("give either architecture or model_name_or_path")
         for name, value in vars(self).items():

@@ -16,7 +16,7 @@ import torch
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from adamnx_hf.errors import RecipeError
-from adamnx_hf.plain_values import json_values
+from adamnx_hf.plain_values import read_json
 from adamnx_hf.tasks.data import DataArguments, check_columns, doc, load_splits
 from adamnx_hf.tasks.pretrained import check_pretrained
 from adamnx_hf.tasks.sft_trainer import (
@@ -104,7 +104,7 @@ class Arguments(DataArguments, ModelConfig):
         DataArguments.__post_init__(self)
         ModelConfig.__post_init__(self)
         if isinstance(self.model_config, str):
-            self.model_config = json_values(self.model_config)
+            self.model_config = read_json(self.model_config)
         if not self.model_name_or_path:
             raise ValueError("model_name_or_path: the recipe names no model")
         if (self.prompt_template is None) != (self.completion_template is None):

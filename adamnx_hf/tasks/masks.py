@@ -155,7 +155,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
         image, mask = self._decode(index) if self.decoded is None else self.decoded[index]
         mask = mask.long()
-        with nullcontext() if self.random is None else self.random.seeding(index):
+        with nullcontext() if self.random is None else self.random.seed_row(index):
             pixels, labels = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
         example = {"pixel_values": pixels.as_subclass(Tensor), "labels": labels.as_subclass(Tensor)}
         return example | ({"mask": mask} if self.keep_mask else {})

@@ -249,7 +249,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         labels, boxes = learned[:, 0].long(), letterbox_boxes(learned[:, 2:], height, width, self.size)
         image = self._decode(index) if self.decoded is None else self.decoded[index]
         if self.augment is not None:
-            with nullcontext() if self.random is None else self.random.seeding(index):
+            with nullcontext() if self.random is None else self.random.seed_row(index):
                 image, boxes, labels = self.augment(image, boxes * self.size, labels)
             boxes = boxes / self.size
         else:

@@ -6,13 +6,13 @@ import importlib.util
 import os
 
 from adamnx_hf.errors import RecipeError
-from adamnx_hf.plain_values import walk
+from adamnx_hf.policy import implementations
 
 __all__ = ["check_pretrained"]
 
 
 def check_pretrained(name: str, revision: str | None = None, *, trusted: bool = False) -> None:
-    """That loading a model runs no code of the Hub, and loads no other model.
+    """Checks that loading a model runs no code of the Hub, and loads no other model.
 
     A config can name an attention that is a kernel of the Hub, which Transformers fetches and runs, whatever
     `trust_remote_code` and `attn_implementation` say. An adapter names its base, which may be a folder of
@@ -38,12 +38,12 @@ def check_pretrained(name: str, revision: str | None = None, *, trusted: bool = 
     if trusted:
         return
     config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
-    for path, value in walk(config):
-        keys = [key for key in path if isinstance(key, str) and "implementation" in key]
-        if keys and isinstance(value, str) and _is_of_the_hub(value):
+    for key, implementation in implementations(config):
+        if _is_of_the_hub(implementation):
             raise RecipeError(
-                f"model_name_or_path: the config of {name} has {keys[-1]}: {value!r}, a kernel on the Hub, "
-                "whose code would run; take that out of a copy, and pass its folder: --model_name_or_path"
+                f"model_name_or_path: the config of {name} has {key}: {implementation!r}, a kernel on the "
+                "Hub, whose code would run; take that out of a copy, and pass its folder: "
+                "--model_name_or_path"
             )
 
 

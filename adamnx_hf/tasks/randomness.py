@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RowRandom", "generator_of", "random_states_kept"]
+__all__ = ["RowRandom", "generator_of", "keep_random_states"]
 
 
 def generator_of(seed: int, epoch: int) -> torch.Generator:
@@ -66,7 +66,7 @@ class RowRandom:
         return _uniform(self.seed, self.epoch, self.rows, self.numbers)[torch.as_tensor(rows)]
 
     @contextlib.contextmanager
-    def seeding(self, row: int) -> Iterator[None]:
+    def seed_row(self, row: int) -> Iterator[None]:
         """Within it torch's global generator of the CPU, torchvision's, begins with the row's seed.
 
         Afterwards it is as it was.
@@ -78,7 +78,7 @@ class RowRandom:
 
 
 @contextlib.contextmanager
-def random_states_kept(device: torch.device) -> Iterator[None]:
+def keep_random_states(device: torch.device) -> Iterator[None]:
     """Puts the global random states back: Python's, NumPy's, and torch's of the CPU and of `device`."""
     states: list[tuple[Any, Any]] = [
         (random.getstate, random.setstate),

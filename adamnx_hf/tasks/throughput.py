@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from adamnx_hf.tasks.randomness import random_states_kept
+from adamnx_hf.tasks.randomness import keep_random_states
 
 __all__ = ["TrainClock", "measure"]
 
@@ -80,7 +80,7 @@ def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float | None]:
         `data` and `model`; `data` is None where an epoch has a single batch, `model` where FSDP or DeepSpeed
         spread it.
     """
-    with random_states_kept(trainer.args.device):
+    with keep_random_states(trainer.args.device):
         return _measure(trainer, seconds)
 
 

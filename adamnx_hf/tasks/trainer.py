@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.optim import param_groups
-from adamnx_hf.tasks.randomness import generator_of, random_states_kept
+from adamnx_hf.tasks.randomness import generator_of, keep_random_states
 from trainer_patches import checkpoints
 
 __all__ = [
@@ -194,7 +194,7 @@ class RecipeTrainer(Trainer):
         self.evaluating = True
         # An iterator of a loader draws a number from the generator that dropout uses: a run that goes on from
         # a checkpoint would lack it, where the checkpoint was written before the evaluation.
-        with random_states_kept(self.args.device):
+        with keep_random_states(self.args.device):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         self.evaluating = False
         return metrics
@@ -364,8 +364,11 @@ class ResumingCallback(TrainerCallback):
         return self._logged_first(args, control)
 
     def _logged_first(self, args: Any, control: Any) -> Any:
-        if args.logging_strategy != "no" and control.should_save:
-            control.should_log = True  # a run that goes on has none of the losses since the last time
+        # What is not logged when the Trainer evaluates or stops would count for the next epoch, or never; and
+        # a run that goes on from a checkpoint has none of the losses since the last time.
+        needed = control.should_save or control.should_evaluate or control.should_training_stop
+        if args.logging_strategy != "no" and needed:
+            control.should_log = True
         return control
 
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from adamnx_hf import recipe
 from adamnx_hf.tasks import image_classification, masks, object_detection, throughput
-from adamnx_hf.tasks.randomness import RowRandom, random_states_kept
+from adamnx_hf.tasks.randomness import RowRandom, keep_random_states
 from adamnx_hf.tasks.transforms import FlipEach, HSVJitter, train_transform
 
 RECIPES = {
@@ -168,14 +168,14 @@ def test_rows_numbers_are_uniform_and_independent():
         assert np.corrcoef(numbers.flatten(), other.double().flatten())[0, 1] == pytest.approx(0, abs=0.02)
     firsts = []
     for row in range(2000):
-        with rows.seeding(row):
+        with rows.seed_row(row):
             firsts.append(torch.rand(()).item())
     assert np.mean(firsts) == pytest.approx(0.5, abs=0.03) and len(set(firsts)) > 1990
 
 
 def test_seeding_ends_also_with_an_error():
     def fails():
-        with RowRandom(3, 0).seeding(1):
+        with RowRandom(3, 0).seed_row(1):
             torch.rand(2)
             raise ValueError("unreadable")
 
@@ -237,8 +237,8 @@ def test_evaluation_and_timing_leave_random_states_alone(tmp_path):
 def test_the_devices_state_is_kept_and_rows_leave_it_alone():
     device = torch.device("cuda")
     before = torch.cuda.get_rng_state()
-    with random_states_kept(device):
+    with keep_random_states(device):
         torch.rand(3, device=device)
-    with RowRandom(3, 0).seeding(1):
+    with RowRandom(3, 0).seed_row(1):
         torch.rand(3)
     assert torch.equal(torch.cuda.get_rng_state(), before)
