@@ -43,8 +43,9 @@ def _interrupt(owner: int, signum: int, frame: Any) -> None:
         os._exit(128 + signum)
     _seen = True
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    hook = sys.unraisablehook  # raised in a finalizer it would be printed and forgotten; see check()
-    sys.unraisablehook = lambda args: None if args.exc_type is KeyboardInterrupt else hook(args)
+    # What finalizers raise from now on comes of it: this one in one of them, or torch's own word on workers
+    # that it has ended. Python would print it and go on; see check().
+    sys.unraisablehook = lambda _: None
     raise KeyboardInterrupt
 
 
