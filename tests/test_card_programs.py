@@ -3,6 +3,7 @@
 import argparse
 import colorsys
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -31,8 +32,12 @@ pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("tokenizers")
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(CARD))
+    import contenders
+    import lanes
     import language
     import loop
+    import plan as plans
+    import results
     import vision
 
 
@@ -77,51 +82,59 @@ def packages(tmp_path_factory):
 
 def plan_of(program, **changes):
     task = {"vision": vision.Vision, "language": language.Language}[program]
-    plan = loop.read_plan(PLANS / f"{program}_toy.yaml", task)
-    return task, loop.dataclasses.replace(plan, **changes)
+    plan = plans.read_plan(PLANS / f"{program}_toy.yaml", task)
+    return task, dataclasses.replace(plan, **changes)
 
 
 @pytest.fixture(scope="module")
-def runners(cifar, packages):
+def lanes_of(cifar, packages):
     made = {}
     for program, folder in (("vision", cifar), ("language", packages)):
         task, plan = plan_of(program)
-        made[program] = loop.Runner(task(plan, folder, CPU), plan, CPU)
+        made[program] = lanes.Lane(task(plan, folder, CPU), plan, CPU)
     return made
 
 
-def run(runner, name, seed=0, rate=0.01):
-    told = []
-    runner.run(name, "eager", rate, seed, ["test"], told.append)
-    return [{key: value for key, value in line.items() if key != "steps_per_s"} for line in told]
+def trained(*pairs):
+    """What was told of each (lane, run), trained together."""
+    told = {id(run): [] for _, run in pairs}
+    lanes.train_together(
+        [lanes.Training(lane, run) for lane, run in pairs],
+        lambda training: told[id(training.run)].append(training.result),
+    )
+    return list(told.values())
+
+
+def run(lane, name, seed=0, rate=0.01):
+    return trained((lane, lanes.Run("judge", seed, rate, name, "eager")))[0]
 
 
 # ---------------------------------------------------------------- training
 
 
 @pytest.mark.parametrize("program", ["vision", "language"])
-def test_runs_are_the_same_after_a_reset(program, runners):
-    runner = runners[program]
-    addresses = [tensor.data_ptr() for tensor in runner.net.state_dict().values()]
-    first = run(runner, "adamnx")
-    weights = {name: tensor.clone() for name, tensor in runner.net.state_dict().items()}
-    others = [run(runner, "graft"), run(runner, "adamnx", seed=1), run(runner, "adamnx", rate=0.02)]
-    assert run(runner, "adamnx") == first
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in runner.net.state_dict().items())
+def test_runs_are_the_same_after_a_reset(program, lanes_of):
+    lane = lanes_of[program]
+    addresses = [tensor.data_ptr() for tensor in lane.net.state_dict().values()]
+    first = run(lane, "adamnx")
+    weights = {name: tensor.clone() for name, tensor in lane.net.state_dict().items()}
+    others = [run(lane, "graft"), run(lane, "adamnx", seed=1), run(lane, "adamnx", rate=0.02)]
+    assert run(lane, "adamnx") == first
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in lane.net.state_dict().items())
     assert all(other[-1]["train_loss"] != first[-1]["train_loss"] for other in others)
-    assert [tensor.data_ptr() for tensor in runner.net.state_dict().values()] == addresses
-    assert [line["step"] for line in first] == [runner.plan.evaluate_every, runner.plan.steps]
+    assert [tensor.data_ptr() for tensor in lane.net.state_dict().values()] == addresses
+    assert [line["step"] for line in first] == [lane.plan.evaluate_every, lane.plan.steps]
 
 
-def test_a_run_is_that_of_a_loop_by_hand(runners):
-    runner, plan = runners["vision"], runners["vision"].plan
-    told = run(runner, "adamw", seed=3, rate=0.01)
+def test_a_run_is_that_of_a_loop_by_hand(lanes_of):
+    lane, plan = lanes_of["vision"], lanes_of["vision"].plan
+    told = run(lane, "adamw", seed=3, rate=0.01)
     torch.manual_seed(3)
-    net = runner.task.model().to(memory_format=torch.channels_last)
+    net = lane.task.model().to(memory_format=torch.channels_last)
     decayed = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     others = [p for p in net.parameters() if not any(p is d for d in decayed)]
     groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer, batches, losses = torch.optim.AdamW(groups), runner.task.batches(3), []
+    optimizer, batches, losses = torch.optim.AdamW(groups), lane.task.batches(3), []
     for step in range(plan.steps):
         images, labels = next(batches)
         for group in optimizer.param_groups:
@@ -136,42 +149,62 @@ def test_a_run_is_that_of_a_loop_by_hand(runners):
     assert_close(told[1]["train_loss"], float(np.mean(losses[4:])), rtol=1e-3, atol=0)
 
 
-def test_a_run_that_diverges_ends(runners):
-    told = run(runners["language"], "adamnx", rate=math.inf)
+@pytest.mark.parametrize("program", ["vision", "language"])
+def test_runs_side_by_side_are_as_alone(program, lanes_of):
+    lane = lanes_of[program]
+    others = [lane, *(lanes.Lane(lane.task, lane.plan, CPU) for _ in range(3))]
+    runs = [
+        lanes.Run("judge", 0, 0.01, "adamnx", "eager"),
+        lanes.Run("sweep", 0, 0.01, "graft", "eager"),
+        lanes.Run("judge", 1, 0.01, "adamw", "eager"),
+        lanes.Run("judge", 1, math.inf, "adamw", "eager"),
+    ]
+    together = trained(*zip(others, runs, strict=True))
+    assert repr(together) == repr([trained((lane, run))[0] for run in runs])  # nan is not equal to nan
+    assert [told[-1]["diverged"] for told in together] == [False, False, False, True]
+    assert "holdout_loss" in together[1][-1] and "test_loss" not in together[1][-1]
+
+
+def test_an_evaluation_is_read_when_the_next_one_is_launched(lanes_of):
+    lane, order = lanes_of["language"], []
+    training = lanes.Training(lane, lanes.Run("judge", 0, 0.01, "adamnx", "eager"))
+    for step in range(lane.plan.steps):
+        training.step()
+        while training.has_news:
+            order.append((step + 1, training.read()["step"]))
+    assert order == [(6, 3), (6, 6)] and training.ended
+
+
+def test_a_run_that_diverges_ends(lanes_of):
+    told = run(lanes_of["language"], "adamnx", rate=math.inf)
     assert [(line["step"], line["diverged"]) for line in told] == [(3, True)]
 
 
-def test_a_capture_comes_after_a_warm_up_and_makes_its_own_gradients(runners, monkeypatch):
-    class Stream:
-        def wait_stream(self, other):
-            assert isinstance(other, Stream)
-
+def test_a_capture_comes_after_a_warm_up_and_makes_its_own_gradients(lanes_of, monkeypatch):
     @contextlib.contextmanager
-    def capture(graph):
-        grads = [param.grad for param in runner.net.parameters()]
+    def capture(graph, stream):
+        assert stream is lane.stream
+        grads = [param.grad for param in lane.net.parameters()]
         assert grads == [None] * len(grads)
         done.append("capture")
         yield
         done.append("captured")
 
-    runner, done = runners["language"], []
+    lane, done = lanes_of["language"], []
     cuda = {
-        "Stream": Stream,
-        "current_stream": Stream,
-        "stream": lambda stream: contextlib.nullcontext(),
         "synchronize": lambda: done.append("synchronize"),
         "graph": capture,
         "CUDAGraph": lambda: argparse.Namespace(replay=lambda: done.append("replay")),
     }
     for name, value in cuda.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    optimizer, step = runner.get_ready("adamnx", "graph")
-    state = optimizer.state[next(runner.net.parameters())]
-    assert done == ["synchronize", "capture", "captured"]
-    assert state["step"] == loop.WARM_UP + 1
-    assert (optimizer, step) == runner.get_ready("adamnx", "graph")  # once for all runs
+    optimizer, step = lane.get_ready("adamnx", "graph")
+    state = optimizer.state[next(lane.net.parameters())]
+    assert done == ["synchronize", "synchronize", "capture", "captured"]
+    assert state["step"] == lanes.WARM_UP + 1
+    assert (optimizer, step) == lane.get_ready("adamnx", "graph")  # once for all runs
     addresses = {key: value.data_ptr() for key, value in state.items()}
-    runner.reset(optimizer, 0)
+    lane.reset(optimizer, 0)
     assert {key: value.data_ptr() for key, value in state.items()} == addresses
     assert not any(value.any() for value in state.values())
     step()
@@ -180,13 +213,13 @@ def test_a_capture_comes_after_a_warm_up_and_makes_its_own_gradients(runners, mo
 
 def test_the_schedule_is_the_papers():
     steps = [0, 1875, 3748, 3749, 6247]
-    found = [loop.rate_factor(step, 6248) for step in steps]
+    found = [contenders.rate_factor(step, 6248) for step in steps]
     assert_close(
         found, [1.0, 1 - 0.99 * 1875 / 3748.8, 1 - 0.99 * 3748 / 3748.8, 0.01, 0.01], rtol=1e-12, atol=0
     )
-    assert_close(loop.rate_factor(300, 1000), 0.505)  # half of the way down
-    assert_close(loop.rate_factor(4, 100, warmup=0.1, decay_until=1.0), 0.5 * (1 - 0.99 * 0.04))
-    assert_close(loop.rate_factor(50, 100, warmup=0.1, decay_until=1.0), 0.505)
+    assert_close(contenders.rate_factor(300, 1000), 0.505)  # half of the way down
+    assert_close(contenders.rate_factor(4, 100, warmup=0.1, decay_until=1.0), 0.5 * (1 - 0.99 * 0.04))
+    assert_close(contenders.rate_factor(50, 100, warmup=0.1, decay_until=1.0), 0.505)
 
 
 # ---------------------------------------------------------------- contenders
@@ -208,7 +241,7 @@ def twice(make, seed=0):
 
 def test_the_graft_has_adams_direction_and_adamnxs_length():
     lr = torch.tensor(0.1)
-    before, after, grads = twice(lambda p: loop.Graft(p, lr, beta2_of_length=0.9, weight_decay=0.0))
+    before, after, grads = twice(lambda p: contenders.Graft(p, lr, beta2_of_length=0.9, weight_decay=0.0))
     flat = [torch.cat([grad.flatten() for grad in each]).double() for each in grads]
     m = (0.1 * 0.9 * flat[0] + 0.1 * flat[1]) / (1 - 0.9**2)
     v = (0.001 * 0.999 * flat[0] ** 2 + 0.001 * flat[1] ** 2) / (1 - 0.999**2)
@@ -223,8 +256,12 @@ def test_the_graft_has_adams_direction_and_adamnxs_length():
 
 def test_the_graft_decays():
     lr = torch.tensor(0.1)
-    (b, _), (plain, _), _ = twice(lambda p: loop.Graft(p[:1], lr, beta2_of_length=0.9, weight_decay=0.0))
-    (d, _), (decayed, _), _ = twice(lambda p: loop.Graft(p[:1], lr, beta2_of_length=0.9, weight_decay=0.5))
+    (b, _), (plain, _), _ = twice(
+        lambda p: contenders.Graft(p[:1], lr, beta2_of_length=0.9, weight_decay=0.0)
+    )
+    (d, _), (decayed, _), _ = twice(
+        lambda p: contenders.Graft(p[:1], lr, beta2_of_length=0.9, weight_decay=0.5)
+    )
     assert_close(decayed - d, plain - b - 0.05 * d)
 
 
@@ -233,27 +270,27 @@ def test_adax_is_the_baselines():
     _, plan = plan_of("vision", weight_decay=0.0)
     lr, weights = torch.zeros(()), [param.detach().clone() for param in net.parameters()]
     theirs = [nn.Parameter(weight.clone()) for weight in weights]
-    ours, baseline = loop.make_optimizer("adax", net, lr, plan), AdaX(theirs, lr=0.1, weight_decay=0.0)
-    assert loop.CONTENDERS["adax"].uncorrected_m
+    ours, baseline = contenders.make_optimizer("adax", net, lr, plan), AdaX(theirs, lr=0.1, weight_decay=0.0)
+    assert contenders.CONTENDERS["adax"].uncorrected_m
     for step in range(4):
         for param, other in zip(net.parameters(), theirs, strict=True):
             other.grad = torch.randn_like(param)
             param.grad = other.grad.clone()
-        lr.fill_(0.1 * (1 - loop.BETA1 ** (step + 1)))  # as Runner.run has it
+        lr.fill_(0.1 * (1 - contenders.BETA1 ** (step + 1)))  # as Training.step has it
         ours.step()
         baseline.step()
         assert_close(list(net.parameters()), theirs)
 
 
 def test_the_contenders_second_moments():
-    beta2 = {name: contender.beta2(6248) for name, contender in loop.CONTENDERS.items()}
+    beta2 = {name: contender.beta2(6248) for name, contender in contenders.CONTENDERS.items()}
     assert (beta2["adamw"], beta2["adamw_95"], beta2["adamnx"]) == (0.999, 0.95, 0.99)
     assert_close(1 / (1 - beta2["adamw_scaled"]), 0.016 * 6248)
     assert_close(horizon(beta2["adamnx_auto"]), 6248 / 6.28, rtol=1e-3, atol=0)
     assert beta2["graft"] == beta2["adamnx_auto"] == beta2_for_horizon(6248)
-    for name, contender in loop.CONTENDERS.items():
-        optimizer = loop.make_optimizer(name, nn.Linear(2, 2), torch.zeros(()), plan_of("vision")[1])
-        assert isinstance(optimizer, loop.Graft if contender.graft else AdamNX)
+    for name, contender in contenders.CONTENDERS.items():
+        optimizer = contenders.make_optimizer(name, nn.Linear(2, 2), torch.zeros(()), plan_of("vision")[1])
+        assert isinstance(optimizer, contenders.Graft if contender.graft else AdamNX)
         assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
 
 
@@ -293,13 +330,13 @@ def test_rows_of_images_do_not_overlap(cifar):
     rows = {name: [image.numpy().tobytes() for image in images] for name, (images, _) in made.rows.items()}
     assert [len(rows[name]) for name in ("train", "holdout", "test")] == [32, 8, 12]
     assert len({row for found in rows.values() for row in found}) == 52
-    one, other = task(plan, cifar, CPU), task(loop.dataclasses.replace(plan, holdout=0), cifar, CPU)
+    one, other = task(plan, cifar, CPU), task(dataclasses.replace(plan, holdout=0), cifar, CPU)
     assert torch.equal(one.rows["holdout"][0], made.rows["holdout"][0])
-    assert len(other.rows["train"][0]) == 40 and other.evaluate(one.model(), "holdout") == {}
+    assert len(other.rows["train"][0]) == 40 and other.evaluate(one.model(), "holdout") is None
 
 
-def test_batches_of_images_are_a_pass(runners):
-    task = runners["vision"].task
+def test_batches_of_images_are_a_pass(lanes_of):
+    task = lanes_of["vision"].task
     batches, passes = task.batches(0), []
     for _ in range(2):
         passes.append([[tensor.clone() for tensor in next(batches)] for _ in range(4)])
@@ -311,7 +348,7 @@ def test_batches_of_images_are_a_pass(runners):
     assert all(map(torch.equal, passes[0][0], next(task.batches(0))))
 
 
-def test_packages_are_in_one_part_and_windows_do_not_overlap(packages, runners):
+def test_packages_are_in_one_part_and_windows_do_not_overlap(packages, lanes_of):
     most = dict.fromkeys(("train", "holdout", "test"), 10**9)
     texts, names = language.texts_in([packages], most)
     assert names == {
@@ -326,7 +363,7 @@ def test_packages_are_in_one_part_and_windows_do_not_overlap(packages, runners):
         tokenizer.decode(language.tokens_of(tokenizer, texts["test"][:1]).tolist()[:-1]) == texts["test"][0]
     )
 
-    task = runners["language"].task
+    task = lanes_of["language"].task
     task_row, (batch,) = task.tokens["train"], next(task.batches(0))
     assert batch.shape == (4, 17)
     windows = task_row.unfold(0, 17, 1)
@@ -334,8 +371,8 @@ def test_packages_are_in_one_part_and_windows_do_not_overlap(packages, runners):
     assert len({place % 16 for place in places}) == 1 and len(set(places)) == 4
 
 
-def test_the_gpt_does_not_look_ahead(runners):
-    task = runners["language"].task
+def test_the_gpt_does_not_look_ahead(lanes_of):
+    task = lanes_of["language"].task
     torch.manual_seed(0)
     net, tokens = task.model(), torch.randint(300, (1, 16))
     changed = tokens.clone()
@@ -352,7 +389,7 @@ def test_the_gpt_does_not_look_ahead(runners):
 def test_every_plan_is_right():
     for path in PLANS.glob("*.yaml"):
         task = vision.Vision if path.name.startswith("vision") else language.Language
-        plan = loop.read_plan(path, task)
+        plan = plans.read_plan(path, task)
         assert plan.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert {plan.program} == {task.name}
 
@@ -364,8 +401,14 @@ def test_every_plan_is_right():
         ("batch: 8\n", "", "'batch' is missing; add it"),
         ("batch: 8", "batch: eight", "batch: 'eight' is not a whole number"),
         ("steps: 6", "steps: 0", "steps: 0 is below 1"),
-        ("3.0e-3", "3e-3", "rates: '3e-3' is not a number; YAML takes 1e-3 for text and 1.0e-3 for a number"),
-        ("3.0e-3", "-1.0", "rates: -1.0 is not above 0"),
+        (
+            "1.0e-3",
+            "1e-3",
+            "coarse: '1e-3' is not a number; YAML takes 1e-3 for text and 1.0e-3 for a number",
+        ),
+        ("1.0e-3", "-1.0", "coarse: -1.0 is not above 0"),
+        ("[1.0, 2.0]", "[0.0, 2.0]", "rates: 0.0 is not above 0"),
+        ("[1.0, 2.0]", "[1.0]", "coarse: a first look is of use before a sweep; name several rates"),
         ("[0, 1]", "0", r"seeds: 0 is not a list; write \[a, b\]"),
         ("[0, 1]", "[0, 0]", r"seeds: \[0, 0\] names one twice; leave one out"),
         ("[0, 1]", "[0, 1000]", "sweep_seeds: 1000 judges, too; take another seed"),
@@ -384,7 +427,7 @@ def test_a_plan_that_does_not_fit_is_refused(old, new, told, tmp_path):
     assert old in text
     (tmp_path / "plan.yaml").write_text(text.replace(old, new))
     with pytest.raises(RecipeError, match=told) as error:
-        loop.read_plan(tmp_path / "plan.yaml", vision.Vision)
+        plans.read_plan(tmp_path / "plan.yaml", vision.Vision)
     assert "\n" not in str(error.value)
 
 
@@ -417,11 +460,14 @@ def test_all_of_a_plan(cifar, tmp_path):
     assert {line["plan"] for line in lines} == {plan.sha256}
     assert len({line["data"] for line in lines}) == 1
     assert lines[0]["kind"] == "start" and lines[0]["settings"]["steps"] == 6
-    runs = [loop.key_of(line) for line in lines if line["kind"] == "run"]
-    assert runs[:6] == [("sweep", 1000, rate, name) for rate in plan.rates for name in plan.contenders]
-    assert [run[:2] for run in runs[6:]] == [("judge", 0)] * 3 + [("judge", 1)] * 3
-    assert [run[3] for run in runs[6:]] == plan.contenders * 2
-    for line in lines:  # the sweep does not see the test rows
+    runs = [results.key_of(line) for line in lines if line["kind"] == "run"]
+    assert runs[:2] == [("coarse", 1000, rate, "adamw") for rate in plan.coarse]
+    rates = results.centred(plan, lines, "max").rates
+    assert rates[0] in plan.coarse and rates[1] == 2 * rates[0]
+    assert runs[2:8] == [("sweep", 1000, rate, name) for rate in rates for name in plan.contenders]
+    assert [run[:2] for run in runs[8:]] == [("judge", 0)] * 3 + [("judge", 1)] * 3
+    assert [run[3] for run in runs[8:]] == plan.contenders * 2
+    for line in lines:  # what chooses a rate does not see the test rows
         assert ("test_top1" in line) == (line["kind"] in ("run", "epoch") and line["part"] == "judge")
     assert len([line for line in lines if line["kind"] == "epoch"]) == 2 * len(runs)
 
@@ -435,15 +481,15 @@ def test_all_of_a_plan(cifar, tmp_path):
 
 
 def test_a_cut_leaves_whole_lines_and_whole_seeds(packages, tmp_path, monkeypatch, capfd):
-    out, add, now = tmp_path / "out.jsonl", loop.Lines.add, loop.time.time
+    out, add, now = tmp_path / "out.jsonl", results.Lines.add, loop.time.time
 
     def slower(self, kind, **values):
         add(self, kind, **values)
         if kind == "run" and values["contender"] == "adamnx":  # the last of a seed
             monkeypatch.setattr(loop.time, "time", lambda: now() + 1000)
 
-    monkeypatch.setattr(loop.Lines, "add", slower)
-    status, plan, lines = made("language", packages, out, deadline=now() + 500)
+    monkeypatch.setattr(results.Lines, "add", slower)
+    status, plan, lines = made("language", packages, out, deadline=now() + 500, lanes=2)
     runs = [(line["seed"], line["contender"]) for line in lines if line["kind"] == "run"]
     assert (status, runs) == (0, [(0, name) for name in plan.contenders])
     assert "2 runs are left for another time" in capfd.readouterr().out
@@ -463,41 +509,42 @@ def test_a_cut_leaves_whole_lines_and_whole_seeds(packages, tmp_path, monkeypatc
     }
     assert loop.main(language.Language, "", [f"--{key}={value}" for key, value in flags.items()]) == 0
     printed = capfd.readouterr().out
-    found = loop.Lines(out, plan=plan.sha256).read()
-    runs = [(line["seed"], line["contender"]) for line in loop.of_kind(found, "run")]
+    found = results.Lines(out, plan=plan.sha256).read()
+    runs = [(line["seed"], line["contender"]) for line in results.of_kind(found, "run")]
     assert runs == [(seed, name) for seed in plan.seeds for name in plan.contenders]
     assert "judge seed 1 adamnx 0.004 (eager): step 6: train_loss " in printed
     assert "| adamnx - adamw_95 | 2 |" in printed
 
 
 def test_an_error_is_one_runs(packages, tmp_path, monkeypatch, capsys):
-    make = loop.make_optimizer
+    make = contenders.make_optimizer
 
     def broken(name, *args):
         if name == "adamw_95":
             raise RuntimeError("no such kernel\nand more")
         return make(name, *args)
 
-    monkeypatch.setattr(loop, "make_optimizer", broken)
+    monkeypatch.setattr(lanes, "make_optimizer", broken)
     status, plan, lines = made("language", packages, tmp_path / "out.jsonl")
     assert status == 0
-    errors = loop.of_kind(lines, "error")
+    errors = results.of_kind(lines, "error")
     # It could not be made ready in the only way there is, so that it is not tried again.
     told = [(error["seed"], error["stage"], error["error"]) for error in errors]
     assert told == [(0, "ready", "RuntimeError: no such kernel")]
-    assert [run["contender"] for run in loop.of_kind(lines, "run")] == ["adamnx", "adamnx"]
-    assert "failed: adamw_95 eager ready: RuntimeError" in loop.summary(plan, lines, {"loss": "min"})
+    assert [run["contender"] for run in results.of_kind(lines, "run")] == ["adamnx", "adamnx"]
+    assert "failed: adamw_95 eager ready: RuntimeError" in results.summary(plan, lines, {"loss": "min"})
     assert "no such kernel" in capsys.readouterr().err
 
 
 def test_a_contender_that_cannot_be_captured_takes_the_next_way():
     modes = ["compile+graph", "graph"]
     error = {"kind": "error", "contender": "graft", "stage": "ready", "mode": "compile+graph"}
-    assert loop.mode_of("graft", [], modes) == "compile+graph"
-    assert loop.mode_of("graft", [error], modes) == "graph"
-    assert loop.mode_of("adamw", [error], modes) == "compile+graph"
+    assert results.mode_of("graft", [], modes) == "compile+graph"
+    assert results.mode_of("graft", [error], modes) == "graph"
+    assert results.mode_of("adamw", [error], modes) == "compile+graph"
     assert (
-        loop.mode_of("graft", [error, {**error, "stage": "run"}, {**error, "mode": "graph"}], modes) is None
+        results.mode_of("graft", [error, {**error, "stage": "run"}, {**error, "mode": "graph"}], modes)
+        is None
     )
 
 
@@ -519,27 +566,108 @@ if len(begun) < 2:  # the third time it dies before a run
         file.write(json.dumps(one) + "\\n")
 {end}
 """)
-    lines = loop.Lines(tmp_path / "out", plan="p")
+    lines = results.Lines(tmp_path / "out", plan="p")
     status = loop.supervise([sys.executable, str(program)], lines, None)
     assert len((tmp_path / "count").read_text()) == starts
     assert status in (75, -9, 2)
     if status == -9:
         errors = [
-            (line["seed"], line["stage"], line["error"]) for line in loop.of_kind(lines.read(), "error")
+            (line["seed"], line["stage"], line["error"]) for line in results.of_kind(lines.read(), "error")
         ]
         assert errors == [(seed, "ready", "the process died, status -9") for seed in (0, 1)]
 
 
 def test_throughput_is_measured(packages, tmp_path):
-    flags = {"throughput": True, "throughput_seconds": 0.1, "contender": "adamnx"}
+    flags = {"throughput": True, "throughput_seconds": 0.05, "lanes": 5}
     status, _, lines = made("language", packages, tmp_path / "out.jsonl", **flags)
-    (line,) = loop.of_kind(lines, "throughput")
-    assert (status, line["mode"], line["contender"]) == (0, "eager", "adamnx")
-    assert line["steps_per_s"] > 0
+    found = results.of_kind(lines, "throughput")
+    assert (status, [(line["mode"], line["lanes"]) for line in found]) == (
+        0,
+        [("eager", n) for n in (1, 4, 5)],
+    )
+    assert all(line["steps_per_s"] > 0 for line in found)
+
+
+def swept(plan, seeds, better_at):
+    """A sweep's lines, in which the contender is best at a rate."""
+    return [
+        {"kind": "run", "part": "sweep", "seed": seed, "rate": rate, "contender": name, "diverged": False}
+        | {"holdout_top1": -abs(math.log(rate / best)), "seconds": 8.0, "together": 4}
+        for name, best in better_at.items()
+        for rate in plan.rates
+        for seed in seeds
+    ]
+
+
+def test_a_sweep_goes_on_beyond_an_edge():
+    _, plan = plan_of("vision", rates=[1.0, 1.4, 2.0], coarse=[], sweep_seeds=[7, 8], widen=2, seeds=[0])
+    lines = swept(plan, [7, 8], {"adamw": 1.4, "adamnx_auto": 9.0, "graft": 0.9})
+    parts = []
+    for part in results.todo(plan, lines.copy, "max"):
+        parts.append([results.key_of(run) for run in part])
+        lines += [
+            {**run, "kind": "run", "diverged": False, "holdout_top1": -abs(math.log(run["rate"] / 3.0))}
+            for run in part
+            if run["part"] == "sweep" and run["rate"] not in plan.rates
+        ]
+    grid = [(rate, name) for rate in plan.rates for name in plan.contenders]
+    assert parts[:2] == [[("sweep", seed, *pair) for pair in grid] for seed in (7, 8)]
+    assert parts[2] == [
+        *(("sweep", seed, 2.9, "adamnx_auto") for seed in (7, 8)),
+        *(("sweep", seed, 0.71, "graft") for seed in (7, 8)),
+    ]
+    assert parts[3] == [("sweep", seed, 4.2, "adamnx_auto") for seed in (7, 8)]  # that is 2 beyond the plan's
+    assert parts[4] == [
+        ("judge", 0, 1.4, "adamw"),
+        ("judge", 0, 2.9, "adamnx_auto"),
+        ("judge", 0, 1.0, "graft"),
+    ]
+
+
+def test_a_first_look_centres_the_sweep():
+    _, plan = plan_of("vision", coarse=[1e-3, 2e-3, 4e-3], rates=[0.5, 1.0, 1.41], sweep_seeds=[7, 8])
+    looks = results.todo(plan, list, "max")
+    first = next(looks)
+    assert [results.key_of(run) for run in first] == [("coarse", 7, rate, "adamw") for rate in plan.coarse]
+    assert next(looks, None) is None  # without its results there is nothing to go on with
+    lines = [
+        {**run, "kind": "run", "diverged": run["rate"] == 4e-3, "holdout_top1": 1e4 * run["rate"]}
+        for run in first
+    ]
+    assert results.centred(plan, [], "max") == plan
+    assert results.centred(plan, lines, "max").rates == [1e-3, 2e-3, 2.8e-3]
+    assert results.centred(plan, lines, "min").rates == [5e-4, 1e-3, 1.4e-3]
+    looks = results.todo(plan, lines.copy, "max")
+    assert [run["rate"] for run in [next(looks), next(looks)][1][::3]] == [1e-3, 2e-3, 2.8e-3]
+
+
+def test_a_rate_is_chosen_by_the_seeds_that_ran_at_all_of_them():
+    _, plan = plan_of("vision", rates=[1.0, 2.0], coarse=[], sweep_seeds=[7, 8])
+    lines = swept(plan, [7], {"adamw": 1.0})
+    late = {"kind": "run", "part": "sweep", "seed": 8, "rate": 2.0, "contender": "adamw", "diverged": False}
+    assert results.chosen_rate("adamw", plan, [*lines, {**late, "holdout_top1": 99.0}], "max") == 1.0
+    assert results.chosen_rate("graft", plan, lines, "max") is None
+
+
+def test_another_seed_is_swept_where_there_is_time_to_judge_after_it():
+    _, plan = plan_of("vision", rates=[1.0, 2.0], coarse=[], sweep_seeds=[7, 8], seeds=[0, 1])
+    lines = swept(plan, [7], dict.fromkeys(plan.contenders, 1.0))  # 2 s a run
+    sweep, judge = (lanes.Run(part, 8, 1.0, "adamw", "eager") for part in ("sweep", "judge"))
+    assert loop.seconds_for([sweep] * 3, [sweep] * 6, plan, lines) == 2 * (6 + 2 * 3)
+    assert loop.seconds_for([judge] * 3, [judge] * 6, plan, lines) == 2 * 3
+    assert loop.seconds_for([sweep] * 3, [sweep] * 6, plan, lines[:3]) == 2 * 3  # not a whole seed yet
+
+
+def test_a_run_goes_to_a_lane_that_has_its_contender_ready():
+    wave = [lanes.Run("judge", 0, 1.0, name, "graph") for name in ("graft", "adamw", "graft")]
+    free = [
+        argparse.Namespace(ready=ready) for ready in ({("adamw", "graph"): 1}, {("graft", "graph"): 1}, {})
+    ]
+    assert [free.index(lane) for lane, _ in loop.assigned(wave, free)] == [1, 0, 2]
 
 
 def test_the_table_of_known_values():
-    _, plan = plan_of("vision", seeds=[0, 1, 2, 3], rates=[0.1, 0.2, 0.3])
+    _, plan = plan_of("vision", seeds=[0, 1, 2, 3], rates=[0.1, 0.2, 0.3], coarse=[])
     lines = []
     for name, gain in (("adamw", 0.0), ("adamnx_auto", 2.0), ("graft", 0.0)):
         for rate, top1 in ((0.1, 30.0), (0.2, 50.0), (0.3, 99.0)):
@@ -548,8 +676,8 @@ def test_the_table_of_known_values():
             for seed, noise in enumerate([0.1, -0.1, 0.2, -0.2]):
                 own = 0.01 * seed if name == "graft" else noise * (name == "adamnx_auto")
                 lines.append({**one, "part": "judge", "seed": seed, "test_top1": 40 + seed + gain + own})
-    assert loop.chosen_rate("adamw", plan, lines, "max") == 0.2
-    told = loop.summary(plan, lines, vision.Vision.metrics)
+    assert results.chosen_rate("adamw", plan, lines, "max") == 0.2
+    told = results.summary(plan, lines, vision.Vision.metrics)
     assert "| adamnx_auto | 30.0000 (n 1) | 50.0000 (n 1) | -inf (n 1) |" in told
     # t = 2 / (0.18257 / 2) = 21.9 with 3 degrees of freedom: p = 0.00021, twice that by Holm.
     assert "| adamnx_auto - adamw | 4 | 2.0000 | 1.7095 to 2.2905 | 0.0002 | 0.0004 |" in told

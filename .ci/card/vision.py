@@ -24,7 +24,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from loop import Plan, Task, main
+from lanes import Task
+from loop import main
+from plan import Plan
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -35,8 +37,11 @@ from adamnx_hf.tasks.transforms import eval_transform, train_transform
 #: The authors': values in [0, 1] less a half, over a half.
 NORMAL = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
-#: Images that are augmented or evaluated at a time.
-CHUNK = 2500
+#: Images that are evaluated, and that are augmented, at a time.
+CHUNK, CHUNK_OF_PASS = 2500, 15_000
+
+#: Augmented passes that are kept for other lanes of the same seed.
+KEPT_PASSES = 16
 
 CLASSES = 100
 
@@ -84,9 +89,9 @@ class Vision(Task):
     networks: ClassVar[dict[str, Any]] = {
         # The paper's strides: of the stem and of the second stage 1, so that three stages halve the image.
         "full": {
-            "depths": (1, 2, 2, 3, 4, 4),
-            "widths": (24, 24, 48, 64, 96, 112, 160),
-            "expand_ratios": (1, 4, 4, 4, 4, 6),
+            "depths": (1, 1, 2, 2, 3, 4),
+            "widths": (16, 16, 24, 48, 96, 112, 160),
+            "expand_ratios": (1, 2, 4, 4, 4, 6),
             "strides": (1, 1, 2, 2, 1, 2),
             "head_width": 640,
         },
@@ -123,11 +128,14 @@ class Vision(Task):
             "holdout": (images[holdout].to(device), labels[holdout].to(device)),
             "test": (test_images.to(device), test_labels.to(device)),
         }
-        shape = (len(train) // plan.batch * plan.batch, *images.shape[1:])
-        self.ready = torch.empty(
-            shape, dtype=torch.bfloat16, device=device, memory_format=torch.channels_last
-        )
-        self.augment, self.prepare = augmentation(), eval_transform(**NORMAL)
+        self.count = len(train) // plan.batch * plan.batch
+        self.augment, prepare = augmentation(), eval_transform(**NORMAL)
+        # bfloat16 is what autocast makes of them before the first convolution.
+        self.prepared = {
+            name: prepare(self.rows[name][0]).to(torch.bfloat16, memory_format=torch.channels_last)
+            for name in ("holdout", "test")
+        }
+        self.passes: dict[tuple[int, int], tuple[Tensor, Tensor, torch.cuda.Event | None]] = {}
         self.facts = {
             **{f"{name}_rows": len(labels) for name, (_, labels) in self.rows.items()},
             "parameters": sum(param.numel() for param in self.model().parameters()),
@@ -140,23 +148,45 @@ class Vision(Task):
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Images and labels."""
-        images = torch.zeros_like(self.ready[: self.plan.batch])
+        shape, form = (self.plan.batch, *self.rows["train"][0].shape[1:]), torch.channels_last
+        images = torch.zeros(shape, dtype=torch.bfloat16, device=self.device).to(memory_format=form)
         return images, torch.zeros(len(images), dtype=torch.long, device=self.device)
 
     def batches(self, seed: int) -> Iterator[tuple[Tensor, ...]]:
         """Passes through the training rows. Each is augmented, in its order, before its first batch."""
-        images, labels = self.rows["train"]
-        count, done = len(self.ready), 0
+        done = 0
         while True:
-            generator = torch.Generator().manual_seed(seed * 10_000 + done)
-            order = torch.randperm(len(images), generator=generator)[:count].to(self.device)
-            torch.manual_seed(seed * 10_000 + done)  # the same changes for every contender
-            for start in range(0, count, CHUNK):
-                self.ready[start : start + CHUNK] = self.augment(images[order[start : start + CHUNK]])
-            shuffled = labels[order]
-            for start in range(0, count, self.plan.batch):
-                yield self.ready[start : start + self.plan.batch], shuffled[start : start + self.plan.batch]
+            ready, labels = self.pass_of(seed, done)
+            for start in range(0, self.count, self.plan.batch):
+                yield ready[start : start + self.plan.batch], labels[start : start + self.plan.batch]
             done += 1
+
+    def pass_of(self, seed: int, number: int) -> tuple[Tensor, Tensor]:
+        """An augmented pass and its labels, for the current stream; made once for all lanes of the seed."""
+        cuda = self.device.type == "cuda"
+        if (seed, number) not in self.passes:
+            images, labels = self.rows["train"]
+            generator = torch.Generator().manual_seed(seed * 10_000 + number)
+            order = torch.randperm(len(images), generator=generator)[: self.count]
+            order = order.pin_memory().to(self.device, non_blocking=True) if cuda else order
+            torch.manual_seed(seed * 10_000 + number)
+            ready = torch.empty((self.count, *images.shape[1:]), dtype=torch.bfloat16, device=self.device)
+            ready = ready.to(memory_format=torch.channels_last)
+            for start in range(0, self.count, CHUNK_OF_PASS):
+                chosen = order[start : start + CHUNK_OF_PASS]
+                ready[start : start + CHUNK_OF_PASS] = self.augment(images[chosen])
+            labels = labels[order]
+            event = torch.cuda.current_stream().record_event() if cuda else None
+            self.passes[seed, number] = ready, labels, event
+            while len(self.passes) > KEPT_PASSES:
+                del self.passes[next(iter(self.passes))]
+        ready, labels, event = self.passes[seed, number]
+        if event:  # another stream may have made it, and may outlive it here
+            stream = torch.cuda.current_stream()
+            stream.wait_event(event)
+            ready.record_stream(stream)
+            labels.record_stream(stream)
+        return ready, labels
 
     @staticmethod
     def loss(net: nn.Module, *inputs: Tensor) -> Tensor:
@@ -164,21 +194,19 @@ class Vision(Task):
         images, labels = inputs
         return F.cross_entropy(net(images), labels)
 
-    def evaluate(self, net: nn.Module, rows: str) -> dict[str, float]:
+    def evaluate(self, net: nn.Module, rows: str) -> Tensor | None:
         """Cross-entropy, and the shares of hits in percent, without augmentation."""
-        images, labels = self.rows[rows]
+        images, labels = self.prepared[rows], self.rows[rows][1]
         if not len(images):
-            return {}
+            return None
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for start in range(0, len(images), CHUNK):
             answers = labels[start : start + CHUNK]
-            batch = self.prepare(images[start : start + CHUNK]).contiguous(memory_format=torch.channels_last)
-            logits = net(batch).float()
+            logits = net(images[start : start + CHUNK]).float()
             hits = logits.topk(5).indices == answers[:, None]
             loss = F.cross_entropy(logits, answers, reduction="sum")
             sums += torch.stack([loss, 100 * hits[:, 0].sum(), 100 * hits.sum()]).double()
-        loss, top1, top5 = (sums / len(images)).tolist()
-        return {"loss": loss, "top1": top1, "top5": top5}
+        return sums / len(images)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,261 @@
+"""The file of results, what is still to be run by it, and what it says in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from plan import Plan
+
+from adamnx_hf.errors import RecipeError
+from adamnx_hf.paired import paired_difference
+
+
+class Lines:
+    """The file of results: a line of JSON for each, all of which name the plan and the data."""
+
+    def __init__(self, path: Path, **of_all: Any) -> None:
+        self.path, self.of_all = path, of_all
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, kind: str, **values: Any) -> None:
+        """Writes a line so that it stays, whatever comes next. What is not finite is null."""
+        values = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **self.of_all, **values}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines of this plan. Half a line, which a cut has left, is none.
+
+        Raises:
+            RecipeError: they were made with other data.
+        """
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            text = self.path.read_text(encoding="utf-8")
+            if text and not text.endswith("\n"):  # what is written next is not to go on in it
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write("\n")
+            for line in text.splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    found.append(json.loads(line))
+        found = [line for line in found if line.get("plan") == self.of_all["plan"]]
+        mine = str(self.of_all.get("data") or "")
+        if others := {line["data"] for line in found if mine and line.get("data") not in (None, mine)}:
+            raise RecipeError(
+                f"--out {self.path}: has runs of this plan with other data ({min(others)[:12]}, here "
+                f"{mine[:12]}); name another file"
+            )
+        return found
+
+
+def key_of(line: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a run from the others of its plan."""
+    return tuple(line.get(key) for key in ("part", "seed", "rate", "contender"))
+
+
+def of_kind(lines: Sequence[dict[str, Any]], kind: str, **wanted: Any) -> list[dict[str, Any]]:
+    """The lines of a kind that hold what is wanted."""
+    return [
+        line for line in lines if line["kind"] == kind and all(line.get(k) == v for k, v in wanted.items())
+    ]
+
+
+def mode_of(name: str, lines: Sequence[dict[str, Any]], modes: Sequence[str]) -> str | None:
+    """How the contender runs: the first mode for which it could be made ready. None if there is none left."""
+    failed = {line["mode"] for line in of_kind(lines, "error", contender=name, stage="ready")}
+    return next((mode for mode in modes if mode not in failed), None)
+
+
+def centred(plan: Plan, lines: Sequence[dict[str, Any]], better: str) -> Plan:
+    """The plan with rates around the best of its first look, where it asks for one that has been made."""
+    runs = [run for run in of_kind(lines, "run", part="coarse") if run["rate"] in plan.coarse]
+    if not runs:
+        return plan
+    values = {run["rate"]: value_of(run, f"holdout_{plan.primary}", better) for run in runs}
+    best = (max if better == "max" else min)(sorted(values), key=values.__getitem__)
+    return dataclasses.replace(plan, rates=[rounded(best * factor) for factor in plan.rates])
+
+
+def rounded(rate: float) -> float:
+    """A learning rate of two digits."""
+    return float(f"{rate:.2g}")
+
+
+def swept_seeds(name: str, plan: Plan, lines: Sequence[dict[str, Any]]) -> list[int]:
+    """The sweep's seeds for which the contender has run at every rate of the plan."""
+    runs = {(run["seed"], run["rate"]) for run in of_kind(lines, "run", part="sweep", contender=name)}
+    return [seed for seed in plan.sweep_seeds if all((seed, rate) in runs for rate in plan.rates)]
+
+
+def sweep_means(name: str, plan: Plan, lines: Sequence[dict[str, Any]], better: str) -> dict[float, float]:
+    """The primary metric on held-out rows at each rate, on average over the sweep's seeds, rising by rate.
+
+    A rate counts that has a run for each of :func:`swept_seeds`; a run that diverged is worse than any other.
+    """
+    seeds, values = swept_seeds(name, plan, lines), {}
+    for run in of_kind(lines, "run", part="sweep", contender=name):
+        if run["seed"] in seeds:
+            values.setdefault(run["rate"], []).append(value_of(run, f"holdout_{plan.primary}", better))
+    return {
+        rate: statistics.fmean(values[rate]) for rate in sorted(values) if len(values[rate]) == len(seeds)
+    }
+
+
+def chosen_rate(name: str, plan: Plan, lines: Sequence[dict[str, Any]], better: str) -> float | None:
+    """The rate at which the contender did best in the sweep. None if no rate has been swept."""
+    if len(plan.rates) == 1:
+        return plan.rates[0]
+    means = sweep_means(name, plan, lines, better)
+    return (max if better == "max" else min)(means, key=means.__getitem__) if means else None
+
+
+def wider_rate(name: str, plan: Plan, lines: Sequence[dict[str, Any]], better: str) -> float | None:
+    """The next rate beyond an edge of the sweep, if the best lies there. None once `widen` were added."""
+    best, rates = chosen_rate(name, plan, lines, better), [*sweep_means(name, plan, lines, better)]
+    added = [rate for rate in rates if rate not in plan.rates]
+    if len(added) >= plan.widen or len(rates) < 2 or best not in (rates[0], rates[-1]):
+        return None
+    return rounded(best * best / (rates[1] if best == rates[0] else rates[-2]))
+
+
+def value_of(run: dict[str, Any], metric: str, better: str) -> float:
+    """A metric of a run; the worst there is for one that diverged."""
+    value = None if run["diverged"] else run.get(metric)
+    return value if value is not None else (-math.inf if better == "max" else math.inf)
+
+
+def todo(plan: Plan, read: Callable[[], list[dict[str, Any]]], better: str) -> Iterator[list[dict[str, Any]]]:
+    """The runs in their order, in parts of which each needs the results of those before it.
+
+    Seeds are outermost, so that a cut leaves whole seeds of everything. The sweep is widened where a best
+    lies at an edge.
+    """
+
+    def runs(part: str, seed: int, pairs: Sequence[tuple[float | None, str]]) -> list[dict[str, Any]]:
+        return [
+            {"part": part, "seed": seed, "rate": rate, "contender": name}
+            for rate, name in pairs
+            if rate is not None
+        ]
+
+    if plan.coarse:
+        yield runs("coarse", plan.sweep_seeds[0], [(rate, plan.contenders[0]) for rate in plan.coarse])
+        plan = centred(plan, read(), better)
+        if not of_kind(read(), "run", part="coarse"):
+            return  # there is nothing to choose rates by
+    if len(plan.rates) > 1:
+        for seed in plan.sweep_seeds:
+            yield runs("sweep", seed, [(rate, name) for rate in plan.rates for name in plan.contenders])
+        for _ in range(plan.widen):
+            found = read()
+            wider = {name: wider_rate(name, plan, found, better) for name in plan.contenders}
+            yield [
+                run
+                for name, rate in wider.items()
+                for seed in swept_seeds(name, plan, found)
+                for run in runs("sweep", seed, [(rate, name)])
+            ]
+    found = read()
+    chosen = [(chosen_rate(name, plan, found, better), name) for name in plan.contenders]
+    yield [run for seed in plan.seeds for run in runs("judge", seed, chosen)]
+
+
+def table(*rows: Sequence[str]) -> list[str]:
+    """Rows, the first of which is the head, as Markdown."""
+    head, *others = ["| " + " | ".join(row) + " |" for row in rows]
+    return [head, "|---" * len(rows[0]) + "|", *others]
+
+
+def mean_of(values: Sequence[float]) -> str:
+    """The mean as text; a dash where there are none."""
+    return f"{statistics.fmean(values):.4f}" if values else "-"
+
+
+def summary(plan: Plan, lines: Sequence[dict[str, Any]], metrics: dict[str, str]) -> str:
+    """What was found, as text: the sweep's means, each contender at its rate, and the tests of the family."""
+    primary, better = plan.primary, metrics[plan.primary]
+    plan = centred(plan, lines, better)
+    told = [f"plan {plan.sha256[:12]}, {plan.steps} steps, primary metric: {primary} ({better} is best)"]
+    if len(plan.rates) > 1:
+        rates = sorted({*plan.rates, *(run["rate"] for run in of_kind(lines, "run", part="sweep"))})
+        rows = [["contender", *(f"{rate:g}" for rate in rates)]]
+        for name in plan.contenders:
+            rows.append([name])
+            for rate in rates:
+                runs = of_kind(lines, "run", part="sweep", contender=name, rate=rate)
+                found = [value_of(run, f"holdout_{primary}", better) for run in runs]
+                rows[-1].append(f"{mean_of(found)} (n {len(found)})")
+        told += ["", f"sweep, {primary} on held-out rows:", *table(*rows)]
+    if plan.seeds:
+        rows, values = [["contender", "rate", "n", primary, "sd", "diverged"]], {}
+        for name in plan.contenders:
+            best = chosen_rate(name, plan, lines, better)
+            runs = of_kind(lines, "run", part="judge", contender=name, rate=best)
+            values[name] = {run["seed"]: value_of(run, f"test_{primary}", better) for run in runs}
+            finite = [value for value in values[name].values() if math.isfinite(value)]
+            sd = f"{statistics.stdev(finite):.4f}" if len(finite) > 1 else "-"
+            at = "-" if best is None else f"{best:g}"
+            means = [*sweep_means(name, plan, lines, better)]
+            if len(plan.rates) > 1 and means and best in (means[0], means[-1]):
+                at += " (edge of the grid)"
+            lost = str(len(values[name]) - len(finite))
+            rows.append([name, at, str(len(finite)), mean_of(finite), sd, lost])
+        told += ["", "judged on the test rows after the last step:", *table(*rows)]
+        told += ["", *family(plan, values)] if plan.family else []
+    for error in of_kind(lines, "error"):
+        told.append(f"failed: {error['contender']} {error['mode']} {error['stage']}: {error['error']}")
+    return "\n".join(told)
+
+
+def family(plan: Plan, values: dict[str, dict[int, float]]) -> list[str]:
+    """The declared differences, paired by seed, with Holm's correction and a test of equivalence."""
+    try:
+        from scipy.stats import t as student
+    except ModuleNotFoundError:
+        return ["the tests of the family need scipy: --summary on a machine that has it prints them"]
+    tests = []
+    for first, second in plan.family:
+        pairs = [
+            values[first][seed] - values[second][seed] for seed in values[first] if seed in values[second]
+        ]
+        found = (
+            paired_difference(pairs, [0.0] * len(pairs)) if pairs and all(map(math.isfinite, pairs)) else None
+        )
+        if found is None or found.high is None:  # no pairs, a run that diverged, or no spread to judge by
+            tests.append((first, second, len(pairs), math.nan, math.nan, math.nan, math.nan))
+            continue
+        mean, half, free = found.mean, found.high - found.mean, len(pairs) - 1
+        error = half / float(student.ppf(0.975, free))
+        p = 2 * float(student.sf(abs(mean) / error, free))
+        # Of the two one-sided tests of equivalence, the one that is harder to pass.
+        equivalence = float(student.sf((plan.smallest_effect - abs(mean)) / error, free))
+        tests.append((first, second, len(pairs), mean, half, p, equivalence))
+    adjusted, last = {}, 0.0
+    known = [i for i, test in enumerate(tests) if not math.isnan(test[5])]
+    for rank, i in enumerate(sorted(known, key=lambda i: tests[i][5])):
+        adjusted[i] = last = max(last, min(1.0, (len(tests) - rank) * tests[i][5]))
+    rows = [["difference", "n", "mean", "95 % interval", "p", "p (Holm)", "p (equivalence)"]]
+    for i, (first, second, n, mean, half, p, equivalence) in enumerate(tests):
+        cells = ["-"] * 5
+        if i in adjusted:
+            interval = f"{mean - half:.4f} to {mean + half:.4f}"
+            cells = [f"{mean:.4f}", interval, f"{p:.4f}", f"{adjusted[i]:.4f}", f"{equivalence:.4f}"]
+        rows.append([f"{first} - {second}", str(n), *cells])
+    return [
+        f"differences in {plan.primary}, paired by seed; Holm over {len(tests)} tests; equivalence: no more "
+        f"than {plan.smallest_effect:g}",
+        *table(*rows),
+    ]
