@@ -23,7 +23,9 @@ __all__ = [
     "draw_decay",
     "draw_gains",
     "draw_kernel",
+    "draw_protocols",
     "draw_results",
+    "draw_tuned",
     "draw_twins",
     "newest_weights",
     "shares",
@@ -413,6 +415,116 @@ def draw_twins(path: Path, content: dict[str, Any]) -> None:
         save_figure(figure, path, facecolor="white")
 
 
+#: What readers call the contenders of `.ci/card`, and their colours.
+ON_A_CARD = {
+    "adamw": ("AdamW", "#D55E00"),
+    "adamw_scaled": ("AdamW, memory scaled to the run", "#E69F00"),
+    "adamnx_auto": ("AdamNX, horizon=auto", "#0072B2"),
+    "graft": ("AdamW's direction, AdamNX's length", "#009E73"),
+    "adafactor_decay": ("Adafactor's decay", "#CC79A7"),
+}
+
+
+def draw_tuned(path: Path, content: dict[str, Any]) -> None:
+    """A sweep's curves over the learning rate, and the differences between contenders at their best rates.
+
+    Args:
+        path: of the PNG to write.
+        content: a verdict of `.ci/card`, with accuracy in percent as its primary metric.
+    """
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("agg")
+    with plt.rc_context(RC):
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(12, 4.8), dpi=150, layout="constrained", width_ratios=[1, 1]
+        )
+        _draw_sweep(left, content)
+        _draw_card_differences(right, [content])
+        right.set_title("At each one's best rate, on the test rows")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_figure(figure, path, facecolor="white")
+
+
+def _draw_sweep(axes: Any, content: dict[str, Any]) -> None:
+    """Each contender's metric over the learning rate: a dot a seed, a line through the means."""
+    for one in content["contenders"]:
+        name, colour = ON_A_CARD[one["name"]]
+        rates = [point["learning_rate"] for point in one["sweep"]]
+        means = [sum(point["values"]) / len(point["values"]) for point in one["sweep"]]
+        axes.plot(rates, means, color=colour, lw=2, label=name)
+        for point in one["sweep"]:
+            axes.plot(
+                [point["learning_rate"]] * len(point["values"]), point["values"], ".", color=colour, ms=5
+            )
+        axes.plot(one["learning_rate"], max(means), "o", color=colour, ms=9, mec="white", zorder=5)
+    axes.set_xscale("log")
+    axes.set_xticks(rates, [f"{1000 * rate:g}" for rate in rates], minor=False)
+    axes.set_xticks([], minor=True)
+    seeds = len(one["sweep"][0]["seeds"])
+    axes.set(xlabel="peak learning rate, thousandths", ylabel="top-1 accuracy on held-out rows, %")
+    axes.set_title(f"The sweep: {seeds} seeds, their mean, and the rate that was chosen")
+    axes.legend(frameon=False, fontsize=9, loc="lower left")
+
+
+def _draw_card_differences(axes: Any, contents: Sequence[dict[str, Any]]) -> None:
+    """Each declared difference: a dot a seed, the mean and its interval, over what counts as none."""
+    rows = [(content, item) for content in contents for item in content["differences"]]
+    for place, (content, item) in enumerate(rows):
+        by_name = {one["name"]: one for one in content["contenders"]}
+        first, second = (
+            {run["seed"]: run[content["judged_by"]] for run in by_name[item[key]]["runs"]}
+            for key in ("first", "second")
+        )
+        colour = ON_A_CARD[item["first"]][1]
+        pairs = [first[seed] - second[seed] for seed in first]
+        axes.plot(pairs, [place] * len(pairs), ".", color="#333333", ms=4, zorder=4)
+        axes.plot([item["low"], item["high"]], [place] * 2, color=colour, lw=3, alpha=0.75)
+        axes.plot(item["mean"], place, "o", color=colour, ms=8, mec="white", zorder=5)
+    least = contents[0]["settings"]["smallest_effect"]
+    axes.axvspan(-least, least, color="#eeeeee", zorder=0)
+    axes.axvline(0, color="#444444", lw=1)
+    axes.set_yticks(
+        range(len(rows)),
+        [f"{ON_A_CARD[item['first']][0]}\nminus {ON_A_CARD[item['second']][0]}" for _, item in rows],
+        fontsize=9,
+    )
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"difference in top-1, points (grey: under {least:g})")
+
+
+def draw_protocols(path: Path, contents: Sequence[dict[str, Any]]) -> None:
+    """What the choice of the learning rate is worth beside the choice of the optimizer.
+
+    Args:
+        path: of the PNG to write.
+        contents: verdicts of `.ci/card`: under the paper's protocol, and with tuned rates.
+    """
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("agg")
+    with plt.rc_context(RC):
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(12, 4.2), dpi=150, layout="constrained", width_ratios=[1, 1]
+        )
+        rows = [(content, one) for content in contents for one in content["contenders"]]
+        for place, (content, one) in enumerate(rows):
+            colour, values = ON_A_CARD[one["name"]][1], [run[content["judged_by"]] for run in one["runs"]]
+            left.barh(place, sum(values) / len(values), color=colour, alpha=0.75, height=0.62)
+            left.plot(values, [place] * len(values), ".", color="#333333", ms=5)
+        names = [f"{ON_A_CARD[one['name']][0]}, {one['learning_rate']:g}" for _, one in rows]
+        left.set_yticks(range(len(rows)), names, fontsize=9)
+        left.invert_yaxis()
+        left.grid(axis="y", visible=False)
+        left.set(xlabel="top-1 accuracy on the test rows, % (a dot a seed)")
+        left.set_title("Optimizer, and its peak learning rate")
+        _draw_card_differences(right, contents[:1])
+        right.set_title("All at the paper's 0.01")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_figure(figure, path, facecolor="white")
+
+
 def draw_results(folder: Path) -> list[Path]:
     """Draws the figures of the pages of results from the data beside them.
 
@@ -429,10 +541,13 @@ def draw_results(folder: Path) -> list[Path]:
 
     written: list[Path] = []
     lengths = sorted((folder / "horizon").glob("*.json"), key=lambda path: int(path.stem))
+    card = [read(f"cifar100_h200/{name}.json") for name in ("paper_protocol", "tuned")]
     figures: list[tuple[str, Callable[[Path, Any], None], Any]] = [
         ("ablation/comparison.png", compare.draw, read("ablation/comparison.json")),
         ("ablation/decay.png", compare.draw_decay, read("ablation/comparison.json")),
         ("adax/twins.png", draw_twins, read("adax/twins.json")),
+        ("cifar100_h200/tuned.png", draw_tuned, read("cifar100_h200/tuned.json")),
+        ("cifar100_h200/protocols.png", draw_protocols, card),
         ("flatness/sharpness.png", sharpness.draw, read("flatness/sharpness.json")),
         ("horizon/gains.png", draw_gains, [read(f"horizon/{path.name}") for path in lengths]),
         ("jitter/jitter.png", jitter.draw, read("jitter/jitter.json")),

@@ -38,6 +38,7 @@ with pytest.MonkeyPatch.context() as patch:
     import loop
     import plan as plans
     import results
+    import verdict
     import vision
 
 
@@ -532,7 +533,9 @@ def test_an_error_is_one_runs(packages, tmp_path, monkeypatch, capsys):
     told = [(error["seed"], error["stage"], error["error"]) for error in errors]
     assert told == [(0, "ready", "RuntimeError: no such kernel")]
     assert [run["contender"] for run in results.of_kind(lines, "run")] == ["adamnx", "adamnx"]
-    assert "failed: adamw_95 eager ready: RuntimeError" in results.summary(plan, lines, {"loss": "min"})
+    assert "failed: adamw_95 eager ready: RuntimeError" in verdict.summary(
+        verdict.verdict(plan, lines, {"loss": "min"})
+    )
     assert "no such kernel" in capsys.readouterr().err
 
 
@@ -666,6 +669,20 @@ def test_a_run_goes_to_a_lane_that_has_its_contender_ready():
     assert [free.index(lane) for lane, _ in loop.assigned(wave, free)] == [1, 0, 2]
 
 
+def test_the_head_room_of_a_grid_is_what_lies_between_its_rates():
+    def accuracy(rate):
+        return 40 - 3 * math.log(rate / 2.5e-3) ** 2
+
+    rates = [1e-3, 2e-3, 3e-3, 5e-3]
+    means = {rate: accuracy(rate) for rate in rates}
+    assert verdict.head_room(means, "max") == pytest.approx(40 - accuracy(3e-3), rel=1e-9)
+    losses = {rate: -value for rate, value in means.items()}
+    assert verdict.head_room(losses, "min") == pytest.approx(40 - accuracy(3e-3), rel=1e-9)
+    assert verdict.head_room({**means, 5e-3: 41.0}, "max") is None  # an edge
+    assert verdict.head_room({**means, 5e-3: -math.inf}, "max") is None
+    assert verdict.head_room({}, "max") is None
+
+
 def test_the_table_of_known_values():
     _, plan = plan_of("vision", seeds=[0, 1, 2, 3], rates=[0.1, 0.2, 0.3], coarse=[])
     lines = []
@@ -677,8 +694,10 @@ def test_the_table_of_known_values():
                 own = 0.01 * seed if name == "graft" else noise * (name == "adamnx_auto")
                 lines.append({**one, "part": "judge", "seed": seed, "test_top1": 40 + seed + gain + own})
     assert results.chosen_rate("adamw", plan, lines, "max") == 0.2
-    told = results.summary(plan, lines, vision.Vision.metrics)
-    assert "| adamnx_auto | 30.0000 (n 1) | 50.0000 (n 1) | -inf (n 1) |" in told
+    content = verdict.verdict(plan, lines, vision.Vision.metrics)
+    assert json.loads(json.dumps(content)) == content
+    told = verdict.summary(content)
+    assert "| adamnx_auto | 30.0000 (n 1) | 50.0000 (n 1) | diverged (n 1) | - |" in told
     # t = 2 / (0.18257 / 2) = 21.9 with 3 degrees of freedom: p = 0.00021, twice that by Holm.
     assert "| adamnx_auto - adamw | 4 | 2.0000 | 1.7095 to 2.2905 | 0.0002 | 0.0004 |" in told
     # t = 0.015 / (0.01291 / 2) = 2.32: p = 0.103. That it is 1 or more: t = 152.6, p below 0.00005.

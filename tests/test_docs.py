@@ -113,6 +113,8 @@ class Commands:
             return self.cli(words)
         if program == "make":
             return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True).returncode
+        if program == "bash":
+            return subprocess.run(["bash", "-n", words[0]], cwd=ROOT, capture_output=True).returncode
         if program == "accelerate" and words[0] == "launch":
             launch = importlib.import_module("accelerate.commands.launch")
             args = launch.launch_command_parser().parse_args(words[1:])

@@ -1,6 +1,7 @@
 """The pages of results: what they show comes from the data beside them, which names no machine's folder."""
 
 import json
+import math
 import re
 import shutil
 import statistics
@@ -14,7 +15,7 @@ from adamnx_hf.compare import MINUS
 from adamnx_hf.optim.schedules import horizon
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-PAGES = ("ablation", "adax", "flatness", "horizon", "jitter")
+PAGES = ("ablation", "adax", "cifar100_h200", "flatness", "horizon", "jitter")
 
 #: Data that a page's tables have, besides the data it links to, or that of its own name.
 MORE_DATA = {"adax/README.md": ["ablation/comparison.json"]}
@@ -91,7 +92,13 @@ def records(path):
     data = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(data, list):  # a card's checks, which have no figures for a table
         return
-    if "contenders" in data:  # compare and sharpness
+    if "judged_by" in data:  # vision and language on a card
+        for one in data["contenders"]:
+            means = [(statistics.fmean(point["values"]),) for point in one["sweep"]]
+            yield [(one["learning_rate"],), (one["head_room"] or math.inf,), *means, *_spreads(one["runs"])]
+        for one in data["differences"]:
+            yield [(one["mean"],), (one["low"], one["high"]), (one["p_holm"],)]
+    elif "contenders" in data:  # compare and sharpness
         contenders = {one["label"]: one for one in data["contenders"]}
         settings = {label: _settings(one) for label, one in contenders.items()}
         for label, one in contenders.items():

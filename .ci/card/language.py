@@ -189,7 +189,7 @@ class Language(Task):
                 "hidden": 864,
                 "length": 512,
             },
-            "bytes": {"train": 130_000_000, "holdout": 4_000_000, "test": 4_000_000},
+            "bytes": {"train": 80_000_000, "holdout": 4_000_000, "test": 4_000_000},
             "sample": 20_000_000,
             "windows": 1024,  # of the held-out and of the test rows, each, that are evaluated at most
         },

@@ -25,9 +25,11 @@ from typing import Any
 import torch
 from lanes import Lane, Run, Task, Training, train_together
 from plan import Plan, read_plan
-from results import Lines, centred, key_of, mode_of, of_kind, summary, swept_seeds, todo
+from results import Lines, centred, key_of, mode_of, of_kind, swept_seeds, todo
+from verdict import summary, verdict
 
 from adamnx_hf.errors import RecipeError, number
+from adamnx_hf.report import write_json
 
 #: Exit status of a process that cannot be trusted with another run.
 SPOILED = 75
@@ -207,7 +209,10 @@ def main(task: type[Task], doc: str, argv: Sequence[str] | None = None) -> int:
             found = Lines(out, plan=plan.sha256).read()
             if not found:
                 raise RecipeError(f"--out {out}: has no line of this plan; name the file that its runs wrote")
-            print(summary(plan, found, task.metrics))
+            content = verdict(plan, found, task.metrics)
+            if args.json:
+                write_json(args.json, content)
+            print(summary(content))
             return 0
     except RecipeError as error:
         print(f"{task.name}: error: {error}", file=sys.stderr)
@@ -215,7 +220,7 @@ def main(task: type[Task], doc: str, argv: Sequence[str] | None = None) -> int:
     program = str(sys.modules[task.__module__].__file__)
     status = supervise([sys.executable, program, *argv], Lines(out, plan=plan.sha256), args.seconds)
     if not args.throughput and status != 2:
-        print(summary(plan, Lines(out, plan=plan.sha256).read(), task.metrics), flush=True)
+        print(summary(verdict(plan, Lines(out, plan=plan.sha256).read(), task.metrics)), flush=True)
     return status
 
 
@@ -256,6 +261,7 @@ def arguments(name: str, doc: str) -> argparse.ArgumentParser:
         help="of each measurement",
     )
     flag("--summary", action="store_true", help="print the table of what is in --out, and no more")
+    flag("--json", type=Path, metavar="FILE", help="with --summary: what it says as data, with every run")
     flag("--worker", action="store_true", help=argparse.SUPPRESS)
     flag("--deadline", type=float, help=argparse.SUPPRESS)
     return parser

@@ -15,7 +15,6 @@ from typing import Any
 from plan import Plan
 
 from adamnx_hf.errors import RecipeError
-from adamnx_hf.paired import paired_difference
 
 
 class Lines:
@@ -171,91 +170,3 @@ def todo(plan: Plan, read: Callable[[], list[dict[str, Any]]], better: str) -> I
     found = read()
     chosen = [(chosen_rate(name, plan, found, better), name) for name in plan.contenders]
     yield [run for seed in plan.seeds for run in runs("judge", seed, chosen)]
-
-
-def table(*rows: Sequence[str]) -> list[str]:
-    """Rows, the first of which is the head, as Markdown."""
-    head, *others = ["| " + " | ".join(row) + " |" for row in rows]
-    return [head, "|---" * len(rows[0]) + "|", *others]
-
-
-def mean_of(values: Sequence[float]) -> str:
-    """The mean as text; a dash where there are none."""
-    return f"{statistics.fmean(values):.4f}" if values else "-"
-
-
-def summary(plan: Plan, lines: Sequence[dict[str, Any]], metrics: dict[str, str]) -> str:
-    """What was found, as text: the sweep's means, each contender at its rate, and the tests of the family."""
-    primary, better = plan.primary, metrics[plan.primary]
-    plan = centred(plan, lines, better)
-    told = [f"plan {plan.sha256[:12]}, {plan.steps} steps, primary metric: {primary} ({better} is best)"]
-    if len(plan.rates) > 1:
-        rates = sorted({*plan.rates, *(run["rate"] for run in of_kind(lines, "run", part="sweep"))})
-        rows = [["contender", *(f"{rate:g}" for rate in rates)]]
-        for name in plan.contenders:
-            rows.append([name])
-            for rate in rates:
-                runs = of_kind(lines, "run", part="sweep", contender=name, rate=rate)
-                found = [value_of(run, f"holdout_{primary}", better) for run in runs]
-                rows[-1].append(f"{mean_of(found)} (n {len(found)})")
-        told += ["", f"sweep, {primary} on held-out rows:", *table(*rows)]
-    if plan.seeds:
-        rows, values = [["contender", "rate", "n", primary, "sd", "diverged"]], {}
-        for name in plan.contenders:
-            best = chosen_rate(name, plan, lines, better)
-            runs = of_kind(lines, "run", part="judge", contender=name, rate=best)
-            values[name] = {run["seed"]: value_of(run, f"test_{primary}", better) for run in runs}
-            finite = [value for value in values[name].values() if math.isfinite(value)]
-            sd = f"{statistics.stdev(finite):.4f}" if len(finite) > 1 else "-"
-            at = "-" if best is None else f"{best:g}"
-            means = [*sweep_means(name, plan, lines, better)]
-            if len(plan.rates) > 1 and means and best in (means[0], means[-1]):
-                at += " (edge of the grid)"
-            lost = str(len(values[name]) - len(finite))
-            rows.append([name, at, str(len(finite)), mean_of(finite), sd, lost])
-        told += ["", "judged on the test rows after the last step:", *table(*rows)]
-        told += ["", *family(plan, values)] if plan.family else []
-    for error in of_kind(lines, "error"):
-        told.append(f"failed: {error['contender']} {error['mode']} {error['stage']}: {error['error']}")
-    return "\n".join(told)
-
-
-def family(plan: Plan, values: dict[str, dict[int, float]]) -> list[str]:
-    """The declared differences, paired by seed, with Holm's correction and a test of equivalence."""
-    try:
-        from scipy.stats import t as student
-    except ModuleNotFoundError:
-        return ["the tests of the family need scipy: --summary on a machine that has it prints them"]
-    tests = []
-    for first, second in plan.family:
-        pairs = [
-            values[first][seed] - values[second][seed] for seed in values[first] if seed in values[second]
-        ]
-        found = (
-            paired_difference(pairs, [0.0] * len(pairs)) if pairs and all(map(math.isfinite, pairs)) else None
-        )
-        if found is None or found.high is None:  # no pairs, a run that diverged, or no spread to judge by
-            tests.append((first, second, len(pairs), math.nan, math.nan, math.nan, math.nan))
-            continue
-        mean, half, free = found.mean, found.high - found.mean, len(pairs) - 1
-        error = half / float(student.ppf(0.975, free))
-        p = 2 * float(student.sf(abs(mean) / error, free))
-        # Of the two one-sided tests of equivalence, the one that is harder to pass.
-        equivalence = float(student.sf((plan.smallest_effect - abs(mean)) / error, free))
-        tests.append((first, second, len(pairs), mean, half, p, equivalence))
-    adjusted, last = {}, 0.0
-    known = [i for i, test in enumerate(tests) if not math.isnan(test[5])]
-    for rank, i in enumerate(sorted(known, key=lambda i: tests[i][5])):
-        adjusted[i] = last = max(last, min(1.0, (len(tests) - rank) * tests[i][5]))
-    rows = [["difference", "n", "mean", "95 % interval", "p", "p (Holm)", "p (equivalence)"]]
-    for i, (first, second, n, mean, half, p, equivalence) in enumerate(tests):
-        cells = ["-"] * 5
-        if i in adjusted:
-            interval = f"{mean - half:.4f} to {mean + half:.4f}"
-            cells = [f"{mean:.4f}", interval, f"{p:.4f}", f"{adjusted[i]:.4f}", f"{equivalence:.4f}"]
-        rows.append([f"{first} - {second}", str(n), *cells])
-    return [
-        f"differences in {plan.primary}, paired by seed; Holm over {len(tests)} tests; equivalence: no more "
-        f"than {plan.smallest_effect:g}",
-        *table(*rows),
-    ]

@@ -1,0 +1,221 @@
+"""What the runs of a plan say: as data, which is kept and drawn, and as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from plan import Plan
+from results import centred, chosen_rate, of_kind, sweep_means, swept_seeds, value_of
+
+from adamnx_hf.paired import paired_difference
+
+#: What is kept of the line with which a process begins.
+OF_START = ["program", "commit", "device", "torch", "data", "parameters"]
+
+
+def verdict(plan: Plan, lines: Sequence[dict[str, Any]], metrics: dict[str, str]) -> dict[str, Any]:
+    """The sweep, each contender's runs at the rate that it has chosen, and the differences of the family.
+
+    Args:
+        plan: of the runs.
+        lines: of the file of results.
+        metrics: of the task.
+    """
+    better, start = metrics[plan.primary], of_kind(lines, "start")[-1:]
+    settings = dataclasses.asdict(plan)
+    plan = centred(plan, lines, better)
+    contenders = [_of_contender(name, plan, lines, better) for name in plan.contenders]
+    return {
+        "plan": settings.pop("sha256"),
+        "settings": settings,
+        **{key: line[key] for line in start for key in OF_START if key in line},
+        "rows": {key: value for line in start for key, value in line.items() if key.endswith("_rows")},
+        "metrics": metrics,
+        "chosen_by": f"holdout_{plan.primary}",
+        "judged_by": f"test_{plan.primary}",
+        "coarse": _values(of_kind(lines, "run", part="coarse"), f"holdout_{plan.primary}", better),
+        "contenders": contenders,
+        "differences": _differences(plan, contenders, better),
+        "errors": [
+            f"{line['contender']} {line['mode']} {line['stage']}: {line['error']}"
+            for line in of_kind(lines, "error")
+            if "contender" in line
+        ],
+    }
+
+
+def _of_contender(name: str, plan: Plan, lines: Sequence[dict[str, Any]], better: str) -> dict[str, Any]:
+    """A contender's part of :func:`verdict`."""
+    chosen, means = chosen_rate(name, plan, lines, better), sweep_means(name, plan, lines, better)
+    runs = of_kind(lines, "run", part="judge", contender=name, rate=chosen)
+    sweep = of_kind(lines, "run", part="sweep", contender=name)
+    return {
+        "name": name,
+        "learning_rate": chosen,
+        "at_the_edge": bool(means) and chosen in (min(means), max(means)),
+        "head_room": head_room(means, better),
+        "sweep": _values(
+            [run for run in sweep if run["seed"] in swept_seeds(name, plan, lines)],
+            f"holdout_{plan.primary}",
+            better,
+        ),
+        "runs": [
+            {"seed": run["seed"], "diverged": run["diverged"], **_metrics(run)}
+            | {
+                "evaluations": [
+                    {"step": line["step"], **_metrics(line)}
+                    for line in of_kind(lines, "epoch", part="judge", contender=name, seed=run["seed"])
+                    if line["rate"] == chosen
+                ]
+            }
+            for run in runs
+        ],
+    }
+
+
+def _metrics(line: dict[str, Any]) -> dict[str, Any]:
+    """What was measured."""
+    return {key: value for key, value in line.items() if key.startswith(("train_", "holdout_", "test_"))}
+
+
+def _values(runs: Sequence[dict[str, Any]], metric: str, better: str) -> list[dict[str, Any]]:
+    """A metric's values at each rate, rising by rate, in the order of the seeds. None: the run diverged."""
+    found = []
+    for rate in sorted({run["rate"] for run in runs}):
+        here = sorted((run for run in runs if run["rate"] == rate), key=lambda run: run["seed"])
+        values = [value_of(run, metric, better) for run in here]
+        found.append(
+            {
+                "learning_rate": rate,
+                "seeds": [run["seed"] for run in here],
+                "values": [value if math.isfinite(value) else None for value in values],
+            }
+        )
+    return found
+
+
+def head_room(means: dict[float, float], better: str) -> float | None:
+    """How much better the best rate between those of a sweep would be, by a parabola through three points.
+
+    Args:
+        means: of the metric at each rate.
+        better: `min` or `max`.
+
+    Returns:
+        In units of the metric. None where the best lies at an edge, beside a run that diverged, or on a line.
+    """
+    rates = sorted(means)
+    if not rates:
+        return None
+    i = rates.index((max if better == "max" else min)(means, key=means.__getitem__))
+    if not 0 < i < len(rates) - 1:
+        return None
+    (x0, y0), (x1, y1), (x2, y2) = ((math.log(rate), means[rate]) for rate in rates[i - 1 : i + 2])
+    left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    bend = (right - left) / (x2 - x0)
+    if not math.isfinite(bend) or bend == 0:
+        return None
+    slope = left + bend * (x1 - x0)  # of the parabola at the best rate
+    return slope**2 / (4 * abs(bend))
+
+
+def _differences(plan: Plan, contenders: Sequence[dict[str, Any]], better: str) -> list[dict[str, Any]]:
+    """The declared differences, paired by seed, with Holm's correction and a test of equivalence."""
+    values = {
+        one["name"]: {run["seed"]: value_of(run, f"test_{plan.primary}", better) for run in one["runs"]}
+        for one in contenders
+    }
+    found = [_difference(plan, first, second, values) for first, second in plan.family]
+    last = 0.0
+    known = sorted((one for one in found if one["p"] is not None), key=lambda one: one["p"])
+    for rank, one in enumerate(known):
+        one["p_holm"] = last = max(last, min(1.0, (len(found) - rank) * one["p"]))
+    return found
+
+
+def _difference(plan: Plan, first: str, second: str, values: dict[str, dict[int, float]]) -> dict[str, Any]:
+    seeds = [seed for seed in values[first] if seed in values[second]]
+    pairs = [values[first][seed] - values[second][seed] for seed in seeds]
+    found: dict[str, Any] = {"first": first, "second": second, "n": len(pairs)}
+    found |= dict.fromkeys(("mean", "low", "high", "p", "p_holm", "p_equivalence"))  # none of them known
+    if not pairs or not all(map(math.isfinite, pairs)):
+        return found  # no pairs, or a run that diverged
+    difference = paired_difference(pairs, [0.0] * len(pairs))
+    if difference.high is None:  # there is no spread to judge by
+        return found
+    from scipy.stats import t as student
+
+    free = len(pairs) - 1
+    error = (difference.high - difference.mean) / float(student.ppf(0.975, free))
+    size = abs(difference.mean)
+    return found | {
+        "mean": difference.mean,
+        "low": difference.low,
+        "high": difference.high,
+        "p": 2 * float(student.sf(size / error, free)),
+        # Of the two one-sided tests of equivalence, the one that is harder to pass.
+        "p_equivalence": float(student.sf((plan.smallest_effect - size) / error, free)),
+    }
+
+
+# ---------------------------------------------------------------- as text
+
+
+def table(*rows: Sequence[str]) -> list[str]:
+    """Rows, the first of which is the head, as Markdown."""
+    head, *others = ["| " + " | ".join(row) + " |" for row in rows]
+    return [head, "|---" * len(rows[0]) + "|", *others]
+
+
+def mean_of(values: Sequence[float | None]) -> str:
+    """The mean as text: a dash where there are no values, `diverged` where one is None."""
+    if None in values:
+        return "diverged"
+    return f"{statistics.fmean(values):.4f}" if values else "-"  # type: ignore[type-var]
+
+
+def summary(content: dict[str, Any]) -> str:
+    """A verdict as text."""
+    settings, primary = content["settings"], content["settings"]["primary"]
+    told = [
+        f"plan {content['plan'][:12]}, {settings['steps']} steps, primary metric: {primary} "
+        f"({content['metrics'][primary]} is best)"
+    ]
+    rates = sorted({point["learning_rate"] for one in content["contenders"] for point in one["sweep"]})
+    if rates:
+        rows = [["contender", *(f"{rate:g}" for rate in rates), "head-room"]]
+        for one in content["contenders"]:
+            points = {point["learning_rate"]: point["values"] for point in one["sweep"]}
+            cells = [f"{mean_of(points.get(rate, []))} (n {len(points.get(rate, []))})" for rate in rates]
+            room = "-" if one["head_room"] is None else f"{one['head_room']:.4f}"
+            rows.append([one["name"], *cells, room])
+        told += ["", f"sweep, {primary} on held-out rows:", *table(*rows)]
+    if settings["seeds"]:
+        rows = [["contender", "rate", "n", primary, "sd", "diverged"]]
+        for one in content["contenders"]:
+            finite = [run[content["judged_by"]] for run in one["runs"] if not run["diverged"]]
+            sd = f"{statistics.stdev(finite):.4f}" if len(finite) > 1 else "-"
+            at = "-" if one["learning_rate"] is None else f"{one['learning_rate']:g}"
+            at += " (edge of the grid)" if one["at_the_edge"] else ""
+            lost = str(len(one["runs"]) - len(finite))
+            rows.append([one["name"], at, str(len(finite)), mean_of(finite), sd, lost])
+        told += ["", "judged on the test rows after the last step:", *table(*rows)]
+    if content["differences"]:
+        rows = [["difference", "n", "mean", "95 % interval", "p", "p (Holm)", "p (equivalence)"]]
+        for one in content["differences"]:
+            cells = ["-"] * 5
+            if one["p"] is not None:
+                numbers = [f"{one[key]:.4f}" for key in ("p", "p_holm", "p_equivalence")]
+                cells = [f"{one['mean']:.4f}", f"{one['low']:.4f} to {one['high']:.4f}", *numbers]
+            rows.append([f"{one['first']} - {one['second']}", str(one["n"]), *cells])
+        told += [
+            "",
+            f"differences in {primary}, paired by seed; Holm over {len(rows) - 1} tests; equivalence: no "
+            f"more than {settings['smallest_effect']:g}",
+            *table(*rows),
+        ]
+    return "\n".join([*told, *(f"failed: {error}" for error in content["errors"])])
