@@ -27,26 +27,19 @@ from adamnx_hf.optim.formats import (
     store,
     store_param,
 )
+from adamnx_hf.optim.layout import ROLES, Layout, Memo, look_at, wrapped
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
 __all__ = [
-    "Memo",
     "adamnx",
     "count_on_device",
     "dtensors_among",
     "is_dense",
     "moment_dtype",
     "pack_steps",
-    "wrapped",
 ]
 
-#: What a caller keeps between the steps of the same parameters: for "step" the addresses that were last found
-#: in order, and for each bucket of parameters what the engine wants to keep. Never a tensor of the caller's.
-Memo = dict[Any, Any]
-
 _MEMORY_FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
-
-_ROLES = ("param", "grad", "exp_avg", "exp_avg_sq", "param_residual")
 
 _T = TypeVar("_T")
 Schedule = Callable[[Scalar, Scalar], Scalar]
@@ -76,6 +69,7 @@ def adamnx(
     param_residuals: list[Tensor | None] | None = None,
     numbers: Sequence[int] | None = None,
     memo: Memo | None = None,
+    layout: Layout | None = None,
 ) -> None:
     """Functional API that performs one AdamNX step in place, beside :class:`adamnx_hf.AdamNX`.
 
@@ -100,12 +94,14 @@ def adamnx(
         numbers: one for each parameter, always the same, by which the random bits of different parameters
             differ where something is rounded stochastically. Default: their places in `params`.
         memo: an empty dict, to be passed again at each step of the same group: saves host time.
+        layout: what :func:`adamnx_hf.optim.layout.look_at` has said of these tensors, where it has just been
+            asked with this `memo`. None: it is asked here.
 
     Raises:
-        ValueError: there is no such schedule or rounding.
+        ValueError: there is no such schedule or rounding; lists of different lengths.
         TypeError: parameters of integers.
-        RuntimeError: the implementation asked for cannot serve these tensors. Raised before any tensor
-            is modified.
+        RuntimeError: a tensor has another shape than its parameter; the implementation asked for cannot
+            serve these tensors. Raised before any tensor is modified.
     """
     if beta2_schedule not in BETA2_SCHEDULES or param_rounding not in PARAM_ROUNDINGS:
         option, value, choices = (
@@ -118,23 +114,35 @@ def adamnx(
         return
     memo = {} if memo is None else memo
     compiling = torch.compiler.is_compiling()
-    if not (compiling or differentiable):
-        params, grads, exp_avgs, exp_avg_sqs, *rest = _local_shards(
-            params, grads, exp_avgs, exp_avg_sqs, *([param_residuals] if param_residuals else [])
-        )
-        param_residuals = rest[0] if rest else None
-    # Comprehensions, not map(): Dynamo has to trace this.
-    dtypes = {param.dtype for param in params}
-    for dtype in dtypes:
+    columns: list[Any] = [
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        *([param_residuals] if param_residuals else []),
+    ]
+    if layout is None:
+        layout = look_at(columns, memo)
+    if len(state_steps) != len(params):
+        raise ValueError(f"AdamNX: {len(state_steps)} state_steps for {len(params)} parameters")
+    given = columns
+    if layout.wrapped and not differentiable:
+        columns = _local_shards(columns)
+    for dtype in layout.dtypes[0]:
         if not (dtype.is_floating_point or dtype.is_complex):
             raise TypeError(f"AdamNX steps parameters of floating-point or complex numbers, not {dtype}")
-    if any(dtype.is_complex for dtype in dtypes):
-        grads = [grad.resolve_conj() for grad in grads]
-        params, grads, exp_avgs, exp_avg_sqs = (
-            [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
-            for tensors in (params, grads, exp_avgs, exp_avg_sqs)
-        )
-        dtypes = {param.dtype for param in params}
+    if any(dtype.is_complex for dtype in layout.dtypes[0]):
+        columns = [columns[0], [grad.resolve_conj() for grad in columns[1]], *columns[2:]]
+        # A residual is bfloat16's.
+        columns = [
+            [torch.view_as_real(t) if t is not None and t.is_complex() else t for t in column]
+            for column in columns
+        ]
+    if columns is not given:
+        layout = look_at(columns, memo.setdefault("worked on", {}))
+    params, grads, exp_avgs, exp_avg_sqs, *rest = columns
+    param_residuals = rest[0] if rest else None
+    dtypes = layout.dtypes[0]
 
     lr, beta1, beta2 = _to_scalar(lr), _to_scalar(beta1), _to_scalar(beta2)
     if compiling and not isinstance(lr, Tensor):
@@ -148,10 +156,7 @@ def adamnx(
     if host_schedule and not differentiable:
         beta1, beta2 = float(beta1), float(beta2)
 
-    are_wrapped = wrapped(params, grads, exp_avgs, exp_avg_sqs)
-    addresses = None if compiling or are_wrapped else _addresses(params)
-    devices = _devices(params, addresses, memo)
-    kinds = {(device, dtype) for device in devices for dtype in dtypes}
+    kinds = {(device, dtype) for device in layout.devices for dtype in dtypes}
     if len(kinds) > 1:
         kinds = {(param.device, param.dtype) for param in params}
     engines = {
@@ -162,7 +167,7 @@ def adamnx(
             fused=fused,
             host_schedule=host_schedule,
             differentiable=differentiable,
-            wrapped=are_wrapped,
+            wrapped=layout.wrapped,
         )
         for device, dtype in kinds
     }
@@ -203,8 +208,7 @@ def adamnx(
             engines[first.device, first.dtype],
             moment_dtype(first.dtype),
             *(_pick(tensors, members) for tensors in (params, grads, exp_avgs, exp_avg_sqs)),
-            dtypes=dtypes if len(buckets) == 1 else {params[member].dtype for member in members},
-            addresses=addresses if len(buckets) == 1 else None,
+            layout=layout if len(buckets) == 1 else None,
             numbers=_pick(range(len(params)) if numbers is None else numbers, members),
             residuals=param_residuals and _pick(param_residuals, members),
             rounding=param_rounding,
@@ -220,29 +224,6 @@ def adamnx(
             maximize=maximize,
         )
     _count(state_steps, packed, found_inf)
-
-
-def _addresses(params: list[Tensor]) -> list[int] | None:
-    """The addresses of `params`; None if one has no memory, as within torch.func's transforms."""
-    try:
-        return list(map(Tensor.data_ptr, params))
-    except RuntimeError:
-        return None
-
-
-def _devices(params: list[Tensor], addresses: list[int] | None, memo: Memo) -> set[torch.device]:
-    """The devices of `params`.
-
-    Those that lie where they lay at the last step are on the same devices, as no two devices share an
-    address. That is many times as fast as to ask each. Empty tensors all have the address 0.
-    """
-    if addresses is None or 0 in addresses:
-        return {param.device for param in params}
-    at = (params[0].device, addresses)
-    if memo.get("devices", (None,))[0] != at:
-        memo["devices"] = at, {param.device for param in params}
-    devices: set[torch.device] = memo["devices"][1]
-    return devices
 
 
 def moment_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -362,7 +343,7 @@ def dtensors_among(tensors: list[Any]) -> Any:
     return module
 
 
-def _local_shards(*columns: list[Any]) -> Sequence[list[Any]]:
+def _local_shards(columns: list[Any]) -> list[Any]:
     """This rank's part of DTensors, for kernels to work on; other tensors as they are.
 
     `columns` are params, grads, exp_avgs, exp_avg_sqs and maybe param_residuals.
@@ -374,7 +355,7 @@ def _local_shards(*columns: list[Any]) -> Sequence[list[Any]]:
     for row in rows:
         if not isinstance(param := row[0], distributed.DTensor):
             continue
-        for i, (role, tensor) in enumerate(zip(_ROLES, row, strict=False)):
+        for i, (role, tensor) in enumerate(zip(ROLES, row, strict=False)):
             if tensor is None:
                 continue
             placements = getattr(tensor, "placements", None)
@@ -394,8 +375,7 @@ def _step_bucket(
     engine: Engine,
     dtype: torch.dtype,
     *columns: list[Tensor],
-    dtypes: set[torch.dtype],
-    addresses: list[int] | None,
+    layout: Layout | None,
     numbers: Sequence[int],
     residuals: list[Tensor | None] | None,
     rounding: str,
@@ -409,14 +389,14 @@ def _step_bucket(
 ) -> None:
     """Calls the engine: at once on the parameters it can take as they are, on copies of the others.
 
-    `columns` are params, grads, exp_avgs and exp_avg_sqs. `dtypes` and, unless None, `addresses` are those
-    of params. The copies are made of few elements at a time, of a large parameter's of some rows. What is
-    stored in a narrow format is rounded here, unless the engine takes it as it is and does so itself.
+    `columns` are params, grads, exp_avgs and exp_avg_sqs, `layout` is theirs if it is known. The copies are
+    made of few elements at a time, of a large parameter's of some rows. What is stored in a narrow format is
+    rounded here, unless the engine takes it as it is and does so itself.
     """
     everyone = range(len(columns[0]))
     taken = engine.MIXES or {dtype}
-    kinds = [dtypes, *({t.dtype for t in tensors} for tensors in columns[1:])]
-    if all(dtype in taken for kind in kinds for dtype in kind) and all(map(_contiguous, columns)):
+    layout = Layout.of(columns) if layout is None else layout
+    if layout.contiguous and all(dtype in taken for kinds in layout.dtypes for dtype in kinds):
         alike: Sequence[int] = everyone
     else:
         alike = [i for i in everyone if _alike([tensors[i] for tensors in columns], taken)]
@@ -436,7 +416,7 @@ def _step_bucket(
         if copied:  # both conversions are no-ops on a tensor that is right already
             working = [
                 [_working_copy(t, p, role, taken, dtype) for t, p in zip(tensors, originals[0], strict=True)]
-                for role, tensors in zip(_ROLES, originals, strict=False)
+                for role, tensors in zip(ROLES, originals, strict=False)
             ]
         rests = kept = residuals and batch.of(residuals)
         if copied and rests:
@@ -448,8 +428,7 @@ def _step_bucket(
             working = [working[0], _resolved(working[1]), *working[2:]]
         if engine.SCALES:
             hyperparameters["memo"] = memo.setdefault(number, {})
-            hyperparameters["dtypes"] = kinds if batch.places is everyone else None
-            hyperparameters["addresses"] = addresses if batch.places is everyone else None
+            hyperparameters["layout"] = layout if batch.places is everyone else None
             hyperparameters["step"] = _pick_weights(step, batch.places)
             hyperparameters["numbers"] = _pick(numbers, batch.places)
             hyperparameters["rounding"] = rounding
@@ -468,7 +447,7 @@ def _step_bucket(
         for i, place in enumerate(batch.places):
             t = step if isinstance(step, float) else step[place]
             bits = RandomBits(t, numbers[place], batch.starts[i])
-            for role, old, new in zip(_ROLES, originals, working, strict=False):
+            for role, old, new in zip(ROLES, originals, working, strict=False):
                 tensor, copy = old[i], new[i]
                 if copy is tensor or role == "grad":
                     continue
@@ -506,26 +485,9 @@ def _pick(items: Any, members: Sequence[int]) -> Any:
     return items if len(members) == len(items) else [items[i] for i in members]
 
 
-def wrapped(*columns: list[Tensor]) -> bool:
-    """Whether there are tensors whose memory is not their own: subclasses that wrap others, as torchao's."""
-    if torch.compiler.is_compiling():
-        return False
-    plain = Tensor.__torch_dispatch__
-    return any(
-        kind.__torch_dispatch__ is not plain for column in columns for kind in {type(t) for t in column}
-    )
-
-
 def _resolved(grads: list[Tensor]) -> list[Tensor]:
     """`grads` without a sign that is only noted down."""
     return [grad.resolve_neg() for grad in grads] if any(map(Tensor.is_neg, grads)) else grads
-
-
-def _contiguous(tensors: list[Tensor]) -> bool:
-    # Every time: `.data` may have become another tensor at the same address.
-    if torch.compiler.is_compiling():
-        return False not in [t.is_contiguous() for t in tensors]
-    return all(map(Tensor.is_contiguous, tensors))  # in half the time
 
 
 def is_dense(*tensors: Tensor) -> bool:
