@@ -131,10 +131,12 @@ def check_tensors(
             "AdamNX does not support sparse gradients; use dense ones, as of torch.nn.Embedding(sparse=False)"
         )
     params: Sequence[Any] = columns[0]
-    for role, column in zip(ROLES[1:], columns[1:], strict=False):
-        for place, (tensor, param) in enumerate(zip(column, params, strict=True)):
+    for i in range(1, len(columns)):  # no zip(strict=...), which Dynamo of torch 2.8 does not trace
+        role = ROLES[i]
+        for place, tensor in enumerate(columns[i]):
             if tensor is None:
                 continue
+            param = params[place]
             shape, expected = tensor.shape, param.shape
             if tensor.dtype == torch.uint8 and role.startswith("exp_avg") and param.ndim > 1:
                 expected = torch.Size(packed_shape(expected))

@@ -395,7 +395,8 @@ class AdamNX(Optimizer):
         for param, state in zip(params, states, strict=True):
             if _keeps_residual(param, part.group) and "param_residual" not in state:
                 state["param_residual"] = new_moment(param, torch.bfloat16)
-        return part._replace(states=states, columns=_columns(part.group, params, grads, states))
+        columns = _columns(part.group, params, grads, states)
+        return _Part(part.group, columns, part.numbers, states, None, part.memo)
 
     def _step_part(self, part: _Part, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps some of a group's parameters."""
