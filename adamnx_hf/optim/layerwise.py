@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
-from adamnx_hf.optim.optimizer import AdamNX
+from adamnx_hf.optim.optimizer import AdamNX, note_versions
 
 __all__ = ["LayerwiseAdamNX"]
 
@@ -120,6 +120,7 @@ class LayerwiseAdamNX(AdamNX):
         # Fused kernels do not tell autograd, which may have kept the parameter for what is still to come in
         # this pass (a weight used twice, once detached): it is to raise then, not to go on with the new one.
         torch.autograd.graph.increment_version(param)
+        note_versions(part)
         param.grad = None
         self._stepped.add(id(param))
 

@@ -30,7 +30,7 @@ from adamnx_hf.optim.functional import adamnx, count_on_device, moment_dtype, pa
 from adamnx_hf.optim.layout import Layout, Memo, check_tensors, look_at
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule
 
-__all__ = ["AdamNX"]
+__all__ = ["FORMATS", "AdamNX", "note_versions"]
 
 # Options that older checkpoints, and the authors', lack, and what they mean by it.
 _NOT_ALWAYS_SAVED = {
@@ -403,6 +403,8 @@ class AdamNX(Optimizer):
         if part.layout is None:
             part = self._make_state(part)
         group, (params, grads, exp_avgs, exp_avg_sqs, *residuals) = part.group, part.columns
+        if residuals:
+            _clear_outdated(params, residuals[0], part.memo)
         if found_inf is not None:
             count_on_device(params, part.states)
         beta1, beta2 = group["betas"]
@@ -479,6 +481,7 @@ class AdamNX(Optimizer):
 
         for part in parts:
             self._step_part(part, grad_scale, found_inf)
+            note_versions(part)
         return loss
 
 
@@ -507,6 +510,39 @@ def _state_dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
 
 def _keeps_residual(param: Tensor, group: dict[str, Any]) -> bool:
     return group["param_rounding"] == "kahan" and param.dtype == torch.bfloat16
+
+
+def _clear_outdated(params: list[Tensor], residuals: list[Tensor | None], memo: Memo) -> None:
+    """Sets residuals to 0 that belong to other weights than there are: they were written since our last step.
+
+    After a state was loaded nothing is known of that step, and residuals belong to the weights they were
+    saved with, whether those are loaded before or after.
+    """
+    if torch.compiler.is_compiling() or is_capturing():
+        # What is compiled would set them to 0 at every call, and so would the replays of a graph; and nobody
+        # notes down what versions those leave behind.
+        memo.pop("versions", None)
+        return
+    versions = memo.get("versions", {})
+    for param, residual in zip(params, residuals, strict=True):
+        if residual is not None and id(param) in versions and versions[id(param)] != _version(param):
+            residual.zero_()
+
+
+def note_versions(part: _Part) -> None:
+    """Notes down, where there are residuals, which weights they belong to."""
+    if part.group["param_rounding"] == "kahan" and not (torch.compiler.is_compiling() or is_capturing()):
+        kept = [param for param in part.columns[0] if _keeps_residual(param, part.group)]
+        part.memo.setdefault("versions", {}).update({id(param): _version(param) for param in kept})
+
+
+def _version(param: Tensor) -> tuple[int, ...]:
+    """A number that all who write to a parameter raise, but for fused kernels; of a DTensor both it has."""
+    if param.is_inference():
+        return ()
+    if hasattr(param, "to_local"):
+        return param._version, *_version(param.to_local())
+    return (param._version,)
 
 
 def _lacks_residual(group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]]) -> bool:
