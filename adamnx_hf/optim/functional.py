@@ -37,7 +37,11 @@ __all__ = [
     "is_dense",
     "moment_dtype",
     "pack_steps",
+    "step_dtype",
 ]
+
+# The next whole number is not one of float32's.
+_LAST_IN_FLOAT32 = 2**24
 
 _MEMORY_FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
 
@@ -79,8 +83,9 @@ def adamnx(
         exp_avgs: m. float32 moments are kept beside float16 and bfloat16 parameters.
         exp_avg_sqs: v, likewise. For complex parameters it holds the squares of the real and the
             imaginary part.
-        state_steps: 0-d tensors, steps done so far; each is raised by 1. The schedule is computed where
-            they are: on the CPU, or on the device without asking for their values.
+        state_steps: 0-d tensors, steps done so far; each is raised by 1. float64 ones count for ever, those
+            of float32 to 2^24. The schedule is computed where they are: on the CPU, or on the device
+            without asking for their values.
         foreach, fused: the implementation, as in torch.optim: both None picks the fastest that applies.
         capturable: keep the schedule on the device, so that a step can be captured in a CUDA graph.
         differentiable: let autograd through the step; `lr` and betas may be tensors that require grad.
@@ -98,7 +103,8 @@ def adamnx(
             asked with this `memo`. None: it is asked here.
 
     Raises:
-        ValueError: there is no such schedule or rounding; lists of different lengths.
+        ValueError: there is no such schedule or rounding; lists of different lengths; a `step` on the CPU
+            that has come to the end of float32.
         TypeError: parameters of integers.
         RuntimeError: a tensor has another shape than its parameter; the implementation asked for cannot
             serve these tensors. Raised before any tensor is modified.
@@ -184,6 +190,10 @@ def adamnx(
     steps: list[float] = []
     if host_schedule:
         steps = packed.tolist() if packed is not None else [step.item() for step in state_steps]
+        if max(steps) >= _LAST_IN_FLOAT32 and any(step.dtype != torch.float64 for step in state_steps):
+            raise ValueError(
+                f"AdamNX: a step of float32 counts to {_LAST_IN_FLOAT32:,} and no further; make it float64"
+            )
     buckets: list[Sequence[int]] = [range(len(params))]
     if len(kinds) > 1 or not (len(set(steps)) <= 1 or next(iter(engines.values())).MIXES):
         grouped = defaultdict(list)
@@ -234,6 +244,14 @@ def moment_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def step_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of `step` on a device: float64, as 2^24 + 1 is 2^24 in float32, where counting would end.
+
+    MPS has no float64.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def pack_steps(states: Sequence[dict[str, Any]]) -> None:
     """Lays the `step` tensors of `states` out in one, of which each becomes a 0-d view.
 
@@ -262,7 +280,7 @@ def count_on_device(params: list[Tensor], states: Sequence[dict[str, Any]]) -> N
             return  # then the host has to ask, for all of them
     moving = [(s, p.device) for p, s in zip(params, states, strict=True) if s["step"].device != p.device]
     for state, device in moving:
-        state["step"] = state["step"].to(device, non_blocking=True)
+        state["step"] = state["step"].to(step_dtype(device)).to(device, non_blocking=True)
     if moving:
         pack_steps(states)
 
@@ -319,11 +337,11 @@ def _next_step(steps: list[float]) -> float | Tensor:
 
 def _next_step_on(device: torch.device, state_steps: list[Tensor], packed: Tensor | None) -> Tensor:
     """The next t after each of `state_steps`, which the host does not ask for: a tensor on `device`."""
-    # MPS has no float64; the schedules' forms are right to float32's last digits too.
-    precision = torch.float32 if device.type == "mps" else torch.float64
+    # The schedules' forms are right to float32's last digits too.
+    precision = step_dtype(device)
     if packed is not None and len(packed) == len(state_steps):
-        return packed.to(device, precision) + 1
-    return torch.stack([step.to(device) for step in state_steps]).to(precision) + 1
+        return packed.to(precision).to(device) + 1
+    return torch.stack([step.to(precision).to(device) for step in state_steps]) + 1
 
 
 def _weights(scheme: Schedule, step: float | Tensor, beta: Scalar, count: int) -> Weight:

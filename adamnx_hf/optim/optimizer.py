@@ -17,7 +17,6 @@ from torch.optim.optimizer import (
     Optimizer,
     ParamsT,
     StateDict,
-    _get_scalar_dtype,
     _to_scalar,
     _use_grad_for_differentiable,
 )
@@ -26,7 +25,7 @@ from adamnx_hf.optim.checkpoint import check_state_dict
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
 from adamnx_hf.optim.engines.triton import STEP_FIRST, is_capturing
 from adamnx_hf.optim.formats import PARAM_ROUNDINGS, STATE_DTYPES, convert, load, new_moment, packs
-from adamnx_hf.optim.functional import adamnx, count_on_device, moment_dtype, pack_steps
+from adamnx_hf.optim.functional import adamnx, count_on_device, moment_dtype, pack_steps, step_dtype
 from adamnx_hf.optim.layout import Layout, Memo, check_tensors, look_at
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule
 
@@ -131,7 +130,7 @@ class AdamNX(Optimizer):
         RuntimeError: flags that exclude each other; in `step`, sparse gradients, or an implementation
             that was asked for and cannot serve the parameters.
 
-    State, as torch.optim names it: `step` (float 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v); with "kahan"
+    State, as torch.optim names it: `step` (float64 0-d tensor, as float32 counts to 2^24 only), `exp_avg` (m), `exp_avg_sq` (v); with "kahan"
     also `param_residual`, which only :func:`adamnx_hf.optim.formats.join` can read. m and v
     *are* the bias-corrected moments, so a torch.optim.AdamW checkpoint is not one of AdamNX: convert it
     with :func:`adamnx_hf.from_adamw`.
@@ -236,8 +235,9 @@ class AdamNX(Optimizer):
             for param in group["params"]:
                 param_state = self.state.get(param, {})
                 if "step" in param_state:
-                    step = torch.as_tensor(param_state["step"], dtype=_get_scalar_dtype()).reshape(())
-                    param_state["step"] = step.to(param.device if group["capturable"] else "cpu")
+                    device = _step_device(param, group)
+                    step = torch.as_tensor(param_state["step"], dtype=step_dtype(device)).reshape(())
+                    param_state["step"] = step.to(device)
             pack_steps([self.state[p] for p in group["params"] if "step" in self.state.get(p, {})])
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -272,7 +272,11 @@ class AdamNX(Optimizer):
             for id_, param in zip(ids, params, strict=True):
                 for key, saved in uncast["state"].get(id_, {}).items():
                     loaded = self.state[param][key]
-                    if key != "step" and isinstance(saved, Tensor) and loaded.dtype != saved.dtype:
+                    if not isinstance(saved, Tensor):
+                        continue
+                    if key == "step" and saved.dtype != torch.float32:  # which torch has cast it to
+                        loaded.copy_(saved.reshape(()))
+                    elif key != "step" and loaded.dtype != saved.dtype:
                         self.state[param][key] = saved.to(param.device)
             if changes := self._convert(formats):
                 warnings.warn(
@@ -336,11 +340,9 @@ class AdamNX(Optimizer):
 
     def _init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         # Lazily, and like the parameter as it is now: FSDP2 puts DTensors in its place after __init__.
-        dtype = _state_dtype(param, group)
+        dtype, device = _state_dtype(param, group), _step_device(param, group)
         return {
-            "step": torch.zeros(
-                (), dtype=_get_scalar_dtype(), device=param.device if group["capturable"] else "cpu"
-            ),
+            "step": torch.zeros((), dtype=step_dtype(device), device=device),
             "exp_avg": new_moment(param, dtype),
             "exp_avg_sq": new_moment(param, dtype),
         }
@@ -497,6 +499,10 @@ def _columns(
             [state.get("param_residual") if _keeps_residual(param, group) else None for param, state in pairs]
         )
     return columns
+
+
+def _step_device(param: Tensor, group: dict[str, Any]) -> torch.device:
+    return param.device if group["capturable"] else torch.device("cpu")
 
 
 def _state_dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
