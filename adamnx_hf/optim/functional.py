@@ -95,7 +95,8 @@ def adamnx(
         beta1, beta2, lr, weight_decay, eps, maximize, beta2_schedule, param_rounding: see
             :class:`adamnx_hf.AdamNX`.
         param_residuals: with param_rounding="kahan", for each bfloat16 parameter what it cannot hold, of its
-            shape and dtype (:func:`adamnx_hf.optim.formats.split`); None for the others.
+            shape and dtype (:func:`adamnx_hf.optim.formats.split`); None for the others. They belong to the
+            weights that the last step has left: set them to 0 where you set weights anew.
         numbers: one for each parameter, always the same, by which the random bits of different parameters
             differ where something is rounded stochastically. Default: their places in `params`.
         memo: an empty dict, to be passed again at each step of the same group: saves host time.
@@ -118,7 +119,6 @@ def adamnx(
         raise ValueError(f"Invalid {option}: {value!r}; choose one of {', '.join(choices)}")
     if not params:
         return
-    memo = {} if memo is None else memo
     compiling = torch.compiler.is_compiling()
     columns: list[Any] = [
         params,
@@ -129,6 +129,7 @@ def adamnx(
     ]
     if layout is None:
         layout = look_at(columns, memo)
+    memo = {} if memo is None else memo
     if len(state_steps) != len(params):
         raise ValueError(f"AdamNX: {len(state_steps)} state_steps for {len(params)} parameters")
     given = columns

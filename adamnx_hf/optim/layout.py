@@ -70,19 +70,24 @@ class _Kept(NamedTuple):
     """The layout of the last step, and what tells whether tensors still have it."""
 
     sizes: list[int]
+    """Tensors in each column."""
     guards: list[Any]
+    """Each compares a column's dtypes, devices, shapes and strides with what they were, at once."""
     gaps: list[int]
+    """Places where there is no residual."""
     layout: Layout
 
 
 def look_at(
-    columns: Sequence[Sequence[Tensor | None]], memo: Memo, name: Callable[[int], str] | None = None
+    columns: Sequence[Sequence[Tensor | None]],
+    memo: Memo | None = None,
+    name: Callable[[int], str] | None = None,
 ) -> Layout:
     """The layout of a step's tensors, whose shapes fit.
 
     Args:
         columns: params, grads, exp_avgs, exp_avg_sqs, and maybe param_residuals, which may hold None.
-        memo: the same dict at each step.
+        memo: the same dict at each step, or None where there are no others.
         name: of a parameter, by its place. Default: its place.
 
     Raises:
@@ -92,22 +97,22 @@ def look_at(
     if torch.compiler.is_compiling():  # what Dynamo compiles is for these very shapes
         check_tensors(columns, name)
         return Layout.of(columns[:_WORKED_ON])  # type: ignore[arg-type]
-    gaps: list[int] = []
+    given, gaps = columns, []
     if len(columns) > _WORKED_ON:
         *others, residuals = columns
         gaps = [place for place, residual in enumerate(residuals) if residual is None]
-        columns = [*others, [residual for residual in residuals if residual is not None]] if gaps else columns
+        columns = [*others, [residual for residual in residuals if residual is not None]]
     sizes = list(map(len, columns))
-    kept: _Kept | None = memo.get("layout")
+    kept: _Kept | None = None if memo is None else memo.get("layout")
     if kept is not None and kept.sizes == sizes and kept.gaps == gaps:
         for guard, column in zip(kept.guards, columns, strict=True):
             if not guard.check(*column):
                 break
         else:
             return kept.layout
-    check_tensors([*others, residuals] if gaps else columns, name)
+    check_tensors(given, name)
     layout = Layout.of(columns[:_WORKED_ON])  # type: ignore[arg-type]
-    if TensorGuards is not None:
+    if memo is not None and TensorGuards is not None:
         everything_static: dict[str, Any] = {"dynamic_dims_sizes": None, "dynamic_dims_strides": None}
         guards = [TensorGuards(*column, **everything_static) for column in columns]
         memo["layout"] = _Kept(sizes, guards, gaps, layout)

@@ -117,7 +117,8 @@ class AdamNX(Optimizer):
         param_rounding: how parameters in bfloat16 are stored, where `"nearest"` loses what is below 2^-9 of
             them. `"stochastic"`: up or down at random, right on average. `"kahan"`: what rounding cut off is
             kept in `param_residual` and counts at the next step: 2 bytes a parameter, for the very results
-            of a float32 master copy. Parameters of other dtypes are stored as ever.
+            of a float32 master copy. Weights that somebody else writes between two steps start without it,
+            as their version counter tells. Parameters of other dtypes are stored as ever.
         max_grad_norm: clip the norm of all gradients together to this, as part of the step: the result of
             :func:`torch.nn.utils.clip_grad_norm_` and then a step, with 8 bytes a parameter less to move.
             `.grad` stays as it is; the norm is in `grad_norm` afterwards. It knows plain tensors and
@@ -127,10 +128,11 @@ class AdamNX(Optimizer):
     Raises:
         ValueError: a hyperparameter out of range.
         TypeError: one that is no number, or a flag that is no bool.
-        RuntimeError: flags that exclude each other; in `step`, sparse gradients, or an implementation
-            that was asked for and cannot serve the parameters.
+        RuntimeError: flags that exclude each other; in `step`, before anything is changed, sparse gradients
+            or tensors of another shape than their parameter; an implementation that was asked for and cannot
+            serve the parameters.
 
-    State, as torch.optim names it: `step` (float64 0-d tensor, as float32 counts to 2^24 only), `exp_avg` (m), `exp_avg_sq` (v); with "kahan"
+    State, as torch.optim names it: `step` (float64 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v); with "kahan"
     also `param_residual`, which only :func:`adamnx_hf.optim.formats.join` can read. m and v
     *are* the bias-corrected moments, so a torch.optim.AdamW checkpoint is not one of AdamNX: convert it
     with :func:`adamnx_hf.from_adamw`.
