@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.optim.engines import triton
-from adamnx_hf.optim.functional import Memo, dtensors_among, is_dense, wrapped
+from adamnx_hf.optim.functional import dtensors_among, is_dense
+from adamnx_hf.optim.layout import Memo, wrapped
 
 __all__ = ["clip_divisor", "total_norm"]
 

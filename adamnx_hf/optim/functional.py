@@ -27,26 +27,23 @@ from adamnx_hf.optim.formats import (
     store,
     store_param,
 )
+from adamnx_hf.optim.layout import ROLES, Layout, Memo, look_at, wrapped
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
 
 __all__ = [
-    "Memo",
     "adamnx",
     "count_on_device",
     "dtensors_among",
     "is_dense",
     "moment_dtype",
     "pack_steps",
-    "wrapped",
+    "step_dtype",
 ]
 
-#: What a caller keeps between the steps of the same parameters: for "step" the addresses that were last found
-#: in order, and for each bucket of parameters what the engine wants to keep. Never a tensor of the caller's.
-Memo = dict[Any, Any]
+# The next whole number is not one of float32's.
+_LAST_IN_FLOAT32 = 2**24
 
 _MEMORY_FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
-
-_ROLES = ("param", "grad", "exp_avg", "exp_avg_sq", "param_residual")
 
 _T = TypeVar("_T")
 Schedule = Callable[[Scalar, Scalar], Scalar]
@@ -76,6 +73,7 @@ def adamnx(
     param_residuals: list[Tensor | None] | None = None,
     numbers: Sequence[int] | None = None,
     memo: Memo | None = None,
+    layout: Layout | None = None,
 ) -> None:
     """Functional API that performs one AdamNX step in place, beside :class:`adamnx_hf.AdamNX`.
 
@@ -85,8 +83,9 @@ def adamnx(
         exp_avgs: m. float32 moments are kept beside float16 and bfloat16 parameters.
         exp_avg_sqs: v, likewise. For complex parameters it holds the squares of the real and the
             imaginary part.
-        state_steps: 0-d tensors, steps done so far; each is raised by 1. The schedule is computed where
-            they are: on the CPU, or on the device without asking for their values.
+        state_steps: 0-d tensors, steps done so far; each is raised by 1. float64 ones count for ever, those
+            of float32 to 2^24. The schedule is computed where they are: on the CPU, or on the device
+            without asking for their values.
         foreach, fused: the implementation, as in torch.optim: both None picks the fastest that applies.
         capturable: keep the schedule on the device, so that a step can be captured in a CUDA graph.
         differentiable: let autograd through the step; `lr` and betas may be tensors that require grad.
@@ -96,16 +95,20 @@ def adamnx(
         beta1, beta2, lr, weight_decay, eps, maximize, beta2_schedule, param_rounding: see
             :class:`adamnx_hf.AdamNX`.
         param_residuals: with param_rounding="kahan", for each bfloat16 parameter what it cannot hold, of its
-            shape and dtype (:func:`adamnx_hf.optim.formats.split`); None for the others.
+            shape and dtype (:func:`adamnx_hf.optim.formats.split`); None for the others. They belong to the
+            weights that the last step has left: set them to 0 where you set weights anew.
         numbers: one for each parameter, always the same, by which the random bits of different parameters
             differ where something is rounded stochastically. Default: their places in `params`.
         memo: an empty dict, to be passed again at each step of the same group: saves host time.
+        layout: what :func:`adamnx_hf.optim.layout.look_at` has said of these tensors, where it has just been
+            asked with this `memo`. None: it is asked here.
 
     Raises:
-        ValueError: there is no such schedule or rounding.
+        ValueError: there is no such schedule or rounding; lists of different lengths; a `step` on the CPU
+            that has come to the end of float32.
         TypeError: parameters of integers.
-        RuntimeError: the implementation asked for cannot serve these tensors. Raised before any tensor
-            is modified.
+        RuntimeError: a tensor has another shape than its parameter; the implementation asked for cannot
+            serve these tensors. Raised before any tensor is modified.
     """
     if beta2_schedule not in BETA2_SCHEDULES or param_rounding not in PARAM_ROUNDINGS:
         option, value, choices = (
@@ -116,25 +119,37 @@ def adamnx(
         raise ValueError(f"Invalid {option}: {value!r}; choose one of {', '.join(choices)}")
     if not params:
         return
-    memo = {} if memo is None else memo
     compiling = torch.compiler.is_compiling()
-    if not (compiling or differentiable):
-        params, grads, exp_avgs, exp_avg_sqs, *rest = _local_shards(
-            params, grads, exp_avgs, exp_avg_sqs, *([param_residuals] if param_residuals else [])
-        )
-        param_residuals = rest[0] if rest else None
-    # Comprehensions, not map(): Dynamo has to trace this.
-    dtypes = {param.dtype for param in params}
-    for dtype in dtypes:
+    columns: list[Any] = [
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        *([param_residuals] if param_residuals else []),
+    ]
+    if layout is None:
+        layout = look_at(columns, memo)
+    memo = {} if memo is None else memo
+    if len(state_steps) != len(params):
+        raise ValueError(f"AdamNX: {len(state_steps)} state_steps for {len(params)} parameters")
+    given = columns
+    if layout.wrapped and not differentiable:
+        columns = _local_shards(columns)
+    for dtype in layout.dtypes[0]:
         if not (dtype.is_floating_point or dtype.is_complex):
             raise TypeError(f"AdamNX steps parameters of floating-point or complex numbers, not {dtype}")
-    if any(dtype.is_complex for dtype in dtypes):
-        grads = [grad.resolve_conj() for grad in grads]
-        params, grads, exp_avgs, exp_avg_sqs = (
-            [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
-            for tensors in (params, grads, exp_avgs, exp_avg_sqs)
-        )
-        dtypes = {param.dtype for param in params}
+    if any(dtype.is_complex for dtype in layout.dtypes[0]):
+        columns = [columns[0], [grad.resolve_conj() for grad in columns[1]], *columns[2:]]
+        # A residual is bfloat16's.
+        columns = [
+            [torch.view_as_real(t) if t is not None and t.is_complex() else t for t in column]
+            for column in columns
+        ]
+    if columns is not given:
+        layout = look_at(columns, memo.setdefault("worked on", {}))
+    params, grads, exp_avgs, exp_avg_sqs, *rest = columns
+    param_residuals = rest[0] if rest else None
+    dtypes = layout.dtypes[0]
 
     lr, beta1, beta2 = _to_scalar(lr), _to_scalar(beta1), _to_scalar(beta2)
     if compiling and not isinstance(lr, Tensor):
@@ -148,10 +163,7 @@ def adamnx(
     if host_schedule and not differentiable:
         beta1, beta2 = float(beta1), float(beta2)
 
-    are_wrapped = wrapped(params, grads, exp_avgs, exp_avg_sqs)
-    addresses = None if compiling or are_wrapped else _addresses(params)
-    devices = _devices(params, addresses, memo)
-    kinds = {(device, dtype) for device in devices for dtype in dtypes}
+    kinds = {(device, dtype) for device in layout.devices for dtype in dtypes}
     if len(kinds) > 1:
         kinds = {(param.device, param.dtype) for param in params}
     engines = {
@@ -162,7 +174,7 @@ def adamnx(
             fused=fused,
             host_schedule=host_schedule,
             differentiable=differentiable,
-            wrapped=are_wrapped,
+            wrapped=layout.wrapped,
         )
         for device, dtype in kinds
     }
@@ -179,6 +191,10 @@ def adamnx(
     steps: list[float] = []
     if host_schedule:
         steps = packed.tolist() if packed is not None else [step.item() for step in state_steps]
+        if max(steps) >= _LAST_IN_FLOAT32 and any(step.dtype != torch.float64 for step in state_steps):
+            raise ValueError(
+                f"AdamNX: a step of float32 counts to {_LAST_IN_FLOAT32:,} and no further; make it float64"
+            )
     buckets: list[Sequence[int]] = [range(len(params))]
     if len(kinds) > 1 or not (len(set(steps)) <= 1 or next(iter(engines.values())).MIXES):
         grouped = defaultdict(list)
@@ -203,8 +219,7 @@ def adamnx(
             engines[first.device, first.dtype],
             moment_dtype(first.dtype),
             *(_pick(tensors, members) for tensors in (params, grads, exp_avgs, exp_avg_sqs)),
-            dtypes=dtypes if len(buckets) == 1 else {params[member].dtype for member in members},
-            addresses=addresses if len(buckets) == 1 else None,
+            layout=layout if len(buckets) == 1 else None,
             numbers=_pick(range(len(params)) if numbers is None else numbers, members),
             residuals=param_residuals and _pick(param_residuals, members),
             rounding=param_rounding,
@@ -222,35 +237,20 @@ def adamnx(
     _count(state_steps, packed, found_inf)
 
 
-def _addresses(params: list[Tensor]) -> list[int] | None:
-    """The addresses of `params`; None if one has no memory, as within torch.func's transforms."""
-    try:
-        return list(map(Tensor.data_ptr, params))
-    except RuntimeError:
-        return None
-
-
-def _devices(params: list[Tensor], addresses: list[int] | None, memo: Memo) -> set[torch.device]:
-    """The devices of `params`.
-
-    Those that lie where they lay at the last step are on the same devices, as no two devices share an
-    address. That is many times as fast as to ask each. Empty tensors all have the address 0.
-    """
-    if addresses is None or 0 in addresses:
-        return {param.device for param in params}
-    at = (params[0].device, addresses)
-    if memo.get("devices", (None,))[0] != at:
-        memo["devices"] = at, {param.device for param in params}
-    devices: set[torch.device] = memo["devices"][1]
-    return devices
-
-
 def moment_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a parameter of `dtype` is updated and its moments are kept: at least float32.
 
     In bfloat16 v would freeze at about step 500, where its weight falls below the format's resolution.
     """
     return torch.promote_types(dtype, torch.float32)
+
+
+def step_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of `step` on a device: float64, as 2^24 + 1 is 2^24 in float32, where counting would end.
+
+    MPS has no float64.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def pack_steps(states: Sequence[dict[str, Any]]) -> None:
@@ -281,7 +281,7 @@ def count_on_device(params: list[Tensor], states: Sequence[dict[str, Any]]) -> N
             return  # then the host has to ask, for all of them
     moving = [(s, p.device) for p, s in zip(params, states, strict=True) if s["step"].device != p.device]
     for state, device in moving:
-        state["step"] = state["step"].to(device, non_blocking=True)
+        state["step"] = state["step"].to(step_dtype(device)).to(device, non_blocking=True)
     if moving:
         pack_steps(states)
 
@@ -338,11 +338,11 @@ def _next_step(steps: list[float]) -> float | Tensor:
 
 def _next_step_on(device: torch.device, state_steps: list[Tensor], packed: Tensor | None) -> Tensor:
     """The next t after each of `state_steps`, which the host does not ask for: a tensor on `device`."""
-    # MPS has no float64; the schedules' forms are right to float32's last digits too.
-    precision = torch.float32 if device.type == "mps" else torch.float64
+    # The schedules' forms are right to float32's last digits too.
+    precision = step_dtype(device)
     if packed is not None and len(packed) == len(state_steps):
-        return packed.to(device, precision) + 1
-    return torch.stack([step.to(device) for step in state_steps]).to(precision) + 1
+        return packed.to(precision).to(device) + 1
+    return torch.stack([step.to(precision).to(device) for step in state_steps]) + 1
 
 
 def _weights(scheme: Schedule, step: float | Tensor, beta: Scalar, count: int) -> Weight:
@@ -362,7 +362,7 @@ def dtensors_among(tensors: list[Any]) -> Any:
     return module
 
 
-def _local_shards(*columns: list[Any]) -> Sequence[list[Any]]:
+def _local_shards(columns: list[Any]) -> list[Any]:
     """This rank's part of DTensors, for kernels to work on; other tensors as they are.
 
     `columns` are params, grads, exp_avgs, exp_avg_sqs and maybe param_residuals.
@@ -374,7 +374,7 @@ def _local_shards(*columns: list[Any]) -> Sequence[list[Any]]:
     for row in rows:
         if not isinstance(param := row[0], distributed.DTensor):
             continue
-        for i, (role, tensor) in enumerate(zip(_ROLES, row, strict=False)):
+        for i, (role, tensor) in enumerate(zip(ROLES, row, strict=False)):
             if tensor is None:
                 continue
             placements = getattr(tensor, "placements", None)
@@ -394,8 +394,7 @@ def _step_bucket(
     engine: Engine,
     dtype: torch.dtype,
     *columns: list[Tensor],
-    dtypes: set[torch.dtype],
-    addresses: list[int] | None,
+    layout: Layout | None,
     numbers: Sequence[int],
     residuals: list[Tensor | None] | None,
     rounding: str,
@@ -409,14 +408,14 @@ def _step_bucket(
 ) -> None:
     """Calls the engine: at once on the parameters it can take as they are, on copies of the others.
 
-    `columns` are params, grads, exp_avgs and exp_avg_sqs. `dtypes` and, unless None, `addresses` are those
-    of params. The copies are made of few elements at a time, of a large parameter's of some rows. What is
-    stored in a narrow format is rounded here, unless the engine takes it as it is and does so itself.
+    `columns` are params, grads, exp_avgs and exp_avg_sqs, `layout` is theirs if it is known. The copies are
+    made of few elements at a time, of a large parameter's of some rows. What is stored in a narrow format is
+    rounded here, unless the engine takes it as it is and does so itself.
     """
     everyone = range(len(columns[0]))
     taken = engine.MIXES or {dtype}
-    kinds = [dtypes, *({t.dtype for t in tensors} for tensors in columns[1:])]
-    if all(dtype in taken for kind in kinds for dtype in kind) and all(map(_contiguous, columns)):
+    layout = Layout.of(columns) if layout is None else layout
+    if layout.contiguous and all(dtype in taken for kinds in layout.dtypes for dtype in kinds):
         alike: Sequence[int] = everyone
     else:
         alike = [i for i in everyone if _alike([tensors[i] for tensors in columns], taken)]
@@ -436,7 +435,7 @@ def _step_bucket(
         if copied:  # both conversions are no-ops on a tensor that is right already
             working = [
                 [_working_copy(t, p, role, taken, dtype) for t, p in zip(tensors, originals[0], strict=True)]
-                for role, tensors in zip(_ROLES, originals, strict=False)
+                for role, tensors in zip(ROLES, originals, strict=False)
             ]
         rests = kept = residuals and batch.of(residuals)
         if copied and rests:
@@ -448,8 +447,7 @@ def _step_bucket(
             working = [working[0], _resolved(working[1]), *working[2:]]
         if engine.SCALES:
             hyperparameters["memo"] = memo.setdefault(number, {})
-            hyperparameters["dtypes"] = kinds if batch.places is everyone else None
-            hyperparameters["addresses"] = addresses if batch.places is everyone else None
+            hyperparameters["layout"] = layout if batch.places is everyone else None
             hyperparameters["step"] = _pick_weights(step, batch.places)
             hyperparameters["numbers"] = _pick(numbers, batch.places)
             hyperparameters["rounding"] = rounding
@@ -468,7 +466,7 @@ def _step_bucket(
         for i, place in enumerate(batch.places):
             t = step if isinstance(step, float) else step[place]
             bits = RandomBits(t, numbers[place], batch.starts[i])
-            for role, old, new in zip(_ROLES, originals, working, strict=False):
+            for role, old, new in zip(ROLES, originals, working, strict=False):
                 tensor, copy = old[i], new[i]
                 if copy is tensor or role == "grad":
                     continue
@@ -506,26 +504,9 @@ def _pick(items: Any, members: Sequence[int]) -> Any:
     return items if len(members) == len(items) else [items[i] for i in members]
 
 
-def wrapped(*columns: list[Tensor]) -> bool:
-    """Whether there are tensors whose memory is not their own: subclasses that wrap others, as torchao's."""
-    if torch.compiler.is_compiling():
-        return False
-    plain = Tensor.__torch_dispatch__
-    return any(
-        kind.__torch_dispatch__ is not plain for column in columns for kind in {type(t) for t in column}
-    )
-
-
 def _resolved(grads: list[Tensor]) -> list[Tensor]:
     """`grads` without a sign that is only noted down."""
     return [grad.resolve_neg() for grad in grads] if any(map(Tensor.is_neg, grads)) else grads
-
-
-def _contiguous(tensors: list[Tensor]) -> bool:
-    # Every time: `.data` may have become another tensor at the same address.
-    if torch.compiler.is_compiling():
-        return False not in [t.is_contiguous() for t in tensors]
-    return all(map(Tensor.is_contiguous, tensors))  # in half the time
 
 
 def is_dense(*tensors: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
-from adamnx_hf.optim.optimizer import AdamNX
+from adamnx_hf.optim.optimizer import AdamNX, note_versions
 
 __all__ = ["LayerwiseAdamNX"]
 
@@ -109,17 +109,18 @@ class LayerwiseAdamNX(AdamNX):
             )
         index, number = self._places[id(param)]
         params, grads, _ = self._with_grads({"params": [param]}, 0)
+        part = self._part(index, params, grads, [number], self._memos[id(param)])
         divisor = None
         if self.max_grad_norm is not None:
             norm = total_norm([grad.detach() for grad in grads])
             self._squares.append(norm.square())
             if not math.isinf(self.max_grad_norm):
                 divisor = clip_divisor(norm, self.max_grad_norm)
-        group, memo = self.param_groups[index], self._memos[id(param)]
-        self._step_group(group, params, grads, [number], divisor, None, memo)
+        self._step_part(part, divisor, None)
         # Fused kernels do not tell autograd, which may have kept the parameter for what is still to come in
         # this pass (a weight used twice, once detached): it is to raise then, not to go on with the new one.
         torch.autograd.graph.increment_version(param)
+        note_versions(part)
         param.grad = None
         self._stepped.add(id(param))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import accumulate, chain
 from numbers import Real
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from torch.optim.optimizer import (
     Optimizer,
     ParamsT,
     StateDict,
-    _get_scalar_dtype,
     _to_scalar,
     _use_grad_for_differentiable,
 )
@@ -26,10 +25,11 @@ from adamnx_hf.optim.checkpoint import check_state_dict
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
 from adamnx_hf.optim.engines.triton import STEP_FIRST, is_capturing
 from adamnx_hf.optim.formats import PARAM_ROUNDINGS, STATE_DTYPES, convert, load, new_moment, packs
-from adamnx_hf.optim.functional import Memo, adamnx, count_on_device, moment_dtype, pack_steps
+from adamnx_hf.optim.functional import adamnx, count_on_device, moment_dtype, pack_steps, step_dtype
+from adamnx_hf.optim.layout import Layout, Memo, check_tensors, look_at
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Beta2Schedule
 
-__all__ = ["AdamNX"]
+__all__ = ["FORMATS", "AdamNX", "note_versions"]
 
 # Options that older checkpoints, and the authors', lack, and what they mean by it.
 _NOT_ALWAYS_SAVED = {
@@ -57,6 +57,20 @@ NORM = -1
 
 #: How things are stored: what an optimizer was given holds for what it loads, too.
 FORMATS = ("state_dtype", "param_rounding")
+
+
+class _Part(NamedTuple):
+    """Some of a group's parameters, all that have gradients or one, as a step takes them."""
+
+    group: dict[str, Any]
+    columns: list[list[Any]]
+    """Params, grads, exp_avgs, exp_avg_sqs and, with "kahan", param_residuals; None where there is none."""
+    numbers: Sequence[int]
+    states: list[dict[str, Any]]
+    """Empty where they are still to be made."""
+    layout: Layout | None
+    """None where state is still to be made."""
+    memo: Memo
 
 
 class AdamNX(Optimizer):
@@ -103,7 +117,8 @@ class AdamNX(Optimizer):
         param_rounding: how parameters in bfloat16 are stored, where `"nearest"` loses what is below 2^-9 of
             them. `"stochastic"`: up or down at random, right on average. `"kahan"`: what rounding cut off is
             kept in `param_residual` and counts at the next step: 2 bytes a parameter, for the very results
-            of a float32 master copy. Parameters of other dtypes are stored as ever.
+            of a float32 master copy. Weights that somebody else writes between two steps start without it,
+            as their version counter tells. Parameters of other dtypes are stored as ever.
         max_grad_norm: clip the norm of all gradients together to this, as part of the step: the result of
             :func:`torch.nn.utils.clip_grad_norm_` and then a step, with 8 bytes a parameter less to move.
             `.grad` stays as it is; the norm is in `grad_norm` afterwards. It knows plain tensors and
@@ -113,10 +128,11 @@ class AdamNX(Optimizer):
     Raises:
         ValueError: a hyperparameter out of range.
         TypeError: one that is no number, or a flag that is no bool.
-        RuntimeError: flags that exclude each other; in `step`, sparse gradients, or an implementation
-            that was asked for and cannot serve the parameters.
+        RuntimeError: flags that exclude each other; in `step`, before anything is changed, sparse gradients
+            or tensors of another shape than their parameter; an implementation that was asked for and cannot
+            serve the parameters.
 
-    State, as torch.optim names it: `step` (float 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v); with "kahan"
+    State, as torch.optim names it: `step` (float64 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v); with "kahan"
     also `param_residual`, which only :func:`adamnx_hf.optim.formats.join` can read. m and v
     *are* the bias-corrected moments, so a torch.optim.AdamW checkpoint is not one of AdamNX: convert it
     with :func:`adamnx_hf.from_adamw`.
@@ -221,8 +237,9 @@ class AdamNX(Optimizer):
             for param in group["params"]:
                 param_state = self.state.get(param, {})
                 if "step" in param_state:
-                    step = torch.as_tensor(param_state["step"], dtype=_get_scalar_dtype()).reshape(())
-                    param_state["step"] = step.to(param.device if group["capturable"] else "cpu")
+                    device = _step_device(param, group)
+                    step = torch.as_tensor(param_state["step"], dtype=step_dtype(device)).reshape(())
+                    param_state["step"] = step.to(device)
             pack_steps([self.state[p] for p in group["params"] if "step" in self.state.get(p, {})])
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -257,7 +274,11 @@ class AdamNX(Optimizer):
             for id_, param in zip(ids, params, strict=True):
                 for key, saved in uncast["state"].get(id_, {}).items():
                     loaded = self.state[param][key]
-                    if key != "step" and isinstance(saved, Tensor) and loaded.dtype != saved.dtype:
+                    if not isinstance(saved, Tensor):
+                        continue
+                    if key == "step" and saved.dtype != torch.float32:  # which torch has cast it to
+                        loaded.copy_(saved.reshape(()))
+                    elif key != "step" and loaded.dtype != saved.dtype:
                         self.state[param][key] = saved.to(param.device)
             if changes := self._convert(formats):
                 warnings.warn(
@@ -321,11 +342,9 @@ class AdamNX(Optimizer):
 
     def _init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         # Lazily, and like the parameter as it is now: FSDP2 puts DTensors in its place after __init__.
-        dtype = _state_dtype(param, group)
+        dtype, device = _state_dtype(param, group), _step_device(param, group)
         return {
-            "step": torch.zeros(
-                (), dtype=_get_scalar_dtype(), device=param.device if group["capturable"] else "cpu"
-            ),
+            "step": torch.zeros((), dtype=step_dtype(device), device=device),
             "exp_avg": new_moment(param, dtype),
             "exp_avg_sq": new_moment(param, dtype),
         }
@@ -341,52 +360,64 @@ class AdamNX(Optimizer):
             numbers = [n for n, grad in zip(numbers, grads, strict=True) if grad is not None]
             params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
             grads = [grad for grad in grads if grad is not None]
-        if True in [grad.is_sparse for grad in grads]:
-            raise RuntimeError(
-                "AdamNX does not support sparse gradients; use dense ones, as of "
-                "torch.nn.Embedding(sparse=False)"
-            )
         return params, grads, numbers
 
-    def _step_group(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        numbers: Sequence[int],
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-        memo: Memo,
-    ) -> None:
-        """Steps some of a group's parameters."""
-        states: list[dict[str, Any]] = [self.state.get(param, {}) for param in params]
+    def _part(
+        self, index: int, params: list[Tensor], grads: list[Tensor], numbers: Sequence[int], memo: Memo
+    ) -> _Part:
+        """Looks at what a group's step will work on, before any group is stepped.
+
+        Raises:
+            RuntimeError: a gradient or a state has another shape than its parameter, or is sparse.
+        """
+        group = self.param_groups[index]
+
+        def name(place: int) -> str:
+            number, names = numbers[place] - self._offsets()[index], group.get("param_names", ())
+            known = number < len(names)
+            return f"parameter {names[number]!r}" if known else f"parameter {number} of group {index}"
+
+        states: list[dict[str, Any]] = [self.state.get(param) or {} for param in params]
+        columns = _columns(group, params, grads, states)
+        layout = None
+        if not all(states) or _lacks_residual(group, params, states):
+            check_tensors(columns, name)
+        else:
+            layout = look_at(columns, memo, name)
+        return _Part(group, columns, numbers, states, layout, memo)
+
+    def _make_state(self, part: _Part) -> _Part:
+        """Makes what is missing of the state of a group's parameters."""
+        _refuse_capture()
+        params, grads, *_ = part.columns
+        states = [self.state[param] for param in params]
         if not all(states):
-            _refuse_capture()
-            states = [self.state[param] for param in params]
             for param, state in zip(params, states, strict=True):
                 if not state:
-                    state.update(self._init_state(param, group))
+                    state.update(self._init_state(param, part.group))
             pack_steps(states)
-        if found_inf is not None:
-            count_on_device(params, states)
+        for param, state in zip(params, states, strict=True):
+            if _keeps_residual(param, part.group) and "param_residual" not in state:
+                state["param_residual"] = new_moment(param, torch.bfloat16)
+        columns = _columns(part.group, params, grads, states)
+        return _Part(part.group, columns, part.numbers, states, None, part.memo)
 
-        residuals = None
-        if group["param_rounding"] == "kahan":
-            for param, state in zip(params, states, strict=True):
-                if _keeps_residual(param, group) and "param_residual" not in state:
-                    _refuse_capture()
-                    state["param_residual"] = new_moment(param, torch.bfloat16)
-            residuals = [
-                state["param_residual"] if _keeps_residual(param, group) else None
-                for param, state in zip(params, states, strict=True)
-            ]
+    def _step_part(self, part: _Part, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Steps some of a group's parameters."""
+        if part.layout is None:
+            part = self._make_state(part)
+        group, (params, grads, exp_avgs, exp_avg_sqs, *residuals) = part.group, part.columns
+        if residuals:
+            _clear_outdated(params, residuals[0], part.memo)
+        if found_inf is not None:
+            count_on_device(params, part.states)
         beta1, beta2 = group["betas"]
         adamnx(
             params,
             grads,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["step"] for state in states],
+            exp_avgs,
+            exp_avg_sqs,
+            [state["step"] for state in part.states],
             foreach=group["foreach"],
             capturable=group["capturable"],
             differentiable=group["differentiable"],
@@ -401,9 +432,10 @@ class AdamNX(Optimizer):
             maximize=group["maximize"],
             beta2_schedule=group["beta2_schedule"],
             param_rounding=group["param_rounding"],
-            param_residuals=residuals,
-            numbers=numbers,
-            memo=memo,
+            param_residuals=residuals[0] if residuals else None,
+            numbers=part.numbers,
+            memo=part.memo,
+            layout=part.layout,
         )
 
     @overload
@@ -433,16 +465,15 @@ class AdamNX(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        with_grads = [
-            self._with_grads(group, offset)
-            for group, offset in zip(self.param_groups, self._offsets(), strict=True)
+        parts = [
+            self._part(index, *self._with_grads(group, offset), self._memos[index])
+            for index, (group, offset) in enumerate(zip(self.param_groups, self._offsets(), strict=True))
         ]
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if self.max_grad_norm is not None:
             norm = None
-            if any(grads for _, grads, _ in with_grads):
-                gradients = [grad.detach() for _, grads, _ in with_grads for grad in grads]
+            if gradients := [grad.detach() for part in parts for grad in part.columns[1]]:
                 norm = total_norm(gradients, self._memos[NORM])
                 if grad_scale is not None:
                     grad_scale = grad_scale.to(norm.device, non_blocking=True)
@@ -452,9 +483,28 @@ class AdamNX(Optimizer):
                     grad_scale = divisor if grad_scale is None else grad_scale * divisor
             self.grad_norm = norm
 
-        for index, (group, found) in enumerate(zip(self.param_groups, with_grads, strict=True)):
-            self._step_group(group, *found, grad_scale, found_inf, self._memos[index])
+        for part in parts:
+            self._step_part(part, grad_scale, found_inf)
+            note_versions(part)
         return loss
+
+
+def _columns(
+    group: dict[str, Any], params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]]
+) -> list[list[Any]]:
+    """See :class:`_Part`."""
+    columns: list[list[Any]] = [params, grads]
+    columns += [[state.get("exp_avg") for state in states], [state.get("exp_avg_sq") for state in states]]
+    if group["param_rounding"] == "kahan":
+        pairs = zip(params, states, strict=True)
+        columns.append(
+            [state.get("param_residual") if _keeps_residual(param, group) else None for param, state in pairs]
+        )
+    return columns
+
+
+def _step_device(param: Tensor, group: dict[str, Any]) -> torch.device:
+    return param.device if group["capturable"] else torch.device("cpu")
 
 
 def _state_dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
@@ -468,6 +518,46 @@ def _state_dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
 
 def _keeps_residual(param: Tensor, group: dict[str, Any]) -> bool:
     return group["param_rounding"] == "kahan" and param.dtype == torch.bfloat16
+
+
+def _clear_outdated(params: list[Tensor], residuals: list[Tensor | None], memo: Memo) -> None:
+    """Sets residuals to 0 that belong to other weights than there are: they were written since our last step.
+
+    After a state was loaded nothing is known of that step, and residuals belong to the weights they were
+    saved with, whether those are loaded before or after.
+    """
+    if torch.compiler.is_compiling() or is_capturing():
+        # What is compiled would set them to 0 at every call, and so would the replays of a graph; and nobody
+        # notes down what versions those leave behind.
+        memo.pop("versions", None)
+        return
+    versions = memo.get("versions", {})
+    for param, residual in zip(params, residuals, strict=True):
+        if residual is not None and id(param) in versions and versions[id(param)] != _version(param):
+            residual.zero_()
+
+
+def note_versions(part: _Part) -> None:
+    """Notes down, where there are residuals, which weights they belong to."""
+    if part.group["param_rounding"] == "kahan" and not (torch.compiler.is_compiling() or is_capturing()):
+        kept = [param for param in part.columns[0] if _keeps_residual(param, part.group)]
+        part.memo.setdefault("versions", {}).update({id(param): _version(param) for param in kept})
+
+
+def _version(param: Tensor) -> tuple[int, ...]:
+    """A number that all who write to a parameter raise, but for fused kernels; of a DTensor both it has."""
+    if param.is_inference():
+        return ()
+    if hasattr(param, "to_local"):
+        return param._version, *_version(param.to_local())
+    return (param._version,)
+
+
+def _lacks_residual(group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]]) -> bool:
+    return group["param_rounding"] == "kahan" and any(
+        _keeps_residual(param, group) and "param_residual" not in state
+        for param, state in zip(params, states, strict=True)
+    )
 
 
 def _refuse_capture() -> None:

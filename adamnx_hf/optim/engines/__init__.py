@@ -65,8 +65,7 @@ class Engine(Protocol):
         An engine that :attr:`SCALES` is also given `grad_scale` and `found_inf` (0-d tensors on the device,
         or None), `step` (t, as `weight1` is given), `numbers`, `rounding` and `residuals` (see
         :func:`adamnx_hf.adamnx`), `memo` (a dict that is the same at each step, for what it
-        wants to keep), `dtypes` (those found in each of the four lists, or None) and `addresses` (of
-        `params`, or None).
+        wants to keep) and `layout` (of the four lists, or None).
         """
 
 

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import math
 import operator
 import os
 import warnings
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.optim import formats
+from adamnx_hf.optim.layout import Layout
 
 if TYPE_CHECKING:
     from adamnx_hf.optim.engines import Weight
@@ -200,8 +200,7 @@ def step_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     memo: dict[Any, Any] | None = None,
-    dtypes: list[set[torch.dtype]] | None = None,
-    addresses: list[int] | None = None,
+    layout: Layout | None = None,
 ) -> None:
     """One step in place; see :mod:`adamnx_hf.optim.engines`."""
     if torch.compiler.is_compiling():
@@ -218,20 +217,19 @@ def step_(
     memo = {} if memo is None else memo
     device = params[0].device
     columns = (params, grads, exp_avgs, exp_avg_sqs)
-    addresses = list(map(Tensor.data_ptr, params)) if addresses is None else addresses
-    others = [list(map(Tensor.data_ptr, tensors)) for tensors in columns[1:]]
+    addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in columns]
     kept = [0 if rest is None else rest.data_ptr() for rest in residuals] if residuals else [0] * len(params)
-    dtypes = dtypes or [{tensor.dtype for tensor in tensors} for tensors in columns]
+    dtypes, numels, *_ = Layout.of(columns) if layout is None else layout
 
-    numels = list(map(Tensor.numel, params))
     row_lengths = [0] * len(params)
     if torch.uint8 in dtypes[2] | dtypes[3]:  # rows share no exponents: each is filled up to whole blocks
+        numels = [*numels]
         for i, (param, *moments) in enumerate(zip(params, exp_avgs, exp_avg_sqs, strict=True)):
             if torch.uint8 in {moment.dtype for moment in moments}:
                 row_lengths[i] = param.shape[1:].numel()
                 numels[i] = param.shape[0] * -(-row_lengths[i] // formats.BLOCK) * formats.BLOCK
     numbers = list(range(len(params)) if numbers is None else numbers)
-    table = [addresses, *others, kept, row_lengths, numbers]
+    table = [*addresses, kept, row_lengths, numbers]
 
     t: int | float | Tensor = 0
     by_chance = dtypes[2] | dtypes[3] if rounding != "stochastic" else set().union(*dtypes)
@@ -266,7 +264,7 @@ def step_(
 
 
 def _check(columns: tuple[list[Tensor], ...]) -> None:
-    """Raises where the kernel would reach beyond a tensor. Not needed for tensors it has seen."""
+    """Raises where a tensor is on another device. Not needed for tensors the kernel has seen."""
     names = ("param", "grad", "exp_avg", "exp_avg_sq")
     for i, (param, *others) in enumerate(zip(*columns, strict=True)):
         for name, tensor in zip(names[1:], others, strict=True):
@@ -275,14 +273,6 @@ def _check(columns: tuple[list[Tensor], ...]) -> None:
                     f"AdamNX: {name} of parameter {i} is on {tensor.device}, the parameter on "
                     f"{param.device}; "
                     "optimizer.load_state_dict(optimizer.state_dict()) moves the state to the parameters"
-                )
-            expected, whose = param.numel(), "the parameter"
-            if tensor.dtype == torch.uint8 and name != "grad":
-                expected, whose = math.prod(formats.packed_shape(param.shape)), "packed there are"
-            if tensor.numel() != expected:
-                raise RuntimeError(
-                    f"AdamNX: {name} of parameter {i} has {tensor.numel()} elements, {whose} "
-                    f"{expected}: it belongs to another model, or to the parameter as it was"
                 )
 
 

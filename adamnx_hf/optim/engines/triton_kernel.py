@@ -275,7 +275,7 @@ def step_kernel(
         table: int64 [parameters, COLUMNS], see :data:`COLUMNS`.
         grads: int64 [parameters], addresses of the gradients.
         chunks: int32 [programs], the row of `table` a chunk belongs to.
-        step: t, an int32, or if STEPS_IN_MEMORY float64 [parameters]. Seeds the rounding.
+        step: t, an int, or if STEPS_IN_MEMORY float64 [parameters]. Seeds the rounding.
         weight1, weight2: numbers, or if WEIGHTS_IN_MEMORY float64 [parameters].
         lr: a number, or if LR_IN_MEMORY the address of one.
         weight_decay, eps: numbers.
@@ -317,7 +317,7 @@ def step_kernel(
 
     place = tl.load(row + 8)
     if STEPS_IN_MEMORY:
-        step = tl.load(step + place).to(tl.int32)
+        step = tl.load(step + place).to(tl.int64)
     if WEIGHTS_IN_MEMORY:
         weight1 = tl.load(weight1 + place).to(tl.float32)
         weight2 = tl.load(weight2 + place).to(tl.float32)
