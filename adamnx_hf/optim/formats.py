@@ -202,9 +202,9 @@ def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
     what is below them becomes their smallest: that is not right on average, but it is not 0 either. Only a 0
     is 0 there.
 
-    k is at least −126. It is at most 126, with a sign 63. What is above 2^k becomes 2^k, and so does an inf or
-    a nan: a square that overflowed leaves its block numbers, and the element's next step, m / √v, is no longer
-    than another's. Where m or v is nan or m is inf, the parameter has become nan, and stays so without them.
+    k is at least −126. It is at most 126, with a sign 63. What is above 2^k becomes 2^k, and so does an inf
+    or a nan. So a square that overflowed leaves its block numbers, and the element's next steps, m / √v, are
+    no longer than others'. Where m or v is nan, or m is inf, the parameter has become nan, and stays so.
 
     It is bits that are shifted, so the Triton kernel, and any device, packs the same bytes.
 
