@@ -94,7 +94,7 @@ class AdamNX(Optimizer):
             the reason, where there is none. As with torch's, a :class:`torch.amp.GradScaler` then leaves it
             to the step to divide by the scale and to skip where there is an inf, with no synchronisation.
         beta2_schedule: how β̂2 rises: `"adamnx"`, or for the paper's ablation `"adam"` (the result is
-            AdamW), `"adafactor"` (β2 has no effect) or `"adax"` (b = (1−β2)²). See
+            AdamW, while β1 is constant), `"adafactor"` (β2 has no effect) or `"adax"` (b = (1−β2)²). See
             :mod:`adamnx_hf.optim.schedules`.
         state_dtype: of the moments. None: float32, or float64 for such parameters. `"bfloat16"` (or
             `torch.bfloat16`) halves them, `"int8"` quarters those of matrices and leaves small tensors in

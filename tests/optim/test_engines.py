@@ -547,7 +547,7 @@ def cyclic(optimizer):
     ],
 )
 def test_compiled_once_for_all_values_of_beta1(schedule, kind, flags):
-    """Both schedules move β1 with the learning rate. torch's AdamW is compiled once, and then for all values."""
+    """Both schedules move β1 with the learning rate. torch's AdamW is compiled twice in all."""
     backend = CompileCounterWithBackend("eager")
     torch.manual_seed(0)
     eager_params = [nn.Parameter(randn(4, 3)), nn.Parameter(randn(3))]

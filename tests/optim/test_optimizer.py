@@ -1,6 +1,7 @@
 """What AdamNX shares with torch.optim.AdamW: arguments, groups, state, hooks, schedulers, autograd."""
 
 import copy
+import functools
 import gc
 import io
 import itertools
@@ -337,6 +338,27 @@ def test_adam_schedule_is_adamw(kwargs, flags):
         train(optimizer, 50)
     # Rounding alone: AdamW divides by the bias corrections after the fact, in another order.
     assert_close(values(adamnx), values(adamw), rtol=1e-5, atol=1e-5)
+
+
+def test_adam_schedule_is_adamw_only_while_beta1_is_constant():
+    """docs/optimizer.md has these numbers: the lengths of steps, in lr, of a constant gradient."""
+
+    def lengths(make, steps):
+        param = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        optimizer = make([param], lr=0.01, betas=(0.9, 0.999), weight_decay=0.0)
+        scheduler, result = OneCycleLR(optimizer, 0.1, total_steps=steps + 1), []
+        for _ in range(steps):
+            param.grad, before, lr = torch.ones_like(param), param.item(), optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            result.append((before - param.item()) / lr)
+            scheduler.step()
+        return result
+
+    ours = lengths(functools.partial(AdamNX, beta2_schedule="adam"), 70)
+    assert ours == pytest.approx([1.0] * 70)
+    short, long = lengths(AdamW, 70), lengths(AdamW, 1000)
+    assert min(short) == short[10] == pytest.approx(0.79, abs=0.005)
+    assert min(long) == pytest.approx(0.985, abs=0.0005)
 
 
 def test_sparse_gradients_are_refused():
