@@ -198,6 +198,9 @@ class AdamNX(Optimizer):
         if isinstance(param_group, dict):  # torch says what is wrong with anything else
             checked = {**self.defaults, **param_group}
             _check(checked)
+            # Not so in a saved state: schedules that move β1 put a number beside a tensor.
+            if len({isinstance(beta, Tensor) for beta in checked["betas"]}) > 1:
+                raise ValueError("betas must be either both floats or both Tensors")
             if "state_dtype" in param_group:
                 param_group["state_dtype"] = checked["state_dtype"]
             if "max_grad_norm" in param_group:
@@ -512,8 +515,6 @@ def _check(group: dict[str, Any]) -> None:
         raise TypeError(f"betas must be two numbers, β1 and β2, got {betas!r}")
     if len(betas) != 2:
         raise ValueError(f"betas must be two numbers, β1 and β2, got {betas}")
-    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
-        raise ValueError("betas must be either both floats or both Tensors")
     for i, beta in enumerate(betas):
         _check_number(f"beta parameter at index {i}", beta)
         if isinstance(beta, Tensor):

@@ -537,6 +537,25 @@ def test_one_cycle_drives_lr_and_beta1(flags):
     assert_close(values(scheduled), values(by_hand), rtol=0, atol=0)
 
 
+def test_a_schedule_that_puts_a_number_beside_a_tensor_is_saved_and_loaded():
+    betas = torch.tensor(0.9), torch.tensor(0.99)
+    optimizer = AdamNX(parameters(), lr=torch.tensor(0.01), betas=betas)
+    scheduler = OneCycleLR(optimizer, max_lr=0.1, total_steps=6)
+    train(optimizer, 2)
+    scheduler.step()
+    assert [type(beta) for beta in optimizer.param_groups[0]["betas"]] == [float, torch.Tensor]
+    resumed = AdamNX(copy.deepcopy(optimizer.param_groups[0]["params"]), lr=0.01)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one in (optimizer, resumed):
+        train(one, 2, 2)
+    assert_close(values(resumed), values(optimizer), rtol=0, atol=0)
+    for group in ({"betas": (0.9, betas[1])}, {"betas": (betas[0], 0.99)}):
+        with pytest.raises(ValueError, match="betas must be either both floats or both Tensors"):
+            AdamNX(parameters(), **group)
+        with pytest.raises(ValueError, match="betas must be either both floats or both Tensors"):
+            resumed.add_param_group({"params": [nn.Parameter(torch.ones(2))], **group})
+
+
 def test_grad_scaler_skips_the_step_on_overflow():
     optimizer = AdamNX(parameters((3,)))
     (param,) = optimizer.param_groups[0]["params"]
