@@ -155,10 +155,11 @@ class LayerwiseAdamNX(AdamNX):
                     self._release(param)
                     self._attach(param)  # its hook was lost, or there was none as the parameter was frozen
         if self.max_grad_norm is not None:
-            self.grad_norm = None
+            norm = None
             if self._squares:
                 device = self._squares[0].device
-                self.grad_norm = torch.stack([square.to(device) for square in self._squares]).sum().sqrt()
+                norm = torch.stack([square.to(device) for square in self._squares]).sum().sqrt()
+            self._results["grad_norm"] = norm
         self._begin()
         return loss
 

@@ -177,8 +177,13 @@ class AdamNX(Optimizer):
         defaults["betas"] = (_to_scalar(betas[0]), _to_scalar(betas[1]))
         super().__init__(params, defaults)
         self.max_grad_norm = max_grad_norm
-        self.grad_norm: Tensor | None = None
+        self._results: dict[str, Tensor | None] = {}
         self._memos: defaultdict[int, Memo] = defaultdict(dict)
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """See the class. It is kept in a dict, as torch.compile loses what becomes an optimizer's attribute."""
+        return self._results.get("grad_norm")
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -191,7 +196,7 @@ class AdamNX(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: what torch.optim keeps, and the clipping."""
-        return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm, "grad_norm": self.grad_norm}
+        return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm, "_results": self._results}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; its options are checked before anything is changed."""
@@ -213,7 +218,7 @@ class AdamNX(Optimizer):
         """Fills in what older checkpoints, and the authors', lack."""
         super().__setstate__(state)
         vars(self).setdefault("max_grad_norm", None)
-        vars(self).setdefault("grad_norm", None)
+        vars(self).setdefault("_results", {})
         if "_memos" in vars(self) and any(group.get("capturable") for group in self.param_groups):
             # A CUDA graph may have been captured that still reads its tables there.
             vars(self).setdefault("_retired", []).append(self._memos)
@@ -453,7 +458,7 @@ class AdamNX(Optimizer):
                 if not math.isinf(self.max_grad_norm):
                     divisor = clip_divisor(norm, self.max_grad_norm)
                     grad_scale = divisor if grad_scale is None else grad_scale * divisor
-            self.grad_norm = norm
+            self._results["grad_norm"] = norm
 
         for index, (group, found) in enumerate(zip(self.param_groups, with_grads, strict=True)):
             self._step_group(group, *found, grad_scale, found_inf, self._memos[index])

@@ -587,20 +587,22 @@ COMPILED = {
 
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize(
-    ("names", "whole"),
-    [(COMPILED, {}), (["default"], {"max_grad_norm": 0.1}), (["default"], {"closure": True})],
-    ids=["each option", "clipping", "closure"],
+    ("names", "whole", "how"),
+    [
+        (COMPILED, {}, None),
+        (["default"], {"max_grad_norm": 0.1}, None),
+        (["default"], {}, "closure"),
+        (["default"], {}, "GradScaler"),
+    ],
+    ids=["each option", "clipping", "closure", "GradScaler"],
 )
-def test_fused_is_compiled(names, whole):
+def test_fused_is_compiled(names, whole, how):
     """As torch's AdamW(fused=True) is. A group for each option, as it is tracing that takes the time."""
-    whole = dict(whole)
-    closure = whole.pop("closure", False)
 
     def build(**changed):
         torch.manual_seed(0)
-        groups = [{"params": [nn.Parameter(randn(4, 3))]} for _ in names]
-        options = [{**COMPILED[name], **changed} for name in names]
-        return AdamNX([g | o for g, o in zip(groups, options, strict=True)], lr=0.1, fused=True, **whole)
+        groups = [{"params": [nn.Parameter(randn(4, 3))], **COMPILED[name], **changed} for name in names]
+        return AdamNX(groups, lr=0.1, fused=True, **whole)
 
     eager, compiled = build(capturable=False), build()
     data, backend = randn(8, 4), CompileCounterWithBackend("aot_eager")
@@ -612,15 +614,19 @@ def test_fused_is_compiled(names, whole):
         return loss
 
     for step, one in ((eager.step, eager), (torch.compile(compiled.step, backend=backend), compiled)):
-        for _ in range(3):
-            if closure:
+        for i in range(3):
+            if how == "closure":
                 assert step(lambda one=one: loss_of(one)) > 0
-            else:
-                loss_of(one)
-                step()
+                continue
+            loss_of(one)
+            if how == "GradScaler":
+                one.grad_scale, one.found_inf = torch.tensor(4.0), torch.tensor(float(i == 1))
+            step()
     for name, ours, theirs in zip(names, compiled.param_groups, eager.param_groups, strict=True):
         assert_close(ours["params"], theirs["params"], msg=lambda text, name=name: f"{name}: {text}")
-        assert compiled.state[ours["params"][0]]["step"] == 3
+        assert compiled.state[ours["params"][0]]["step"] == (2 if how == "GradScaler" else 3)
+    if whole:
+        assert_close(compiled.grad_norm, eager.grad_norm)
     # It was traced, and did not fall back to eager. On a card it is our kernel that is called.
     called = {str(node.target) for graph in backend.graphs for node in graph.graph.nodes}
     assert any("_foreach_sqrt" in name or "triton_step" in name for name in called)
