@@ -219,7 +219,7 @@ def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
     rows, columns = values.shape
     top, largest = (127, LARGEST_M) if signed else (255, LARGEST_V)
     blocks = -(-columns // BLOCK)
-    magnitudes = values.abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    magnitudes = values.abs().nan_to_num_(nan=torch.inf, posinf=torch.inf)
     # As integers floats are in the same order, inf above all. The upper 8 bits are the exponent, biased.
     padded = torch.nn.functional.pad(magnitudes, (0, blocks * BLOCK - columns)).view(torch.int32)
     exponents = ((padded.view(rows, blocks, BLOCK).amax(2) >> 23) + 1).clamp(max=largest)

@@ -182,7 +182,7 @@ class AdamNX(Optimizer):
 
     @property
     def grad_norm(self) -> Tensor | None:
-        """See the class. It is kept in a dict, as torch.compile loses what becomes an optimizer's attribute."""
+        """See the class. It is kept in a dict: torch.compile loses what is assigned to an optimizer."""
         return self._results.get("grad_norm")
 
     @property
