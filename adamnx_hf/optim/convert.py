@@ -26,7 +26,8 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
     The new optimizer has the same parameters and groups (lr, β1, eps, weight decay, and whatever else a
     scheduler put there), the same step count, and the old moments divided by their bias correction,
     which is the form AdamNX keeps them in. `optimizer` itself is left as it was. With
-    `beta2_schedule="adam"` and `beta2` as before, training goes on as if nothing had happened.
+    `beta2_schedule="adam"` and `beta2` as before, training goes on as if nothing had happened, while β1 is
+    constant.
 
     A saved AdamW checkpoint: load it into AdamW, then convert that.
 

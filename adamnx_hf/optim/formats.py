@@ -73,6 +73,9 @@ ONE = 127 << 3
 # The smallest m that is not 0, in units of 2^k.
 SMALLEST = 1.25 * 2.0**-16
 
+# The exponents, 127 + k, of what is stored as the largest m and v: 2^63 and its square.
+LARGEST_M, LARGEST_V = 127 + 63, 127 + 126
+
 # Elements that are worked on at a time: each costs some 30 bytes. On the CPU they stay in its caches.
 PIECE, PIECE_ON_CPU = 2**22, 2**17
 
@@ -197,8 +200,11 @@ def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
     float's exponent and 3 bits of its significand, counted so that 1 is C. With a sign, in the upper bit: C
     = 127, 16 octaves, and what is below them becomes 0 or their smallest. Without: C = 255, 32 octaves, and
     what is below them becomes their smallest: that is not right on average, but it is not 0 either. Only a 0
-    is 0 there. A block with an inf or a nan is nan; k is at least −126 and at most 126, and what is above
-    2^126 becomes that.
+    is 0 there.
+
+    k is at least −126. It is at most 126, with a sign 63. What is above 2^k becomes 2^k, and so does an inf
+    or a nan. So a square that overflowed leaves its block numbers, and the element's next steps, m / √v, are
+    no longer than others'. Where m or v is nan, or m is inf, the parameter has become nan, and stays so.
 
     It is bits that are shifted, so the Triton kernel, and any device, packs the same bytes.
 
@@ -211,14 +217,13 @@ def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
         uint8 [rows, width], see :func:`packed_shape`.
     """
     rows, columns = values.shape
-    top = 127 if signed else 255
+    top, largest = (127, LARGEST_M) if signed else (255, LARGEST_V)
     blocks = -(-columns // BLOCK)
-    magnitudes = values.abs()
-    # As integers floats are in the same order, nan above all. The upper 8 bits are the exponent, biased.
+    magnitudes = values.abs().nan_to_num_(nan=torch.inf, posinf=torch.inf)
+    # As integers floats are in the same order, inf above all. The upper 8 bits are the exponent, biased.
     padded = torch.nn.functional.pad(magnitudes, (0, blocks * BLOCK - columns)).view(torch.int32)
-    exponents = (padded.view(rows, blocks, BLOCK).amax(2) >> 23) + 1
-    exponents = torch.where(exponents == 256, 255, exponents.clamp(max=253))
-    units = ((254 - exponents).clamp(min=0) << 23).view(torch.float32)  # 2^-k
+    exponents = ((padded.view(rows, blocks, BLOCK).amax(2) >> 23) + 1).clamp(max=largest)
+    units = ((254 - exponents) << 23).view(torch.float32)  # 2^-k
     magnitudes = magnitudes * _spread(units, columns)
 
     # Adding 20 random lower bits carries over as often as it should. There are 16: the others stand in the
@@ -229,7 +234,7 @@ def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
         codes = torch.where(magnitudes < SMALLEST, chosen, codes.clamp(max=top))
         codes = torch.where(values < 0, codes + 128, codes)
     else:
-        codes = torch.where(values > 0, codes.clamp(1, top), 0)
+        codes = torch.where(values == 0, 0, codes.clamp(1, top))
     packed = torch.cat([codes.to(torch.uint8), exponents.to(torch.uint8)], dim=1)
     return torch.nn.functional.pad(packed, (0, packed_shape(values.shape)[1] - columns - blocks))
 

@@ -152,10 +152,11 @@ def adamnx(
     dtypes = layout.dtypes[0]
 
     lr, beta1, beta2 = _to_scalar(lr), _to_scalar(beta1), _to_scalar(beta2)
-    if compiling and not isinstance(lr, Tensor):
-        # As a number, each value of a learning rate schedule would have the step compiled anew, but for
-        # products with a tensor: there Dynamo has the number in a tensor itself.
-        lr = torch.ones((), dtype=torch.float64, device="cpu") * lr
+    if compiling:
+        # As a number, each value of a schedule would have the step compiled anew, but for products with a
+        # tensor: there Dynamo has the number in a tensor itself.
+        one = torch.ones((), dtype=torch.float64, device="cpu")
+        lr, beta1, beta2 = (x if isinstance(x, Tensor) else one * x for x in (lr, beta1, beta2))
     packed = _packed(state_steps, memo)
     host_schedule = True
     if capturable or compiling or not _on_cpu(state_steps, packed):  # so phrased that Dynamo can trace it

@@ -9,15 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
 from adamnx_hf.optim.optimizer import AdamNX, note_versions
 
 __all__ = ["LayerwiseAdamNX"]
-
-# The hook of each parameter: a new optimizer takes over those of an old one.
-_HOOKS = WeakTensorKeyDictionary()
 
 
 class LayerwiseAdamNX(AdamNX):
@@ -86,10 +82,22 @@ class LayerwiseAdamNX(AdamNX):
     def _hook(self, index: int) -> None:
         for number, param in enumerate(self.param_groups[index]["params"], self._offsets()[index]):
             vars(self).setdefault("_places", {})[id(param)] = index, number
-            if param in _HOOKS:
-                _HOOKS.pop(param).remove()
-            if param.requires_grad:
-                _HOOKS[param] = param.register_post_accumulate_grad_hook(_Release(self))
+            self._attach(param)
+
+    def _attach(self, param: Any) -> None:
+        """Has the backward pass step `param`, for this optimizer and no longer for an older one.
+
+        The parameter's own list of hooks is what tells of the older one's. A weak reference to the parameter
+        would be in the way of :func:`torch.utils.swap_tensors`.
+        """
+        hooks = param._post_accumulate_grad_hooks
+        if hooks is not None:
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _Release)]:
+                del hooks[key]
+            # Where tensors were swapped, the list is still here, but autograd has lost it.
+            param._post_accumulate_grad_hooks = hooks
+        if param.requires_grad:
+            param.register_post_accumulate_grad_hook(_Release(self))
 
     @torch.no_grad()
     def _release(self, param: Tensor) -> None:
@@ -146,11 +154,13 @@ class LayerwiseAdamNX(AdamNX):
             for param in group["params"]:
                 if param.grad is not None:
                     self._release(param)
+                    self._attach(param)  # its hook was lost, or there was none as the parameter was frozen
         if self.max_grad_norm is not None:
-            self.grad_norm = None
+            norm = None
             if self._squares:
                 device = self._squares[0].device
-                self.grad_norm = torch.stack([square.to(device) for square in self._squares]).sum().sqrt()
+                norm = torch.stack([square.to(device) for square in self._squares]).sum().sqrt()
+            self._results["grad_norm"] = norm
         self._begin()
         return loss
 

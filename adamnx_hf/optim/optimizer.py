@@ -108,7 +108,7 @@ class AdamNX(Optimizer):
             the reason, where there is none. As with torch's, a :class:`torch.amp.GradScaler` then leaves it
             to the step to divide by the scale and to skip where there is an inf, with no synchronisation.
         beta2_schedule: how β̂2 rises: `"adamnx"`, or for the paper's ablation `"adam"` (the result is
-            AdamW), `"adafactor"` (β2 has no effect) or `"adax"` (b = (1−β2)²). See
+            AdamW, while β1 is constant), `"adafactor"` (β2 has no effect) or `"adax"` (b = (1−β2)²). See
             :mod:`adamnx_hf.optim.schedules`.
         state_dtype: of the moments. None: float32, or float64 for such parameters. `"bfloat16"` (or
             `torch.bfloat16`) halves them, `"int8"` quarters those of matrices and leaves small tensors in
@@ -193,8 +193,13 @@ class AdamNX(Optimizer):
         defaults["betas"] = (_to_scalar(betas[0]), _to_scalar(betas[1]))
         super().__init__(params, defaults)
         self.max_grad_norm = max_grad_norm
-        self.grad_norm: Tensor | None = None
+        self._results: dict[str, Tensor | None] = {}
         self._memos: defaultdict[int, Memo] = defaultdict(dict)
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """See the class. It is kept in a dict: torch.compile loses what is assigned to an optimizer."""
+        return self._results.get("grad_norm")
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -207,13 +212,16 @@ class AdamNX(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: what torch.optim keeps, and the clipping."""
-        return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm, "grad_norm": self.grad_norm}
+        return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm, "_results": self._results}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; its options are checked before anything is changed."""
         if isinstance(param_group, dict):  # torch says what is wrong with anything else
             checked = {**self.defaults, **param_group}
             _check(checked)
+            # Not so in a saved state: schedules that move β1 put a number beside a tensor.
+            if len({isinstance(beta, Tensor) for beta in checked["betas"]}) > 1:
+                raise ValueError("betas must be either both floats or both Tensors")
             if "state_dtype" in param_group:
                 param_group["state_dtype"] = checked["state_dtype"]
             if "max_grad_norm" in param_group:
@@ -226,7 +234,7 @@ class AdamNX(Optimizer):
         """Fills in what older checkpoints, and the authors', lack."""
         super().__setstate__(state)
         vars(self).setdefault("max_grad_norm", None)
-        vars(self).setdefault("grad_norm", None)
+        vars(self).setdefault("_results", {})
         if "_memos" in vars(self) and any(group.get("capturable") for group in self.param_groups):
             # A CUDA graph may have been captured that still reads its tables there.
             vars(self).setdefault("_retired", []).append(self._memos)
@@ -481,7 +489,7 @@ class AdamNX(Optimizer):
                 if not math.isinf(self.max_grad_norm):
                     divisor = clip_divisor(norm, self.max_grad_norm)
                     grad_scale = divisor if grad_scale is None else grad_scale * divisor
-            self.grad_norm = norm
+            self._results["grad_norm"] = norm
 
         for part in parts:
             self._step_part(part, grad_scale, found_inf)
@@ -602,8 +610,6 @@ def _check(group: dict[str, Any]) -> None:
         raise TypeError(f"betas must be two numbers, β1 and β2, got {betas!r}")
     if len(betas) != 2:
         raise ValueError(f"betas must be two numbers, β1 and β2, got {betas}")
-    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
-        raise ValueError("betas must be either both floats or both Tensors")
     for i, beta in enumerate(betas):
         _check_number(f"beta parameter at index {i}", beta)
         if isinstance(beta, Tensor):

@@ -528,6 +528,110 @@ def test_compiled_step_equals_eager_and_is_compiled_once_for_all_learning_rates(
     assert 1 <= graphs[1] == graphs[2] == graphs[3]
 
 
+def one_cycle(optimizer):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=14)
+
+
+def cyclic(optimizer):
+    return torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, step_size_up=12)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize(
+    ("schedule", "kind", "flags"),
+    [
+        (one_cycle, float, {}),
+        (one_cycle, float, {"foreach": False}),
+        (one_cycle, torch.tensor, {"fused": True}),
+        (cyclic, float, {}),
+    ],
+)
+def test_compiled_once_for_all_values_of_beta1(schedule, kind, flags):
+    """Both schedules move β1 with the learning rate. torch's AdamW is compiled twice in all."""
+    backend = CompileCounterWithBackend("eager")
+    torch.manual_seed(0)
+    eager_params = [nn.Parameter(randn(4, 3)), nn.Parameter(randn(3))]
+    params = copy.deepcopy(eager_params)
+    betas = tuple(map(kind, (0.9, 0.99)))
+    eager, compiled = AdamNX(eager_params, lr=0.01), AdamNX(params, lr=kind(0.01), betas=betas, **flags)
+    schedulers = [schedule(optimizer) for optimizer in (eager, compiled)]
+    step, values = torch.compile(compiled.step, backend=backend), set()
+    for _ in range(10):  # torch gives up after 8
+        for a, b in zip(eager_params, params, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        values.add(float(compiled.param_groups[0]["betas"][0]))
+        eager.step()
+        step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert len(values) == 10
+    assert_close(eager_params, params)
+    assert backend.frame_count <= 2
+
+
+#: What PyTorch's own tests compile of AdamW(fused=True), and what only AdamNX has. capturable=True needs
+#: torch.compile here: eager, fused=True on the CPU has the schedule on the host.
+COMPILED = {
+    "default": {},
+    "tensor lr": {"lr": torch.tensor(0.01)},
+    "tensor lr and betas": {"lr": torch.tensor(0.01), "betas": (torch.tensor(0.0), torch.tensor(0.9))},
+    "weight decay, maximize": {"weight_decay": 0.9, "maximize": True},
+    "maximize, not foreach": {"maximize": True, "foreach": False},
+    "capturable": {"capturable": True},
+    "capturable, tensor lr": {"capturable": True, "lr": torch.tensor(0.01), "eps": 1e-3},
+    "bfloat16 moments": {"state_dtype": "bfloat16"},
+    "AdamW": {"beta2_schedule": "adam", "betas": (0.9, 0.999)},
+}
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize(
+    ("names", "whole", "how"),
+    [
+        (COMPILED, {}, None),
+        (["default"], {"max_grad_norm": 0.1}, None),
+        (["default"], {}, "closure"),
+        (["default"], {}, "GradScaler"),
+    ],
+    ids=["each option", "clipping", "closure", "GradScaler"],
+)
+def test_fused_is_compiled(names, whole, how):
+    """As torch's AdamW(fused=True) is. A group for each option, as it is tracing that takes the time."""
+
+    def build(**changed):
+        torch.manual_seed(0)
+        groups = [{"params": [nn.Parameter(randn(4, 3))], **COMPILED[name], **changed} for name in names]
+        return AdamNX(groups, lr=0.1, fused=True, **whole)
+
+    eager, compiled = build(capturable=False), build()
+    data, backend = randn(8, 4), CompileCounterWithBackend("aot_eager")
+
+    def loss_of(optimizer):
+        optimizer.zero_grad()
+        loss = sum((data @ group["params"][0]).square().mean() for group in optimizer.param_groups)
+        loss.backward()
+        return loss
+
+    for step, one in ((eager.step, eager), (torch.compile(compiled.step, backend=backend), compiled)):
+        for i in range(3):
+            if how == "closure":
+                assert step(lambda one=one: loss_of(one)) > 0
+                continue
+            loss_of(one)
+            if how == "GradScaler":
+                one.grad_scale, one.found_inf = torch.tensor(4.0), torch.tensor(float(i == 1))
+            step()
+    for name, ours, theirs in zip(names, compiled.param_groups, eager.param_groups, strict=True):
+        assert_close(ours["params"], theirs["params"], msg=lambda text, name=name: f"{name}: {text}")
+        assert compiled.state[ours["params"][0]]["step"] == (2 if how == "GradScaler" else 3)
+    if whole:
+        assert_close(compiled.grad_norm, eager.grad_norm)
+    # It was traced, and did not fall back to eager. On a card it is our kernel that is called.
+    called = {str(node.target) for graph in backend.graphs for node in graph.graph.nodes}
+    assert any("_foreach_sqrt" in name or "triton_step" in name for name in called)
+
+
 # ---------------------------------------------------------------- which engine
 
 

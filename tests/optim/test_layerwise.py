@@ -194,6 +194,73 @@ def test_a_copy_steps_its_own_parameters():
     assert_same(model, other)
 
 
+@pytest.fixture
+def swapping():
+    """Has modules swap their parameters where they convert them, as torch does where it must."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.mark.usefixtures("swapping")
+@pytest.mark.parametrize(
+    ("convert", "state_dtype"),
+    [
+        (lambda model: model.to(torch.bfloat16), "int8"),
+        (lambda model: model.double(), None),
+        (lambda model: model.load_state_dict(copy.deepcopy(model.state_dict())), None),
+    ],
+    ids=["bfloat16", "float64", "load_state_dict"],
+)
+def test_parameters_that_are_swapped(convert, state_dtype):
+    """torch refuses to swap what has weak references, and loses the hooks of what it swaps."""
+    models = network(64), network(64)
+    optimizers = [
+        kind(model.parameters(), lr=0.01, state_dtype=state_dtype)
+        for kind, model in zip((LayerwiseAdamNX, AdamNX), models, strict=True)
+    ]
+    left = []
+    for step in range(5):
+        if step in (0, 2):
+            for model in models:
+                convert(model)
+        for model, optimizer in zip(models, optimizers, strict=True):
+            loss_of(model, step).backward()
+            left.append(sum(param.grad is not None for param in model.parameters()))
+            optimizer.step()
+            optimizer.zero_grad()
+        assert_same(*models)
+    # Of the first pass after each conversion step() finds the gradients; all others leave none.
+    count = len(list(models[0].parameters()))
+    assert left[::2] == [count, 0, count, 0, 0] and set(left[1::2]) == {count}
+
+
+@pytest.mark.usefixtures("swapping")
+def test_swapped_parameters_keep_a_single_optimizer_and_the_hooks_of_others():
+    model, seen = network(), []
+    weight = model[0].weight
+    weight.register_post_accumulate_grad_hook(lambda param: seen.append(param.grad is not None))
+    old = LayerwiseAdamNX(model.parameters(), lr=0.5)
+    model.double()
+    new = LayerwiseAdamNX(model.parameters(), lr=0.01)
+    loss_of(model, 0).backward()
+    new.step()
+    assert not old.state and new.state[weight]["step"] == 1
+    assert seen == [True]
+
+
+def test_a_parameter_that_was_frozen_is_stepped_in_backward_from_its_second_step_on():
+    model = network()
+    model[0].requires_grad_(False)
+    optimizer = LayerwiseAdamNX(model.parameters())
+    model[0].requires_grad_(True)
+    for step, left in enumerate([2, 0]):
+        loss_of(model, step).backward()
+        assert sum(param.grad is not None for param in model.parameters()) == left
+        optimizer.step()
+    assert {float(state["step"]) for state in optimizer.state.values()} == {2}
+
+
 @pytest.mark.parametrize("option", ["differentiable", "capturable"])
 def test_what_it_cannot_do(option):
     with pytest.raises(ValueError, match=f"LayerwiseAdamNX does not support {option}=True"):

@@ -15,6 +15,8 @@ ENGINES = {
     "reference": {"foreach": False},
     "capturable": {"capturable": True},
     "triton": {"fused": True},  # conftest.py has it on a card, or interpreted on the CPU
+    "bfloat16 moments": {"state_dtype": "bfloat16"},  # of 8 bits: test_formats.py
+    "triton bfloat16 moments": {"fused": True, "state_dtype": "bfloat16"},
 }
 pytestmark = pytest.mark.usefixtures("on_a_card")
 every_engine = pytest.mark.parametrize("flags", ENGINES.values(), ids=ENGINES)

@@ -1,6 +1,7 @@
 """What AdamNX shares with torch.optim.AdamW: arguments, groups, state, hooks, schedulers, autograd."""
 
 import copy
+import functools
 import gc
 import io
 import itertools
@@ -339,6 +340,27 @@ def test_adam_schedule_is_adamw(kwargs, flags):
     assert_close(values(adamnx), values(adamw), rtol=1e-5, atol=1e-5)
 
 
+def test_adam_schedule_is_adamw_only_while_beta1_is_constant():
+    """docs/optimizer.md has these numbers: the lengths of steps, in lr, of a constant gradient."""
+
+    def lengths(make, steps):
+        param = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        optimizer = make([param], lr=0.01, betas=(0.9, 0.999), weight_decay=0.0)
+        scheduler, result = OneCycleLR(optimizer, 0.1, total_steps=steps + 1), []
+        for _ in range(steps):
+            param.grad, before, lr = torch.ones_like(param), param.item(), optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            result.append((before - param.item()) / lr)
+            scheduler.step()
+        return result
+
+    ours = lengths(functools.partial(AdamNX, beta2_schedule="adam"), 70)
+    assert ours == pytest.approx([1.0] * 70)
+    short, long = lengths(AdamW, 70), lengths(AdamW, 1000)
+    assert min(short) == short[10] == pytest.approx(0.79, abs=0.005)
+    assert min(long) == pytest.approx(0.985, abs=0.0005)
+
+
 def test_sparse_gradients_are_refused():
     embedding = nn.Embedding(4, 2, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
@@ -513,6 +535,25 @@ def test_one_cycle_drives_lr_and_beta1(flags):
         scheduler.step()
     assert min(betas) < 0.75 < 0.9 < max(betas)
     assert_close(values(scheduled), values(by_hand), rtol=0, atol=0)
+
+
+def test_a_schedule_that_puts_a_number_beside_a_tensor_is_saved_and_loaded():
+    betas = torch.tensor(0.9), torch.tensor(0.99)
+    optimizer = AdamNX(parameters(), lr=torch.tensor(0.01), betas=betas)
+    scheduler = OneCycleLR(optimizer, max_lr=0.1, total_steps=6)
+    train(optimizer, 2)
+    scheduler.step()
+    assert [type(beta) for beta in optimizer.param_groups[0]["betas"]] == [float, torch.Tensor]
+    resumed = AdamNX(copy.deepcopy(optimizer.param_groups[0]["params"]), lr=0.01)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one in (optimizer, resumed):
+        train(one, 2, 2)
+    assert_close(values(resumed), values(optimizer), rtol=0, atol=0)
+    for group in ({"betas": (0.9, betas[1])}, {"betas": (betas[0], 0.99)}):
+        with pytest.raises(ValueError, match="betas must be either both floats or both Tensors"):
+            AdamNX(parameters(), **group)
+        with pytest.raises(ValueError, match="betas must be either both floats or both Tensors"):
+            resumed.add_param_group({"params": [nn.Parameter(torch.ones(2))], **group})
 
 
 def test_grad_scaler_skips_the_step_on_overflow():

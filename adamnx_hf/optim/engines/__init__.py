@@ -83,6 +83,9 @@ _FUSED = ("triton", "aten")
 #: Those that torch.compile sees into, and fuses itself.
 _TRACED = ("foreach", "reference")
 
+#: What `fused=True` asks for within torch.compile, which has an operator for the kernel, but none for aten's.
+_FUSED_AND_TRACED = ("triton", "foreach")
+
 
 def choose_engine(
     device: str,
@@ -96,17 +99,19 @@ def choose_engine(
 ) -> Engine:
     """The engine for tensors of a device type and dtype, by torch.optim's rules for `foreach` and `fused`.
 
-    Both None: the fastest that applies. One True: that kind, or an error. Otherwise: the reference.
+    Both None: the fastest that applies. One True: that kind, or an error. Otherwise: the reference. Within
+    torch.compile `fused=True` is also served by what the compiler itself fuses.
 
     Raises:
         RuntimeError: what was asked for cannot serve; the message gives each engine's reason.
     """
+    compiling = torch.compiler.is_compiling()
     if fused:
-        names: Sequence[str] = _FUSED
+        names: Sequence[str] = _FUSED_AND_TRACED if compiling else _FUSED
     elif foreach:
         names = ("foreach",)
     elif fused is None and foreach is None:
-        names = _TRACED if torch.compiler.is_compiling() else tuple(ENGINES)
+        names = _TRACED if compiling else tuple(ENGINES)
     else:
         names = ("reference",)
 

@@ -19,6 +19,8 @@ SHARING = tl.constexpr(formats.BLOCK)
 ROW_BYTES = tl.constexpr(formats.ROW_BYTES)
 ONE = tl.constexpr(formats.ONE)
 SMALLEST = tl.constexpr(formats.SMALLEST)
+LARGEST_M = tl.constexpr(formats.LARGEST_M)
+LARGEST_V = tl.constexpr(formats.LARGEST_V)
 
 #: Whether PTX can stand in the kernel: not where it is interpreted, nor on ROCm.
 NVIDIA = tl.constexpr(not INTERPRETED and torch.version.hip is None)
@@ -134,8 +136,8 @@ def encode(values, mask, bits, SIGNED: tl.constexpr):
     if mask is not None:
         ordered = tl.where(mask, ordered, 0)
     exponents = (tl.max(ordered, axis=1, keep_dims=True) >> 23) + 1
-    exponents = tl.where(exponents == 256, 255, tl.minimum(exponents, 253))
-    magnitudes = magnitudes * (tl.maximum(254 - exponents, 0) << 23).to(tl.float32, bitcast=True)
+    exponents = tl.minimum(exponents, LARGEST_M if SIGNED else LARGEST_V)
+    magnitudes = magnitudes * ((254 - exponents) << 23).to(tl.float32, bitcast=True)
     wide = magnitudes.to(tl.uint32, bitcast=True) + (bits * 16 + 8)
     codes = (wide >> 20).to(tl.int32) - (ONE - TOP)
     if SIGNED:
@@ -143,7 +145,7 @@ def encode(values, mask, bits, SIGNED: tl.constexpr):
         codes = tl.where(magnitudes < SMALLEST, chosen, tl.minimum(codes, TOP))
         codes = tl.where(values < 0, codes + 128, codes)
     else:
-        codes = tl.where(values > 0, tl.minimum(tl.maximum(codes, 1), TOP), 0)
+        codes = tl.where(values == 0, 0, tl.minimum(tl.maximum(codes, 1), TOP))
     return codes.to(tl.uint8), exponents.to(tl.uint8)
 
 
