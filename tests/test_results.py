@@ -97,7 +97,7 @@ def records(path):
             means = [(statistics.fmean(point["values"]),) for point in one["sweep"]]
             yield [(one["learning_rate"],), (one["head_room"] or math.inf,), *means, *_spreads(one["runs"])]
         for one in data["differences"]:
-            yield [(one["mean"],), (one["low"], one["high"]), (one["p_holm"],)]
+            yield [(one["mean"],), (one["low"], one["high"]), (one["p_holm"],), (one["p_equivalence"],)]
     elif "contenders" in data:  # compare and sharpness
         contenders = {one["label"]: one for one in data["contenders"]}
         settings = {label: _settings(one) for label, one in contenders.items()}
