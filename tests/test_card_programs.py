@@ -416,6 +416,8 @@ def test_every_plan_is_right():
         ("[1000]", "[]", "sweep_seeds: of 2 rates one is to be chosen; name a seed to choose with"),
         ("[adamw, ", "[adamv, ", r"contenders: 'adamv' is not known; did you mean 'adamw'\?"),
         ("[graft, adamw]", "[graft, adax]", "is not a pair of this plan's contenders"),
+        ("[graft, adamw]", "[graft, graft]", "is not a pair of this plan's contenders"),
+        ("[graft, adamw]", "[graft, [adamw]]", r"contenders: \['adamw'\] is not known"),
         ("holdout: 8", "holdout: 0", "holdout: 0 rows leave nothing to choose a rate by; write 5000"),
         ("top1", "los", r"primary: 'los' is not known; did you mean 'loss'\?"),
         ("network: toy", "network: tiny", "network: 'tiny' is not known"),
@@ -440,6 +442,51 @@ def test_a_file_that_is_not_there_is_told_in_one_line(capsys, tmp_path):
     assert loop.main(vision.Vision, "", flags) == 2
     told = capsys.readouterr().err
     assert "has no line of this plan; name the file that its runs wrote" in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--json", "x.json"], "--json: goes with --summary; add that"),
+        (["--device", "gpu"], "--device gpu: is neither cpu nor cuda; name one of them"),
+        (["--device", "cuda:0"], "--device cuda:0: torch finds no card; name cpu"),
+        (["--out", "{folder}"], "is a folder; name a file"),
+        (["--out", "{folder}/file/out.jsonl"], "name another file"),
+    ],
+)
+def test_what_cannot_be_run_is_told_in_one_line(flags, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "file").touch()
+    flags = [flag.format(folder=tmp_path) for flag in flags]
+    assert loop.main(vision.Vision, "", ["--plan", str(PLANS / "vision_toy.yaml"), *flags]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+
+
+def test_a_visit_ends_as_its_runs_do_and_measures_in_a_file_of_its_own(tmp_path):
+    import subprocess
+
+    python, data, out = tmp_path / "python", tmp_path / "data", tmp_path / "out"
+    python.write_text("#!/bin/bash\n[[ $* != *tuned* ]] || exit 3\n")
+    python.chmod(0o755)
+    for folder in (data, out):
+        folder.mkdir()
+    (data / "train-0.parquet").touch()
+    (out / "vision_tuned.jsonl").write_text("runs")
+    names = {"PYTHON": python, "OUT": out, "KEEP": tmp_path / "keep"}
+    environment = {**os.environ, **{key: str(value) for key, value in names.items()}}
+
+    def visit(*words, **more):
+        command = ["bash", str(CARD / "evidence"), *map(str, words)]
+        return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True).returncode
+
+    assert visit("begin", data) == 3
+    assert (out / "vision_tuned.jsonl").read_text() == "runs"
+    assert (out / "throughput.jsonl").read_text() == ""
+    assert visit("run", data, 1, 1, "eager") == 3
+    assert visit("run", data, 1, 1, "eager", PAPER="a_tuned", PLANS="other") == 3  # the one that is behind
+    assert visit("run", data, 1, 1, "eager", PLANS="other") == 0
+    assert visit("walk") == 2
 
 
 # ---------------------------------------------------------------- the file of results
@@ -580,6 +627,23 @@ if len(begun) < 2:  # the third time it dies before a run
         assert errors == [(seed, "ready", "the process died, status -9") for seed in (0, 1)]
 
 
+def test_what_an_earlier_visit_has_begun_may_be_begun_again(tmp_path):
+    lines = results.Lines(tmp_path / "out", plan="p", data="d")
+    one = {"part": "judge", "rate": 1.0, "contender": "graft", "mode": "graph"}
+    lines.add("begin", seed=0, **one)  # and the visit was cut
+    before = len(lines.read())
+    assert not loop.note_death(lines, -9, before)  # it died while it read the data
+    lines.add("begin", seed=1, **one)
+    assert loop.note_death(lines, -9, before)
+    found = results.of_kind(lines.read(), "error")
+    assert [(line["seed"], line["stage"]) for line in found] == [(1, "ready")]
+    other = {**one, "contender": "adamw"}
+    lines.add("begin", seed=2, **other)
+    lines.add("epoch", seed=2, step=1, **other)  # it was ready, so that others like it may be begun
+    assert loop.note_death(lines, -9, before)
+    assert results.of_kind(lines.read(), "error", seed=2)[0]["stage"] == "run"
+
+
 def test_throughput_is_measured(packages, tmp_path):
     flags = {"throughput": True, "throughput_seconds": 0.05, "lanes": 5}
     status, _, lines = made("language", packages, tmp_path / "out.jsonl", **flags)
@@ -640,6 +704,8 @@ def test_a_first_look_centres_the_sweep():
     assert results.centred(plan, [], "max") == plan
     assert results.centred(plan, lines, "max").rates == [1e-3, 2e-3, 2.8e-3]
     assert results.centred(plan, lines, "min").rates == [5e-4, 1e-3, 1.4e-3]
+    finer = dataclasses.replace(plan, rates=[0.99, 1.0, 1.004])
+    assert results.centred(finer, lines, "max").rates == [2e-3]  # none of them twice
     looks = results.todo(plan, lines.copy, "max")
     assert [run["rate"] for run in [next(looks), next(looks)][1][::3]] == [1e-3, 2e-3, 2.8e-3]
 
@@ -702,3 +768,28 @@ def test_the_table_of_known_values():
     assert "| adamnx_auto - adamw | 4 | 2.0000 | 1.7095 to 2.2905 | 0.0002 | 0.0004 |" in told
     # t = 0.015 / (0.01291 / 2) = 2.32: p = 0.103. That it is 1 or more: t = 152.6, p below 0.00005.
     assert "| graft - adamw | 4 | 0.0150 | -0.0055 to 0.0355 | 0.1027 | 0.1027 | 0.0000 |" in told
+
+
+def test_the_evaluations_of_a_run_that_was_cut_count_once():
+    _, plan = plan_of("language", seeds=[0])
+    one = {"part": "judge", "seed": 0, "rate": 0.004, "contender": "adamnx", "mode": "eager"}
+    epochs = [
+        {**one, "kind": "epoch", "step": step, "test_loss": loss} for step, loss in ((3, 5.0), (6, 4.0))
+    ]
+    lines = [epochs[0], *epochs, {**one, "kind": "run", "diverged": False, "test_loss": 4.0}]
+    (runs,) = [c["runs"] for c in verdict.verdict(plan, lines, {"loss": "min"})["contenders"] if c["runs"]]
+    assert runs[0]["evaluations"] == [{"step": 3, "test_loss": 5.0}, {"step": 6, "test_loss": 4.0}]
+
+
+def test_a_metric_that_is_not_finite_is_left_out_of_the_table():
+    _, plan = plan_of("language", seeds=[0, 1, 2])
+    lines = [
+        {"kind": "run", "part": "judge", "seed": seed, "rate": 0.004, "contender": name, "diverged": False}
+        | {"test_loss": loss}
+        for name in plan.contenders
+        for seed, loss in enumerate([4.0, 5.0, None if name == "adamnx" else 6.0])
+    ]
+    told = verdict.summary(verdict.verdict(plan, lines, {"loss": "min"}))
+    assert "| adamw_95 | 0.004 | 3 | 5.0000 | 1.0000 | 0 |" in told
+    assert "| adamnx | 0.004 | 2 | 4.5000 | 0.7071 | 1 |" in told
+    assert "| adamnx - adamw_95 | 3 | - | - | - | - | - |" in told

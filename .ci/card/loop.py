@@ -201,6 +201,9 @@ def main(task: type[Task], doc: str, argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = arguments(task.name, doc).parse_args(argv)
     try:
+        if args.json and not args.summary:
+            raise RecipeError("--json: goes with --summary; add that")
+        check_device(args.device)
         plan = read_plan(args.plan, task)
         out = args.out or Path(os.environ.get("OUT", ".")) / f"{args.plan.stem}.jsonl"
         if args.worker:
@@ -214,14 +217,27 @@ def main(task: type[Task], doc: str, argv: Sequence[str] | None = None) -> int:
                 write_json(args.json, content)
             print(summary(content))
             return 0
+        lines = Lines(out, plan=plan.sha256)
     except RecipeError as error:
         print(f"{task.name}: error: {error}", file=sys.stderr)
         return 2
     program = str(sys.modules[task.__module__].__file__)
-    status = supervise([sys.executable, program, *argv], Lines(out, plan=plan.sha256), args.seconds)
+    status = supervise([sys.executable, program, *argv], lines, args.seconds)
     if not args.throughput and status != 2:
-        print(summary(verdict(plan, Lines(out, plan=plan.sha256).read(), task.metrics)), flush=True)
+        print(summary(verdict(plan, lines.read(), task.metrics)), flush=True)
     return status
+
+
+def check_device(name: str) -> None:
+    """Sees to it that the device is there.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise RecipeError(f"--device {name}: is neither cpu nor cuda; name one of them")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise RecipeError(f"--device {name}: torch finds no card; name cpu")
 
 
 def arguments(name: str, doc: str) -> argparse.ArgumentParser:
@@ -300,31 +316,40 @@ def supervise(command: list[str], lines: Lines, seconds: float | None) -> int:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         for _ in range(1 + RESTARTS):
+            before_it = len(lines.read())
             process = subprocess.Popen([*command, "--worker", *deadline], env=environment)
             try:
                 status = process.wait()
             finally:
                 process.kill()
-            if status != SPOILED and not (status < 0 and note_death(lines, status)):
+            if status < 0:
+                print(f"the process that trains died, status {status}", file=sys.stderr, flush=True)
+            if status != SPOILED and not (status < 0 and note_death(lines, status, before_it)):
                 break
     finally:
         signal.signal(signal.SIGTERM, before)
     return status
 
 
-def note_death(lines: Lines, status: int) -> bool:
-    """Writes down of the run that a process died in that it failed, so that it is not begun again.
+def note_death(lines: Lines, status: int, before_it: int = 0) -> bool:
+    """Writes down of the runs that a process died in that they failed, so that they are not begun again.
+
+    Args:
+        lines: of the file of results.
+        status: of the process.
+        before_it: how many lines are older than the process. What was cut off in those may be begun again.
 
     Returns:
-        Whether there is such a run.
+        Whether there are such runs.
     """
     found, noted = lines.read(), False
-    ends = [line for kind in ("run", "error") for line in of_kind(found, kind) if "part" in line]
+    ends = [line for kind in ("run", "error") for line in of_kind(found[before_it:], kind) if "part" in line]
     ended = {(key_of(line), line["mode"]) for line in ends}
-    for line in of_kind(found, "begin"):
+    for line in of_kind(found[before_it:], "begin"):
         if (key_of(line), line["mode"]) not in ended:
             one = {key: line[key] for key in ("part", "seed", "rate", "contender", "mode", "data")}
-            worked = of_kind(found, "run", contender=one["contender"], mode=one["mode"])
+            mine = {"contender": one["contender"], "mode": one["mode"]}
+            worked = of_kind(found, "run", **mine) or of_kind(found, "epoch", **mine)
             stage = "run" if worked else "ready"
             lines.add("error", **one, stage=stage, error=f"the process died, status {status}")
             ended.add((key_of(line), line["mode"]))

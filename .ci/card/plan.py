@@ -139,10 +139,10 @@ def _checked(found: dict[str, Any], sha256: str) -> Plan:
     plan = Plan(**values, sha256=sha256)
 
     for name in [*plan.contenders, *(name for pair in plan.family for name in pair)]:
-        if name not in CONTENDERS:
+        if not isinstance(name, str) or name not in CONTENDERS:
             raise RecipeError(f"contenders: {name!r} is not known{nearest(str(name), CONTENDERS)}")
     for pair in plan.family:
-        if len(pair) != 2 or any(name not in plan.contenders for name in pair):
+        if len(pair) != 2 or pair[0] == pair[1] or any(name not in plan.contenders for name in pair):
             raise RecipeError(
                 f"family: {pair!r} is not a pair of this plan's contenders; write [[a, b], ...]"
             )

@@ -22,7 +22,12 @@ class Lines:
 
     def __init__(self, path: Path, **of_all: Any) -> None:
         self.path, self.of_all = path, of_all
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise RecipeError(f"--out {path}: is a folder; name a file")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecipeError(f"--out {path}: {error.strerror}; name another file") from error
 
     def add(self, kind: str, **values: Any) -> None:
         """Writes a line so that it stays, whatever comes next. What is not finite is null."""
@@ -85,7 +90,8 @@ def centred(plan: Plan, lines: Sequence[dict[str, Any]], better: str) -> Plan:
         return plan
     values = {run["rate"]: value_of(run, f"holdout_{plan.primary}", better) for run in runs}
     best = (max if better == "max" else min)(sorted(values), key=values.__getitem__)
-    return dataclasses.replace(plan, rates=[rounded(best * factor) for factor in plan.rates])
+    rates = dict.fromkeys(rounded(best * factor) for factor in plan.rates)  # no rate twice
+    return dataclasses.replace(plan, rates=list(rates))
 
 
 def rounded(rate: float) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from plan import Plan
-from results import centred, chosen_rate, of_kind, sweep_means, swept_seeds, value_of
+from results import centred, chosen_rate, key_of, of_kind, sweep_means, swept_seeds, value_of
 
 from adamnx_hf.paired import paired_difference
 
@@ -65,16 +65,18 @@ def _of_contender(name: str, plan: Plan, lines: Sequence[dict[str, Any]], better
         ),
         "runs": [
             {"seed": run["seed"], "diverged": run["diverged"], **_metrics(run)}
-            | {
-                "evaluations": [
-                    {"step": line["step"], **_metrics(line)}
-                    for line in of_kind(lines, "epoch", part="judge", contender=name, seed=run["seed"])
-                    if line["rate"] == chosen
-                ]
-            }
+            | {"evaluations": _evaluations(run, lines)}
             for run in runs
         ],
     }
+
+
+def _evaluations(run: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A run's evaluations by step. Those of an earlier try, which a cut has ended, do not count."""
+    epochs = of_kind(lines, "epoch", mode=run.get("mode"))
+    epochs = [line for line in epochs if key_of(line) == key_of(run)]
+    last = {line["step"]: {"step": line["step"], **_metrics(line)} for line in epochs}
+    return [last[step] for step in sorted(last)]
 
 
 def _metrics(line: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +199,8 @@ def summary(content: dict[str, Any]) -> str:
     if settings["seeds"]:
         rows = [["contender", "rate", "n", primary, "sd", "diverged"]]
         for one in content["contenders"]:
-            finite = [run[content["judged_by"]] for run in one["runs"] if not run["diverged"]]
+            found = [run.get(content["judged_by"]) for run in one["runs"] if not run["diverged"]]
+            finite = [value for value in found if value is not None]
             sd = f"{statistics.stdev(finite):.4f}" if len(finite) > 1 else "-"
             at = "-" if one["learning_rate"] is None else f"{one['learning_rate']:g}"
             at += " (edge of the grid)" if one["at_the_edge"] else ""
