@@ -722,9 +722,14 @@ def test_another_seed_is_swept_where_there_is_time_to_judge_after_it():
     _, plan = plan_of("vision", rates=[1.0, 2.0], coarse=[], sweep_seeds=[7, 8], seeds=[0, 1])
     lines = swept(plan, [7], dict.fromkeys(plan.contenders, 1.0))  # 2 s a run
     sweep, judge = (lanes.Run(part, 8, 1.0, "adamw", "eager") for part in ("sweep", "judge"))
+    first, wider = (lanes.Run("sweep", 7, rate, "adamw", "eager") for rate in (1.0, 4.0))
     assert loop.seconds_for([sweep] * 3, [sweep] * 6, plan, lines) == 2 * (6 + 2 * 3)
     assert loop.seconds_for([judge] * 3, [judge] * 6, plan, lines) == 2 * 3
-    assert loop.seconds_for([sweep] * 3, [sweep] * 6, plan, lines[:3]) == 2 * 3  # not a whole seed yet
+    assert loop.seconds_for([wider] * 2, [wider] * 2, plan, lines) == 2 * (2 + 2 * 3)
+    # A contender that cannot be run leaves its part of the first seed open.
+    for known in (lines, lines[:-2]):
+        assert loop.seconds_for([first] * 3, [first] * 6, plan, known) == 2 * 3
+        assert loop.seconds_for([sweep] * 3, [sweep] * 6, plan, known) == 2 * (6 + 2 * 3)
 
 
 def test_a_run_goes_to_a_lane_that_has_its_contender_ready():

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from lanes import Lane, Run, Task, Training, train_together
 from plan import Plan, read_plan
-from results import Lines, centred, key_of, mode_of, of_kind, swept_seeds, todo
+from results import Lines, centred, key_of, mode_of, of_kind, todo
 from verdict import summary, verdict
 
 from adamnx_hf.errors import RecipeError, number
@@ -80,11 +80,12 @@ def seconds_for(
 ) -> float:
     """How much time there has to be for the next runs of a part, by what the last ones have taken.
 
-    Once there is a rate for each contender, the sweep goes on only where there is time to judge after it.
+    After its first seed the sweep goes on only where there is time to judge after it.
     """
     last = of_kind(lines, "run")[-1:]
     each = last[0]["seconds"] / last[0]["together"] if last else 0.0
-    if wave[0].part == "sweep" and all(swept_seeds(name, plan, lines) for name in plan.contenders):
+    first = wave[0].seed in plan.sweep_seeds[:1] and wave[0].rate in plan.rates
+    if wave[0].part == "sweep" and not first:
         return each * (len(left) + len(plan.seeds) * len(plan.contenders))
     return each * len(wave)
 
