@@ -374,6 +374,7 @@ def split(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def join(param: Tensor, residual: Tensor) -> Tensor:
-    """The float32 of a bfloat16 `param` and what rounding cut off; see :func:`split`."""
+    """The float32 of a bfloat16 `param` and what rounding cut off, contiguous; see :func:`split`."""
     bits = param.float().contiguous().view(torch.int32) + residual.view(torch.int16).int()
-    return torch.where(param.isnan(), param.float(), bits.view(torch.float32))
+    # torch.where lays its result out as `param` is.
+    return torch.where(param.isnan(), param.float(), bits.view(torch.float32)).contiguous()

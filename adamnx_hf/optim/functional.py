@@ -104,20 +104,21 @@ def adamnx(
             asked with this `memo`. None: it is asked here.
 
     Raises:
-        ValueError: there is no such schedule or rounding; lists of different lengths; a `step` on the CPU
-            that has come to the end of float32.
+        ValueError: there is no such schedule or rounding; lists of different lengths; "kahan" without
+            residuals; a `step` on the CPU that has come to the end of float32.
         TypeError: parameters of integers.
         RuntimeError: a tensor has another shape than its parameter; the implementation asked for cannot
             serve these tensors. Raised before any tensor is modified.
     """
-    if beta2_schedule not in BETA2_SCHEDULES or param_rounding not in PARAM_ROUNDINGS:
+    schedules = [*BETA2_SCHEDULES]  # a list, as what was given may have no hash
+    if beta2_schedule not in schedules or param_rounding not in PARAM_ROUNDINGS:
         option, value, choices = (
-            ("beta2_schedule", beta2_schedule, [*BETA2_SCHEDULES])
-            if beta2_schedule not in BETA2_SCHEDULES
+            ("beta2_schedule", beta2_schedule, schedules)
+            if beta2_schedule not in schedules
             else ("param_rounding", param_rounding, [*PARAM_ROUNDINGS])
         )
         raise ValueError(f"Invalid {option}: {value!r}; choose one of {', '.join(choices)}")
-    if not params:
+    if not any((params, grads, exp_avgs, exp_avg_sqs, state_steps)):
         return
     compiling = torch.compiler.is_compiling()
     columns: list[Any] = [
@@ -125,13 +126,15 @@ def adamnx(
         grads,
         exp_avgs,
         exp_avg_sqs,
-        *([param_residuals] if param_residuals else []),
+        *([] if param_residuals is None else [param_residuals]),
     ]
     if layout is None:
         layout = look_at(columns, memo)
     memo = {} if memo is None else memo
     if len(state_steps) != len(params):
         raise ValueError(f"AdamNX: {len(state_steps)} state_steps for {len(params)} parameters")
+    if param_rounding == "kahan" and param_residuals is None and torch.bfloat16 in layout.dtypes[0]:
+        raise ValueError("AdamNX: param_rounding='kahan' needs param_residuals for bfloat16 parameters")
     given = columns
     if layout.wrapped and not differentiable:
         columns = _local_shards(columns)

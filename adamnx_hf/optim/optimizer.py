@@ -553,11 +553,16 @@ def note_versions(part: _Part) -> None:
 
 
 def _version(param: Tensor) -> tuple[int, ...]:
-    """A number that all who write to a parameter raise, but for fused kernels; of a DTensor both it has."""
+    """A number that all who write to a parameter raise, but for fused kernels; of a DTensor both it has.
+
+    Parameters that are parts of one buffer have one counter: it does not tell which of them was written.
+    """
     if param.is_inference():
         return ()
     if hasattr(param, "to_local"):
-        return param._version, *_version(param.to_local())
+        return param._version, param.to_local()._version
+    if param.untyped_storage().nbytes() > param.nbytes:
+        return ()
     return (param._version,)
 
 

@@ -487,6 +487,26 @@ def test_strided_parameters_keep_their_residuals_in_place():
         assert torch.equal(*map(bits, rests)) and rests[0].any()
 
 
+@every_engine
+@pytest.mark.parametrize("order", [(0, 2, 3, 1), (3, 2, 1, 0)], ids=["channels last", "transposed"])
+def test_kahan_whatever_order_elements_lie_in(order, flags):
+    """A kernel that walks memory is given tensors that all lie alike."""
+    torch.manual_seed(0)
+    values = torch.randn(4, 3, 2, 5).bfloat16()
+    back = sorted(range(4), key=order.__getitem__)
+    lying = nn.Parameter(values.permute(order).contiguous().permute(back))
+    plain = nn.Parameter(values.clone())
+    optimizers = [AdamNX([p], param_rounding="kahan", lr=0.01, **flags) for p in (lying, plain)]
+    for _ in range(3):
+        grad = torch.randn(values.shape).bfloat16()
+        for p, optimizer in zip((lying, plain), optimizers, strict=True):
+            p.grad = torch.empty_like(p).copy_(grad)
+            optimizer.step()
+    assert torch.equal(lying, plain)
+    rests = [optimizer.state[p]["param_residual"] for optimizer in optimizers for p in optimizer.state]
+    assert torch.equal(*map(bits, rests)) and rests[0].any()
+
+
 def test_only_bfloat16_parameters_are_concerned():
     params = [nn.Parameter(torch.ones(3, dtype=d)) for d in (torch.float32, torch.float16, torch.bfloat16)]
     optimizer = train(AdamNX(params, param_rounding="kahan"), range(2))

@@ -190,3 +190,20 @@ def test_what_is_remembered_makes_no_difference(monkeypatch):
             optimizer.step()
         results.append(params)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ((0, 1, 1, 1, 1), {}, "different lengths: 0 of param, 1 of grad"),
+        ((0, 0, 0, 0, 1), {}, "1 state_steps for 0 parameters"),
+        ((1, 1, 1, 1, 1), {"param_rounding": "kahan", "param_residuals": []}, "0 of param_residual"),
+        ((1, 1, 1, 1, 1), {"param_rounding": "kahan"}, "'kahan' needs param_residuals"),
+        ((1, 1, 1, 1, 1), {"beta2_schedule": ["adam"]}, "Invalid beta2_schedule"),
+    ],
+)
+def test_lists_that_are_empty_and_options_of_no_use(columns, options, message):
+    numbers = {"beta1": 0.9, "beta2": 0.99, "lr": 0.1, "weight_decay": 0.0, "eps": 1e-8}
+    *tensors, steps = [[torch.zeros((), dtype=torch.bfloat16)] * length for length in columns]
+    with pytest.raises(ValueError, match=message):
+        adamnx(*tensors, steps, **numbers, **options)

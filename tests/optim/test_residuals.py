@@ -151,6 +151,23 @@ def test_within_the_backward_pass():
     assert equal(*runs[:2]) and equal(*runs[2:])
 
 
+@pytest.mark.parametrize("kind", [AdamNX, LayerwiseAdamNX])
+def test_the_step_of_one_part_of_a_buffer_is_no_write_to_another(kind):
+    """Parameters that are parts of one share its version counter, whatever group they are in."""
+    runs = []
+    for whole in (torch.ones(8, dtype=torch.bfloat16), None):
+        halves = (torch.ones(4, dtype=torch.bfloat16) for _ in range(2)) if whole is None else whole.split(4)
+        model = nn.ParameterList(nn.Parameter(half) for half in halves)
+        groups = [{"params": [param]} for param in model]
+        optimizer = kind(groups, lr=0.001, param_rounding="kahan")
+        for step in range(4):
+            sum(((i + 1 + step) * param).sum() for i, param in enumerate(model)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        runs.append((model, optimizer))
+    assert equal(*runs) and all(state["param_residual"].any() for state in optimizer.state.values())
+
+
 @every_engine
 def test_tensors_of_inference_have_no_versions(flags):
     with torch.inference_mode():
