@@ -107,8 +107,8 @@ def adamnx(
         ValueError: there is no such schedule or rounding; lists of different lengths; "kahan" without
             residuals; a `step` on the CPU that has come to the end of float32.
         TypeError: parameters of integers.
-        RuntimeError: a tensor has another shape than its parameter; the implementation asked for cannot
-            serve these tensors. Raised before any tensor is modified.
+        RuntimeError: a tensor has another shape than its parameter, or is on another device; the
+            implementation asked for cannot serve these tensors. Raised before any tensor is modified.
     """
     schedules = [*BETA2_SCHEDULES]  # a list, as what was given may have no hash
     if beta2_schedule not in schedules or param_rounding not in PARAM_ROUNDINGS:

@@ -33,6 +33,7 @@ ROLES = ("param", "grad", "exp_avg", "exp_avg_sq", "param_residual")
 _WORKED_ON = 4
 
 _NEW_STATE = "a parameter that is given another shape needs a new state: del optimizer.state[param]"
+_MOVE_STATE = "optimizer.load_state_dict(optimizer.state_dict()) moves the state to the parameters"
 _REMEDIES = dict.fromkeys(ROLES, _NEW_STATE) | {"grad": "zero_grad(), then compute the gradients anew"}
 
 # The shape of whose elements a packed moment holds. Its own does not tell: rows are filled up.
@@ -91,7 +92,8 @@ def look_at(
         name: of a parameter, by its place. Default: its place.
 
     Raises:
-        RuntimeError: a tensor has another shape than its parameter; sparse gradients.
+        RuntimeError: a tensor has another shape than its parameter, or is on another device; sparse
+            gradients.
         ValueError: the lists are of different lengths.
     """
     if torch.compiler.is_compiling():  # what Dynamo compiles is for these very shapes
@@ -149,6 +151,8 @@ def check_tensors(
                     shape, expected = _PACKED_FOR.setdefault(tensor, param.shape), param.shape
             if shape != expected:
                 _refuse(role, place, name, shape, param, expected)
+            if tensor.device != param.device:
+                _refuse_device(role, place, name, tensor, param)
 
 
 @_disable_dynamo  # older ones trip over what the error says
@@ -161,10 +165,24 @@ def _refuse(
     expected: torch.Size,
 ) -> None:
     """Raises: a tensor has a `shape`, and not the one `expected` for `param`."""
-    which = f"parameter {place}" if name is None else name(place)
+    which = _which(place, name)
     packed = "" if expected == param.shape else f", packed {tuple(expected)}"
     shapes = f"{role} of {which} has shape {tuple(shape)}, the parameter {tuple(param.shape)}{packed}"
     raise RuntimeError(f"AdamNX: {shapes}; {_REMEDIES[role]}")
+
+
+@_disable_dynamo
+def _refuse_device(
+    role: str, place: int, name: Callable[[int], str] | None, tensor: Tensor, param: Tensor
+) -> None:
+    """Raises: a tensor is on another device than `param`."""
+    devices = f"{role} of {_which(place, name)} is on {tensor.device}, the parameter on {param.device}"
+    remedy = _REMEDIES[role] if role == "grad" else _MOVE_STATE
+    raise RuntimeError(f"AdamNX: {devices}; {remedy}")
+
+
+def _which(place: int, name: Callable[[int], str] | None) -> str:
+    return f"parameter {place}" if name is None else name(place)
 
 
 def wrapped(*columns: Sequence[Tensor]) -> bool:

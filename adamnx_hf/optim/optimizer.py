@@ -376,7 +376,8 @@ class AdamNX(Optimizer):
         """Looks at what a group's step will work on, before any group is stepped.
 
         Raises:
-            RuntimeError: a gradient or a state has another shape than its parameter, or is sparse.
+            RuntimeError: a gradient or a state has another shape than its parameter, or is on another device;
+                a sparse gradient.
         """
         group = self.param_groups[index]
 

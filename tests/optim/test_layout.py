@@ -207,3 +207,19 @@ def test_lists_that_are_empty_and_options_of_no_use(columns, options, message):
     *tensors, steps = [[torch.zeros((), dtype=torch.bfloat16)] * length for length in columns]
     with pytest.raises(ValueError, match=message):
         adamnx(*tensors, steps, **numbers, **options)
+
+
+@every_engine
+def test_a_state_on_another_device(flags):
+    params, optimizer = build({}, **flags)
+    give_gradients(params)
+    optimizer.step()
+    before = [param.detach().clone() for param in params]
+    state = optimizer.state[params[2]]
+    state["exp_avg"] = state["exp_avg"].to("meta")
+    with pytest.raises(
+        RuntimeError, match="exp_avg of parameter 'third' is on meta, the parameter on"
+    ) as error:
+        optimizer.step()
+    assert "load_state_dict(optimizer.state_dict()) moves the state" in str(error.value)
+    assert all(map(torch.equal, params, before)) and optimizer.state[params[0]]["step"] == 1

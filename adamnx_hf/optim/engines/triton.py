@@ -247,10 +247,9 @@ def step_(
         "MAXIMIZE": maximize,
         "ROUNDING": rounding,
     }
-    check = functools.partial(_check, columns)
     if all(len(kinds) == 1 for kinds in dtypes) and _all_aligned(table, memo):
         kind = (*(dtype for kinds in dtypes for dtype in kinds), True)
-        _launch(kind, table, numels, range(len(params)), arguments, device, memo, check)
+        _launch(kind, table, numels, range(len(params)), arguments, device, memo)
         return
     # One launch for each combination of dtypes, and one for what does not lie at multiples of 16 bytes.
     kinds_of = defaultdict(list)
@@ -260,20 +259,7 @@ def step_(
         kinds_of[kind].append(i)
     for kind, members in kinds_of.items():
         picked = [[column[i] for i in members] for column in table]
-        _launch(kind, picked, [numels[i] for i in members], members, arguments, device, memo, check)
-
-
-def _check(columns: tuple[list[Tensor], ...]) -> None:
-    """Raises where a tensor is on another device. Not needed for tensors the kernel has seen."""
-    names = ("param", "grad", "exp_avg", "exp_avg_sq")
-    for i, (param, *others) in enumerate(zip(*columns, strict=True)):
-        for name, tensor in zip(names[1:], others, strict=True):
-            if tensor.device != columns[0][0].device:
-                raise RuntimeError(
-                    f"AdamNX: {name} of parameter {i} is on {tensor.device}, the parameter on "
-                    f"{param.device}; "
-                    "optimizer.load_state_dict(optimizer.state_dict()) moves the state to the parameters"
-                )
+        _launch(kind, picked, [numels[i] for i in members], members, arguments, device, memo)
 
 
 def _aligned(addresses: list[int]) -> bool:
@@ -310,7 +296,6 @@ def _launch(
     arguments: dict[str, Any],
     device: torch.device,
     memo: dict[Any, Any],
-    check: Callable[[], None],
 ) -> None:
     """One launch for parameters of a `kind`: the dtypes of their four tensors, and if all are aligned.
 
@@ -324,7 +309,7 @@ def _launch(
         arguments = arguments | {"ROUNDING": "nearest"}
     block, warps, load, store = tuning(kind, arguments["ROUNDING"])
     with _on(device):
-        tables = _tables([params, *others, numels], grads, places, block, device, kind, memo, check)
+        tables = _tables([params, *others, numels], grads, places, block, device, kind, memo)
         if not len(tables.chunks):
             return
         names = ("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ")
@@ -378,7 +363,7 @@ def norm(grads: list[Tensor], memo: dict[Any, Any]) -> Tensor | None:
                 kind,
                 _tables(
                     [[numels[i] for i in members]], [addresses[i] for i in members], members, NORM_BLOCK,
-                    device, kind, memo, lambda: None,
+                    device, kind, memo,
                 ),
             )
             for kind, members in kinds_of.items()
@@ -463,16 +448,14 @@ def _tables(
     device: torch.device,
     kind: tuple[Any, ...],
     memo: dict[Any, Any],
-    check: Callable[[], None],
 ) -> _Tables:
     """The tables for a launch. Only what has changed since the last one is sent to the device."""
     # Sent on one stream, they may not have arrived when a kernel on another one looks.
     stream, capturing = _stream(device)
     kept: _Kept | None = memo.get(kind)
     if capturing:
-        return _tables_for_graph(kept, columns, grads, places, block, memo, check)
+        return _tables_for_graph(kept, columns, grads, places, block, memo)
     if kept is None or kept.made_for != (columns, places, block, stream):
-        check()
         rows, addresses, chunks = (_send(t, device) for t in _new_tables(columns, grads, places, block))
         spare = None if kept is None else kept.spare
         kept = _Kept((columns, places, block, stream), _Tables(rows, addresses, chunks, grads), spare)
@@ -504,7 +487,6 @@ def _tables_for_graph(
     places: range | list[int],
     block: int,
     memo: dict[Any, Any],
-    check: Callable[[], None],
 ) -> _Tables:
     """Tables for a launch that is captured in a CUDA graph, which are kept for as long as `memo` is.
 
@@ -517,7 +499,6 @@ def _tables_for_graph(
     if kept.made_for[:3] != (columns, places, block) or tables.grad_addresses != grads:
         new: tuple[Tensor, ...] = (_int64(grads),)
         if kept.made_for[:3] != (columns, places, block):
-            check()
             new = _new_tables(columns, grads, places, block)
         host = kept.take(sum(_rounded_up(table.nbytes) for table in new))
         sent, start = [], 0
