@@ -133,6 +133,8 @@ def adamnx(
     memo = {} if memo is None else memo
     if len(state_steps) != len(params):
         raise ValueError(f"AdamNX: {len(state_steps)} state_steps for {len(params)} parameters")
+    if numbers is not None and len(numbers) != len(params):
+        raise ValueError(f"AdamNX: {len(numbers)} numbers for {len(params)} parameters")
     if param_rounding == "kahan" and param_residuals is None and torch.bfloat16 in layout.dtypes[0]:
         raise ValueError("AdamNX: param_rounding='kahan' needs param_residuals for bfloat16 parameters")
     given = columns

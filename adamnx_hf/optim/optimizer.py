@@ -548,9 +548,13 @@ def _clear_outdated(params: list[Tensor], residuals: list[Tensor | None], memo: 
 
 def note_versions(part: _Part) -> None:
     """Notes down, where there are residuals, which weights they belong to."""
-    if part.group["param_rounding"] == "kahan" and not (torch.compiler.is_compiling() or is_capturing()):
+    if torch.compiler.is_compiling() or is_capturing():
+        return
+    if part.group["param_rounding"] == "kahan":
         kept = [param for param in part.columns[0] if _keeps_residual(param, part.group)]
         part.memo.setdefault("versions", {}).update({id(param): _version(param) for param in kept})
+    elif "versions" in part.memo:  # a step without residuals: those of before belong to none of its weights
+        part.memo["versions"] = dict.fromkeys(part.memo["versions"])
 
 
 def _version(param: Tensor) -> tuple[int, ...]:

@@ -197,6 +197,7 @@ def test_what_is_remembered_makes_no_difference(monkeypatch):
     [
         ((0, 1, 1, 1, 1), {}, "different lengths: 0 of param, 1 of grad"),
         ((0, 0, 0, 0, 1), {}, "1 state_steps for 0 parameters"),
+        ((1, 1, 1, 1, 1), {"numbers": [0, 1]}, "2 numbers for 1 parameters"),
         ((1, 1, 1, 1, 1), {"param_rounding": "kahan", "param_residuals": []}, "0 of param_residual"),
         ((1, 1, 1, 1, 1), {"param_rounding": "kahan"}, "'kahan' needs param_residuals"),
         ((1, 1, 1, 1, 1), {"beta2_schedule": ["adam"]}, "Invalid beta2_schedule"),

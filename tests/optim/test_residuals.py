@@ -151,6 +151,24 @@ def test_within_the_backward_pass():
     assert equal(*runs[:2]) and equal(*runs[2:])
 
 
+@every_engine
+def test_steps_without_residuals_leave_none_behind(flags):
+    """From "kahan" to "nearest" and back: what was cut off before is not added to what has come since."""
+    model = net()
+    optimizer = AdamNX(model.parameters(), lr=0.01, param_rounding="kahan", **flags)
+    (group,) = optimizer.param_groups
+    train(model, optimizer, range(3))
+    group["param_rounding"] = "nearest"
+    train(model, optimizer, range(3, 5))
+    group["param_rounding"] = "kahan"
+    twin, other = copy.deepcopy((model, optimizer))
+    for param in twin.parameters():
+        other.state[param]["param_residual"].zero_()
+    for run in ((model, optimizer), (twin, other)):
+        train(*run, [5])
+    assert equal((model, optimizer), (twin, other))
+
+
 @pytest.mark.parametrize("kind", [AdamNX, LayerwiseAdamNX])
 def test_the_step_of_one_part_of_a_buffer_is_no_write_to_another(kind):
     """Parameters that are parts of one share its version counter, whatever group they are in."""
