@@ -172,7 +172,7 @@ def _files_of_the_data_set(value: Any) -> str | None:
 
 def _by_optimizer(value: Any) -> str | None:
     """Fields by optimizers' names; :func:`check` judges each field as if it stood alone."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or not all(isinstance(fields, Mapping) for fields in value.values()):
         return f"{str(value)[:60]!r} is not fields by optimizers' names"
     return next(filter(None, map(_label, value)), None)
 
