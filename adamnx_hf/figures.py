@@ -426,7 +426,7 @@ ON_A_CARD = {
 
 
 def draw_tuned(path: Path, content: dict[str, Any]) -> None:
-    """A sweep's curves over the learning rate, and the differences between contenders at their best rates.
+    """Draws a sweep's curves over the learning rate, and the differences at each contender's best rate.
 
     Args:
         path: of the PNG to write.
@@ -436,18 +436,16 @@ def draw_tuned(path: Path, content: dict[str, Any]) -> None:
 
     plt.switch_backend("agg")
     with plt.rc_context(RC):
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(12, 4.8), dpi=150, layout="constrained", width_ratios=[1, 1]
-        )
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), dpi=150, layout="constrained")
         _draw_sweep(left, content)
-        _draw_card_differences(right, [content])
+        _draw_card_differences(right, content)
         right.set_title("At each one's best rate, on the test rows")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_figure(figure, path, facecolor="white")
 
 
 def _draw_sweep(axes: Any, content: dict[str, Any]) -> None:
-    """Each contender's metric over the learning rate: a dot a seed, a line through the means."""
+    """Draws each contender's metric over the learning rate: a dot a seed, a line through the means."""
     for one in content["contenders"]:
         name, colour = ON_A_CARD[one["name"]]
         rates = [point["learning_rate"] for point in one["sweep"]]
@@ -467,11 +465,11 @@ def _draw_sweep(axes: Any, content: dict[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=9, loc="lower left")
 
 
-def _draw_card_differences(axes: Any, contents: Sequence[dict[str, Any]]) -> None:
-    """Each declared difference: a dot a seed, the mean and its interval, over what counts as none."""
-    rows = [(content, item) for content in contents for item in content["differences"]]
-    for place, (content, item) in enumerate(rows):
-        by_name = {one["name"]: one for one in content["contenders"]}
+def _draw_card_differences(axes: Any, content: dict[str, Any]) -> None:
+    """Draws each declared difference: a dot a seed, the mean and its interval, over what counts as none."""
+    items = content["differences"]
+    by_name = {one["name"]: one for one in content["contenders"]}
+    for place, item in enumerate(items):
         first, second = (
             {run["seed"]: run[content["judged_by"]] for run in by_name[item[key]]["runs"]}
             for key in ("first", "second")
@@ -481,21 +479,21 @@ def _draw_card_differences(axes: Any, contents: Sequence[dict[str, Any]]) -> Non
         axes.plot(pairs, [place] * len(pairs), ".", color="#333333", ms=4, zorder=4)
         axes.plot([item["low"], item["high"]], [place] * 2, color=colour, lw=3, alpha=0.75)
         axes.plot(item["mean"], place, "o", color=colour, ms=8, mec="white", zorder=5)
-    least = contents[0]["settings"]["smallest_effect"]
+    least = content["settings"]["smallest_effect"]
     axes.axvspan(-least, least, color="#eeeeee", zorder=0)
     axes.axvline(0, color="#444444", lw=1)
     axes.set_yticks(
-        range(len(rows)),
-        [f"{ON_A_CARD[item['first']][0]}\nminus {ON_A_CARD[item['second']][0]}" for _, item in rows],
+        range(len(items)),
+        [f"{ON_A_CARD[item['first']][0]}\nminus {ON_A_CARD[item['second']][0]}" for item in items],
         fontsize=9,
     )
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_ylim(len(items) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"difference in top-1, points (grey: under {least:g})")
 
 
 def draw_protocols(path: Path, contents: Sequence[dict[str, Any]]) -> None:
-    """What the choice of the learning rate is worth beside the choice of the optimizer.
+    """Draws what the choice of the learning rate is worth beside the choice of the optimizer.
 
     Args:
         path: of the PNG to write.
@@ -505,9 +503,7 @@ def draw_protocols(path: Path, contents: Sequence[dict[str, Any]]) -> None:
 
     plt.switch_backend("agg")
     with plt.rc_context(RC):
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(12, 4.2), dpi=150, layout="constrained", width_ratios=[1, 1]
-        )
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), dpi=150, layout="constrained")
         rows = [(content, one) for content in contents for one in content["contenders"]]
         for place, (content, one) in enumerate(rows):
             colour, values = ON_A_CARD[one["name"]][1], [run[content["judged_by"]] for run in one["runs"]]
@@ -519,7 +515,7 @@ def draw_protocols(path: Path, contents: Sequence[dict[str, Any]]) -> None:
         left.grid(axis="y", visible=False)
         left.set(xlabel="top-1 accuracy on the test rows, % (a dot a seed)")
         left.set_title("Optimizer, and its peak learning rate")
-        _draw_card_differences(right, contents[:1])
+        _draw_card_differences(right, contents[0])
         right.set_title("All at the paper's 0.01")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_figure(figure, path, facecolor="white")

@@ -510,7 +510,7 @@ def test_all_of_a_plan(cifar, tmp_path):
     assert lines[0]["kind"] == "start" and lines[0]["settings"]["steps"] == 6
     runs = [results.key_of(line) for line in lines if line["kind"] == "run"]
     assert runs[:2] == [("coarse", 1000, rate, "adamw") for rate in plan.coarse]
-    rates = results.centred(plan, lines, "max").rates
+    rates = results.centre_rates(plan, lines, "max").rates
     assert rates[0] in plan.coarse and rates[1] == 2 * rates[0]
     assert runs[2:8] == [("sweep", 1000, rate, name) for rate in rates for name in plan.contenders]
     assert [run[:2] for run in runs[8:]] == [("judge", 0)] * 3 + [("judge", 1)] * 3
@@ -701,11 +701,11 @@ def test_a_first_look_centres_the_sweep():
         {**run, "kind": "run", "diverged": run["rate"] == 4e-3, "holdout_top1": 1e4 * run["rate"]}
         for run in first
     ]
-    assert results.centred(plan, [], "max") == plan
-    assert results.centred(plan, lines, "max").rates == [1e-3, 2e-3, 2.8e-3]
-    assert results.centred(plan, lines, "min").rates == [5e-4, 1e-3, 1.4e-3]
+    assert results.centre_rates(plan, [], "max") == plan
+    assert results.centre_rates(plan, lines, "max").rates == [1e-3, 2e-3, 2.8e-3]
+    assert results.centre_rates(plan, lines, "min").rates == [5e-4, 1e-3, 1.4e-3]
     finer = dataclasses.replace(plan, rates=[0.99, 1.0, 1.004])
-    assert results.centred(finer, lines, "max").rates == [2e-3]  # none of them twice
+    assert results.centre_rates(finer, lines, "max").rates == [2e-3]  # none of them twice
     looks = results.todo(plan, lines.copy, "max")
     assert [run["rate"] for run in [next(looks), next(looks)][1][::3]] == [1e-3, 2e-3, 2.8e-3]
 
@@ -737,7 +737,7 @@ def test_a_run_goes_to_a_lane_that_has_its_contender_ready():
     free = [
         argparse.Namespace(ready=ready) for ready in ({("adamw", "graph"): 1}, {("graft", "graph"): 1}, {})
     ]
-    assert [free.index(lane) for lane, _ in loop.assigned(wave, free)] == [1, 0, 2]
+    assert [free.index(lane) for lane, _ in loop.assign_lanes(wave, free)] == [1, 0, 2]
 
 
 def test_the_head_room_of_a_grid_is_what_lies_between_its_rates():

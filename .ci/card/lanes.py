@@ -21,8 +21,8 @@ from plan import Plan
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-#: Compiled once for all lanes, whose networks are of one shape.
-compiled = functools.cache(functools.partial(torch.compile, dynamic=False))
+#: Compiles a loss once for all lanes, whose networks are of one shape.
+compile_once = functools.cache(functools.partial(torch.compile, dynamic=False))
 
 #: Steps before a capture: they compile, try kernels out and make the optimizer's state.
 WARM_UP = 4
@@ -125,7 +125,7 @@ class Lane:
         self.net.train()
         self.lr.zero_()
         optimizer = make_optimizer(name, self.net, self.lr, self.plan)
-        loss_of = compiled(self.task.loss) if "compile" in mode else self.task.loss
+        loss_of = compile_once(self.task.loss) if "compile" in mode else self.task.loss
         params = [param for param in self.net.parameters() if param.requires_grad]
 
         def body() -> None:
@@ -141,10 +141,10 @@ class Lane:
             optimizer.zero_grad(set_to_none=True)
             body()
 
-        return optimizer, self._captured(optimizer, step, body) if "graph" in mode else step
+        return optimizer, self._capture(optimizer, step, body) if "graph" in mode else step
 
-    def _captured(self, optimizer: Optimizer, step: Step, body: Step) -> Step:
-        """The step as a CUDA graph, after a warm-up, as torch's documentation asks."""
+    def _capture(self, optimizer: Optimizer, step: Step, body: Step) -> Step:
+        """Captures the step in a CUDA graph, after a warm-up, as torch's documentation asks."""
         torch.cuda.synchronize()
         for _ in range(WARM_UP):
             step()
@@ -233,7 +233,7 @@ class Training:
         self._unread.append((self.taken, found, lane.stream.record_event() if lane.stream else None))
 
     def read(self) -> dict[str, Any]:
-        """The oldest evaluation that has not been read."""
+        """Returns the oldest evaluation that has not been read. This waits for the card."""
         step, found, event = self._unread.pop(0)
         if event:
             event.synchronize()

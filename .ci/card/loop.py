@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from lanes import Lane, Run, Task, Training, train_together
 from plan import Plan, read_plan
-from results import Lines, centred, key_of, mode_of, of_kind, todo
+from results import Lines, centre_rates, key_of, mode_of, of_kind, todo
 from verdict import summary, verdict
 
 from adamnx_hf.errors import RecipeError, number
@@ -47,24 +47,24 @@ def work(task: Task, plan: Plan, lines: Lines, args: argparse.Namespace, device:
     """Makes the runs that are not in the file yet. Returns the exit status."""
     better, lanes, left_out = task.metrics[plan.primary], [], 0
     for part in todo(plan, lines.read, better):
-        while left := waiting(part, found := lines.read(), args.modes):
-            wave, settled = left[: args.lanes], centred(plan, found, better)
+        while left := find_waiting(part, found := lines.read(), args.modes):
+            wave, settled = left[: args.lanes], centre_rates(plan, found, better)
             if args.deadline and time.time() + seconds_for(wave, left, settled, found) > args.deadline:
                 left_out += len(left)
                 break
             while len(lanes) < len(wave):
                 lanes.append(Lane(task, plan, device))
-            if not train_wave(assigned(wave, lanes), lines) and device.type == "cuda":
+            if not train_wave(assign_lanes(wave, lanes), lines) and device.type == "cuda":
                 return SPOILED
     if left_out:
         print(f"{left_out} runs are left for another time: there was no time for them", flush=True)
     return 0
 
 
-def waiting(
+def find_waiting(
     part: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], modes: Sequence[str]
 ) -> list[Run]:
-    """The runs of a part that have neither been made nor failed in their mode."""
+    """Finds the runs of a part that have neither been made nor failed in their mode."""
     found = []
     done = {key_of(run) for run in of_kind(lines, "run")}
     failed = {(key_of(line), line["mode"]) for line in of_kind(lines, "error") if "part" in line}
@@ -78,7 +78,7 @@ def waiting(
 def seconds_for(
     wave: Sequence[Run], left: Sequence[Run], plan: Plan, lines: Sequence[dict[str, Any]]
 ) -> float:
-    """How much time there has to be for the next runs of a part, by what the last ones have taken.
+    """Estimates how much time the next runs of a part need, by what the last ones have taken.
 
     After its first seed the sweep goes on only where there is time to judge after it.
     """
@@ -90,8 +90,8 @@ def seconds_for(
     return each * len(wave)
 
 
-def assigned(wave: Sequence[Run], lanes: Sequence[Lane]) -> list[tuple[Lane, Run]]:
-    """A lane for each run: one that has its contender ready, if there is one."""
+def assign_lanes(wave: Sequence[Run], lanes: Sequence[Lane]) -> list[tuple[Lane, Run]]:
+    """Assigns a lane to each run, if there is one then one that has its contender ready."""
     free, pairs = list(lanes), []
     for run in wave:
         ready = (run.contender, run.mode)

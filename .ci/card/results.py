@@ -1,4 +1,4 @@
-"""The file of results, what is still to be run by it, and what it says in the end."""
+"""The file of results, the rates that it chooses, and what is still to be run."""
 
 from __future__ import annotations
 
@@ -83,24 +83,29 @@ def mode_of(name: str, lines: Sequence[dict[str, Any]], modes: Sequence[str]) ->
     return next((mode for mode in modes if mode not in failed), None)
 
 
-def centred(plan: Plan, lines: Sequence[dict[str, Any]], better: str) -> Plan:
-    """The plan with rates around the best of its first look, where it asks for one that has been made."""
+def centre_rates(plan: Plan, lines: Sequence[dict[str, Any]], better: str) -> Plan:
+    """Lays the plan's rates around the best of its first look, where it asks for one that has been made."""
     runs = [run for run in of_kind(lines, "run", part="coarse") if run["rate"] in plan.coarse]
     if not runs:
         return plan
     values = {run["rate"]: value_of(run, f"holdout_{plan.primary}", better) for run in runs}
-    best = (max if better == "max" else min)(sorted(values), key=values.__getitem__)
-    rates = dict.fromkeys(rounded(best * factor) for factor in plan.rates)  # no rate twice
+    best = pick_best(values, better)
+    rates = dict.fromkeys(round_rate(best * factor) for factor in plan.rates)  # no rate twice
     return dataclasses.replace(plan, rates=list(rates))
 
 
-def rounded(rate: float) -> float:
-    """A learning rate of two digits."""
+def pick_best(values: dict[float, float], better: str) -> float:
+    """Picks the rate with the best value; of several the lowest."""
+    return (max if better == "max" else min)(sorted(values), key=values.__getitem__)
+
+
+def round_rate(rate: float) -> float:
+    """Rounds a learning rate to two digits."""
     return float(f"{rate:.2g}")
 
 
-def swept_seeds(name: str, plan: Plan, lines: Sequence[dict[str, Any]]) -> list[int]:
-    """The sweep's seeds for which the contender has run at every rate of the plan."""
+def list_swept_seeds(name: str, plan: Plan, lines: Sequence[dict[str, Any]]) -> list[int]:
+    """Lists the sweep's seeds for which the contender has run at every rate of the plan."""
     runs = {(run["seed"], run["rate"]) for run in of_kind(lines, "run", part="sweep", contender=name)}
     return [seed for seed in plan.sweep_seeds if all((seed, rate) in runs for rate in plan.rates)]
 
@@ -108,9 +113,10 @@ def swept_seeds(name: str, plan: Plan, lines: Sequence[dict[str, Any]]) -> list[
 def sweep_means(name: str, plan: Plan, lines: Sequence[dict[str, Any]], better: str) -> dict[float, float]:
     """The primary metric on held-out rows at each rate, on average over the sweep's seeds, rising by rate.
 
-    A rate counts that has a run for each of :func:`swept_seeds`; a run that diverged is worse than any other.
+    A rate counts that has a run for each of :func:`list_swept_seeds`. A run that diverged is worse than any
+    other.
     """
-    seeds, values = swept_seeds(name, plan, lines), {}
+    seeds, values = list_swept_seeds(name, plan, lines), {}
     for run in of_kind(lines, "run", part="sweep", contender=name):
         if run["seed"] in seeds:
             values.setdefault(run["rate"], []).append(value_of(run, f"holdout_{plan.primary}", better))
@@ -124,7 +130,7 @@ def chosen_rate(name: str, plan: Plan, lines: Sequence[dict[str, Any]], better: 
     if len(plan.rates) == 1:
         return plan.rates[0]
     means = sweep_means(name, plan, lines, better)
-    return (max if better == "max" else min)(means, key=means.__getitem__) if means else None
+    return pick_best(means, better) if means else None
 
 
 def wider_rate(name: str, plan: Plan, lines: Sequence[dict[str, Any]], better: str) -> float | None:
@@ -133,7 +139,7 @@ def wider_rate(name: str, plan: Plan, lines: Sequence[dict[str, Any]], better: s
     added = [rate for rate in rates if rate not in plan.rates]
     if len(added) >= plan.widen or len(rates) < 2 or best not in (rates[0], rates[-1]):
         return None
-    return rounded(best * best / (rates[1] if best == rates[0] else rates[-2]))
+    return round_rate(best * best / (rates[1] if best == rates[0] else rates[-2]))
 
 
 def value_of(run: dict[str, Any], metric: str, better: str) -> float:
@@ -158,9 +164,10 @@ def todo(plan: Plan, read: Callable[[], list[dict[str, Any]]], better: str) -> I
 
     if plan.coarse:
         yield runs("coarse", plan.sweep_seeds[0], [(rate, plan.contenders[0]) for rate in plan.coarse])
-        plan = centred(plan, read(), better)
-        if not of_kind(read(), "run", part="coarse"):
+        found = read()
+        if not of_kind(found, "run", part="coarse"):
             return  # there is nothing to choose rates by
+        plan = centre_rates(plan, found, better)
     if len(plan.rates) > 1:
         for seed in plan.sweep_seeds:
             yield runs("sweep", seed, [(rate, name) for rate in plan.rates for name in plan.contenders])
@@ -170,7 +177,7 @@ def todo(plan: Plan, read: Callable[[], list[dict[str, Any]]], better: str) -> I
             yield [
                 run
                 for name, rate in wider.items()
-                for seed in swept_seeds(name, plan, found)
+                for seed in list_swept_seeds(name, plan, found)
                 for run in runs("sweep", seed, [(rate, name)])
             ]
     found = read()

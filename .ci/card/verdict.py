@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from plan import Plan
-from results import centred, chosen_rate, key_of, of_kind, sweep_means, swept_seeds, value_of
+from results import (
+    centre_rates,
+    chosen_rate,
+    key_of,
+    list_swept_seeds,
+    of_kind,
+    pick_best,
+    sweep_means,
+    value_of,
+)
 
 from adamnx_hf.paired import paired_difference
 
@@ -27,7 +36,7 @@ def verdict(plan: Plan, lines: Sequence[dict[str, Any]], metrics: dict[str, str]
     """
     better, start = metrics[plan.primary], of_kind(lines, "start")[-1:]
     settings = dataclasses.asdict(plan)
-    plan = centred(plan, lines, better)
+    plan = centre_rates(plan, lines, better)
     contenders = [_of_contender(name, plan, lines, better) for name in plan.contenders]
     return {
         "plan": settings.pop("sha256"),
@@ -52,17 +61,14 @@ def _of_contender(name: str, plan: Plan, lines: Sequence[dict[str, Any]], better
     """A contender's part of :func:`verdict`."""
     chosen, means = chosen_rate(name, plan, lines, better), sweep_means(name, plan, lines, better)
     runs = of_kind(lines, "run", part="judge", contender=name, rate=chosen)
+    seeds = list_swept_seeds(name, plan, lines)
     sweep = of_kind(lines, "run", part="sweep", contender=name)
     return {
         "name": name,
         "learning_rate": chosen,
         "at_the_edge": bool(means) and chosen in (min(means), max(means)),
         "head_room": head_room(means, better),
-        "sweep": _values(
-            [run for run in sweep if run["seed"] in swept_seeds(name, plan, lines)],
-            f"holdout_{plan.primary}",
-            better,
-        ),
+        "sweep": _values([run for run in sweep if run["seed"] in seeds], f"holdout_{plan.primary}", better),
         "runs": [
             {"seed": run["seed"], "diverged": run["diverged"], **_metrics(run)}
             | {"evaluations": _evaluations(run, lines)}
@@ -113,7 +119,7 @@ def head_room(means: dict[float, float], better: str) -> float | None:
     rates = sorted(means)
     if not rates:
         return None
-    i = rates.index((max if better == "max" else min)(means, key=means.__getitem__))
+    i = rates.index(pick_best(means, better))
     if not 0 < i < len(rates) - 1:
         return None
     (x0, y0), (x1, y1), (x2, y2) = ((math.log(rate), means[rate]) for rate in rates[i - 1 : i + 2])

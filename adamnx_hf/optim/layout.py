@@ -84,7 +84,7 @@ def look_at(
     memo: Memo | None = None,
     name: Callable[[int], str] | None = None,
 ) -> Layout:
-    """The layout of a step's tensors, whose shapes fit.
+    """Looks at a step's tensors and returns their layout. Their shapes and devices fit then.
 
     Args:
         columns: params, grads, exp_avgs, exp_avg_sqs, and maybe param_residuals, which may hold None.

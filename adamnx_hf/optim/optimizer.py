@@ -558,9 +558,10 @@ def note_versions(part: _Part) -> None:
 
 
 def _version(param: Tensor) -> tuple[int, ...]:
-    """A number that all who write to a parameter raise, but for fused kernels; of a DTensor both it has.
+    """Returns a parameter's version counter, of a DTensor both that it has; () where it tells nothing.
 
-    Parameters that are parts of one buffer have one counter: it does not tell which of them was written.
+    Whoever writes to a parameter raises it, save fused kernels. Inference tensors have none. Parameters that
+    are parts of one buffer share theirs, which does not tell the one that was written.
     """
     if param.is_inference():
         return ()

@@ -4,20 +4,12 @@ import io
 
 import pytest
 import torch
+from flags_of_engines import ENGINES
 from torch import nn
 
 from adamnx_hf import AdamNX, LayerwiseAdamNX, adamnx
 
-ENGINES = {
-    "default": {},
-    "aten": {"fused": True},
-    "foreach": {"foreach": True},
-    "reference": {"foreach": False},
-    "capturable": {"capturable": True},
-    "triton": {"fused": True},
-    "triton capturable": {"fused": True, "capturable": True},
-}
-every_engine = pytest.mark.parametrize("flags", ENGINES.values(), ids=ENGINES)
+every_engine = pytest.mark.parametrize("flags", [{}, *ENGINES.values()], ids=["default", *ENGINES])
 pytestmark = pytest.mark.usefixtures("on_a_card")
 LATE = 2**24 - 2
 

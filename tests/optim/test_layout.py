@@ -4,19 +4,12 @@ import copy
 
 import pytest
 import torch
+from flags_of_engines import every_engine
 from torch import nn
 
 from adamnx_hf import AdamNX, LayerwiseAdamNX, adamnx
 from adamnx_hf.optim import layout
 
-ENGINES = {
-    "aten": {"fused": True},
-    "foreach": {"foreach": True},
-    "reference": {"foreach": False},
-    "capturable": {"capturable": True},
-    "triton": {"fused": True},
-    "triton capturable": {"fused": True, "capturable": True},
-}
 FORMATS = {
     "float32": {},
     "bfloat16": {"state_dtype": "bfloat16"},
@@ -24,7 +17,6 @@ FORMATS = {
     "stochastic": {"param_rounding": "stochastic"},
     "kahan": {"param_rounding": "kahan"},
 }
-every_engine = pytest.mark.parametrize("flags", ENGINES.values(), ids=ENGINES)
 every_format = pytest.mark.parametrize("storage", FORMATS.values(), ids=FORMATS)
 pytestmark = pytest.mark.usefixtures("on_a_card")
 

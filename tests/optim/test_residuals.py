@@ -5,21 +5,13 @@ import io
 
 import pytest
 import torch
+from flags_of_engines import every_engine
 from torch import nn
 
 from adamnx_hf import AdamNX, LayerwiseAdamNX
 from adamnx_hf.optim import optimizer as module
 from adamnx_hf.optim.formats import join
 
-ENGINES = {
-    "aten": {"fused": True},
-    "foreach": {"foreach": True},
-    "reference": {"foreach": False},
-    "capturable": {"capturable": True},
-    "triton": {"fused": True},
-    "triton capturable": {"fused": True, "capturable": True},
-}
-every_engine = pytest.mark.parametrize("flags", ENGINES.values(), ids=ENGINES)
 pytestmark = pytest.mark.usefixtures("on_a_card")
 
 
