@@ -162,8 +162,10 @@ def _files_of_the_data_set(value: Any) -> str | None:
     if not isinstance(value, Mapping):
         return f"{str(value)[:60]!r} is not files by split"
     for split, patterns in value.items():
+        if reason := _split(split):
+            return reason
         for pattern in patterns if isinstance(patterns, list) else [patterns]:
-            if reason := _label(split) or _pattern(pattern):
+            if reason := _pattern(pattern):
                 return reason
             if pattern.count("*") > 6:  # each is tried at every letter of every name
                 return f"{pattern[:60]!r} has more than 6 stars"
@@ -179,6 +181,7 @@ def _by_optimizer(value: Any) -> str | None:
 
 _word = _matches(r"\w[\w.+-]*", "a plain word", most=100)
 _label = _text(200)
+_split = _matches(r"\w+(\.\w+)*", "the name of a split")
 _revision = _matches(r"(?!.*\.\.)\w[\w./-]*", "a branch, tag or commit")
 _pattern = _matches(r"(?!.*\.\.)[\w*\[?{][\w ./*\[\]?{},=@-]*", "a pattern of files")
 _modules = _list_of(_matches(r"\w[\w.-]*", "the name of a module"))

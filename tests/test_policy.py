@@ -131,6 +131,7 @@ IN_JSON = '{"model_type": "llama", "attn_implementation": "evil/kernel"}'
         (hostile(architecture_options={"widths": [8] * 101}), "architecture_options"),
         (hostile(architecture_options={"stochastic_depth": 7}), "stochastic_depth"),
         (hostile(architecture_options={1: 2}), "architecture_options"),
+        (hostile(data_files={"../split": []}), "data_files"),
         (hostile(lr_scheduler_kwargs={1: 2}), "lr_scheduler_kwargs"),
         (hostile("language_modeling", model_config={"model_type": "llama", "num_labels": 10**7}), "num_labe"),
         (hostile("language_modeling", model_config={"attention_dropout": 7}), "attention_dropout"),
@@ -343,7 +344,8 @@ def test_whatever_a_rule_lets_through(field, value):
         return
     strings = [item for _, item in walk(value) if isinstance(item, str)]
     keys = {key for path, _ in walk(value) for key in path if isinstance(key, str)}
-    assert not keys & {"attn_implementation", "auto_map", "backbone", "hub_token"}
+    # A split may be called anything; `datasets` alone sees its name.
+    assert field == "data_files" or not keys & {"attn_implementation", "auto_map", "backbone", "hub_token"}
     for string in strings:
         assert string.isprintable() or field in ("prompt_template", "completion_template", "join_rows")
         if field not in TEXT and not field.endswith(("_column", "_field")):
