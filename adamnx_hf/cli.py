@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -63,9 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     with interrupts.watch():
         try:
-            return _main(argv)
+            status = _main(argv)
+            sys.stdout.flush()
+            return status
         except KeyboardInterrupt:
             pass
+        except BrokenPipeError:  # whoever reads, such as `| head`, has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         except BaseException:
             if not interrupts.is_interrupted():  # else it is what an import or a data loader makes of one
                 raise

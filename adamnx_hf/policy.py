@@ -218,7 +218,7 @@ HUB: dict[str, Rule] = {
     **_fields(_revision, "dataset_revision"),
     **_fields(_files_of_the_data_set, "data_files"),
     **_fields(_label, "train_split eval_split"),
-    **_fields(_number_of, "max_train_samples max_eval_samples hold_out"),
+    **_fields(_number_of, "max_train_samples max_eval_samples hold_out hold_out_seed"),
     **_fields(_flag, "eval_on_held_out"),
     **_fields(
         _label,

@@ -9,6 +9,7 @@ entry for the chosen `optim`, `--fast`, `--smoke`, the flags.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import math
 import os
@@ -132,6 +133,17 @@ class RecipeArguments:
             self.optimizers = read_json(self.optimizers)
 
 
+#: Fields of TrainingArguments that a recipe's `--help` shows, beside those that the recipe sets.
+USUAL = (
+    "output_dir", "seed", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+    "per_device_eval_batch_size", "gradient_accumulation_steps", "optim", "optim_args", "learning_rate",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lr_scheduler_type",
+    "lr_scheduler_kwargs", "warmup_steps", "bf16", "use_cpu", "eval_strategy", "eval_steps", "save_strategy",
+    "save_steps", "save_total_limit", "load_best_model_at_end", "metric_for_best_model", "logging_steps",
+    "report_to", "resume_from_checkpoint", "dataloader_num_workers", "dataloader_drop_last",
+    "gradient_checkpointing", "torch_compile", "push_to_hub", "hub_model_id",
+)  # fmt: skip
+
 #: What `--smoke` sets for every task.
 SMOKE = {
     "max_steps": 4,
@@ -154,6 +166,9 @@ NEUTRAL = re.compile(
     r"(logging|save|push|hub|log|trackio)_.*|project|dataloader_(?!drop_last).*"
 )
 
+#: What the name of a file of data ends in.
+DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt")
+
 
 @dataclasses.dataclass
 class Recipe:
@@ -164,6 +179,10 @@ class Recipe:
     """The fields that were set, wherever; `adamnx-hf run` takes a file of them."""
     changes: dict[str, Any]
     """Fields that flags set to something else than the recipe's, where it may matter for the outcome."""
+    data_changes: dict[str, Any]
+    """Fields that say which data, and how they are read, that flags set to something else."""
+    given: frozenset[str]
+    """The names of the fields that flags set."""
     arguments: RecipeArguments
     task: Any
     """The task's module."""
@@ -221,15 +240,25 @@ class _Parser:
         for action in self.parser._actions:  # what is not given stays out of the result
             action.default, action.required = argparse.SUPPRESS, False
         self.fields = {action.dest: action for action in self.parser._actions}
+        # report_to has a word `none` of its own.
+        self.optional = {
+            field.name
+            for kind in self.classes
+            for field in dataclasses.fields(kind)
+            if field.default is None and field.name != "report_to"
+        }
 
     def of_flags(self, words: Sequence[str]) -> dict[str, Any]:
         """The fields that the flags `words` set, with their types; JSON text is a dictionary.
 
+        `--FIELD none` sets a field that may be left out to None, whatever the recipe says.
+
         Raises:
             RecipeError: a flag or a value that does not fit.
         """
+        words, unset = self._take_out_none(words)
         try:
-            given, extra = self.parser.parse_known_args(list(words))
+            given, extra = self.parser.parse_known_args(words)
         except argparse.ArgumentError as error:
             raise RecipeError(_clean(error, "")) from None
         if extra:
@@ -238,7 +267,24 @@ class _Parser:
                 known = [option for action in self.fields.values() for option in action.option_strings[:1]]
                 raise RecipeError(f"{word} is not a flag of this recipe{nearest(word, known)}")
             raise RecipeError(f"{word!r} belongs to no flag; write --flag value")
-        return {key: self._look_into(key, value, key) for key, value in vars(given).items()}
+        return unset | {key: self._look_into(key, value, key) for key, value in vars(given).items()}
+
+    def _take_out_none(self, words: Sequence[str]) -> tuple[list[str], dict[str, None]]:
+        """Parts `words` in those that argparse reads and the fields that are set to None."""
+        rest: list[str] = []
+        unset: dict[str, None] = {}
+        words = list(words)
+        while words:
+            flag, equals, value = words.pop(0).partition("=")
+            field = flag.removeprefix("--").replace("-", "_")
+            next_value = value if equals else words[0] if words else ""
+            if flag.startswith("--") and field in self.optional and next_value == "none":
+                unset[field] = None
+                words = words[not equals :]
+            else:
+                unset.pop(field, None)  # the later one wins
+                rest.append(f"{flag}{equals}{value}")
+        return rest, unset
 
     def of_file(self, values: Mapping[Any, Any], source: str) -> dict[str, Any]:
         """The fields that a file's `values` set, with their types; each is one value, never a flag.
@@ -359,14 +405,47 @@ def fields(name: str) -> list[str]:
     return list(_load(name).parser.fields)
 
 
-def help_text(name: str) -> str:
-    """Every field of a recipe as a flag, with the recipe's own values as defaults."""
+def help_text(name: str, every: bool = False) -> str:
+    """A recipe's fields as flags, with the recipe's own values as defaults; the task's come first.
+
+    Args:
+        name: see :func:`find`.
+        every: also the fields of TrainingArguments that the recipe leaves alone.
+
+    Raises:
+        RecipeError: see :func:`resolve`.
+    """
+    from transformers import TrainingArguments
+
     loaded = _load(name)
     parser = loaded.parser.parser
-    for action in parser._actions:
-        value = loaded.written.get(action.dest, argparse.SUPPRESS)
-        action.default = printable(value) if isinstance(value, str) else value
-    return parser.format_help()
+    own, of_task, training = ({f.name for f in dataclasses.fields(kind)} for kind in loaded.parser.classes)
+    transformers_own = {f.name for f in dataclasses.fields(TrainingArguments)}
+    usual = {*(training - transformers_own), *USUAL, *loaded.written} & training
+    sections = {
+        f"fields of {loaded.written['task']}": of_task,
+        "fields of training": training if every else usual,
+        "fields of every recipe": own,
+    }
+    formatter = parser._get_formatter()
+    formatter.add_usage("adamnx-hf run RECIPE [--FIELD VALUE ...]", [], [], "usage: ")
+    for title, names in sections.items():
+        formatter.start_section(title)
+        for action in parser._actions:
+            value = loaded.written.get(action.dest, _default(loaded.parser, action.dest))
+            value = printable(value) if isinstance(value, str) else getattr(value, "value", value)
+            action.default = argparse.SUPPRESS if value in (None, "", []) else value
+            if action.dest in names:
+                shown = copy.copy(action)
+                shown.option_strings = action.option_strings[:1]  # not with hyphens, too
+                formatter.add_argument(shown)
+        formatter.end_section()
+    formatter.add_text("--FIELD none leaves out a field that the recipe sets and that may be left out.")
+    if not every:
+        formatter.add_text(
+            f"{len(training - usual)} more fields of TrainingArguments: adamnx-hf run RECIPE --help-all"
+        )
+    return formatter.format_help()
 
 
 @dataclasses.dataclass
@@ -427,6 +506,8 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
         RecipeError: a file, key or value that does not fit, in one line that names it and the nearest
             valid one.
     """
+    from adamnx_hf.tasks.data import local_data
+
     loaded = _load(name)
     path, task, parser, from_file = loaded.path, loaded.task, loaded.parser, dict(loaded.values)
     from_flags = parser.of_flags(words)
@@ -435,6 +516,7 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
 
     if "optim" in from_flags and from_flags["optim"] != from_file.get("optim"):
         from_file.pop("optim_args", None)  # meant for the file's optimizer, and unknown to another
+    displaced = _displace(from_file, from_flags, task)
     layers = [from_file, _for_optimizer(from_file, from_flags)]
     chosen = {**from_file, **layers[1], **from_flags}
     fast, smoke = bool(chosen.get("fast")), bool(chosen.get("smoke"))
@@ -450,6 +532,17 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
         key: value
         for key, value in from_flags.items()
         if not NEUTRAL.fullmatch(key) and value != base.get(key, _default(parser, key))
+    } | {key: None for key in displaced if not NEUTRAL.fullmatch(key)}
+    about_data = {
+        field.name
+        for kind in parser.classes
+        for field in dataclasses.fields(kind)
+        if field.metadata.get("data")
+    }
+    data_changes = {
+        key: value
+        for key, value in from_flags.items()
+        if key in about_data and value != loaded.values.get(key, _default(parser, key))
     }
     if "optim_args" in from_flags:
         other = _other_optim_args(from_flags["optim_args"])
@@ -462,8 +555,9 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     own = named().get(recipe_name)
     if own is not None and own.resolve() != path.resolve():  # somebody's, of the name of one of ours
         changes["recipe"] = path.name
+    _check_places(values)
     values |= _whole_paths(values)
-    local = os.path.isdir(values.get("dataset_name") or "")
+    local = local_data(values.get("dataset_name") or "") is not None
     if not values.get("output_dir"):
         values["output_dir"] = str(_output_dir(recipe_name, values))
     arguments, task_arguments, training_arguments = parser.instances(values)
@@ -473,16 +567,77 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     if best_by is not None and best_by.removeprefix("eval_") not in metrics:
         near = nearest(best_by.removeprefix("eval_"), metrics)
         raise RecipeError(f"metric_for_best_model: {best_by!r} is no metric of this task{near}")
+    _set_direction(training_arguments, task, values.get("greater_is_better"))
     return Recipe(
         name=recipe_name,
         values=values,
         changes=changes,
+        data_changes=data_changes,
+        given=frozenset(from_flags),
         arguments=arguments,
         task=task,
         task_arguments=task_arguments,
         training_arguments=training_arguments,
         synthetic_data=smoke and not local,
     )
+
+
+def _displace(from_file: dict[str, Any], from_flags: Mapping[str, Any], task: Any) -> list[str]:
+    """Takes those fields out of `from_file` that one of `from_flags` leaves without meaning.
+
+    Returns:
+        Their names, save those that flags set.
+    """
+    rules = {"dataset_name": ("data_files",), **getattr(task, "DISPLACES", {})}
+    displaced = []
+    for key, others in rules.items():
+        if from_flags.get(key) is not None and from_flags[key] != from_file.get(key):
+            displaced += [other for other in others if other in from_file and other not in from_flags]
+    for key in displaced:
+        from_file.pop(key, None)
+    return list(dict.fromkeys(displaced))
+
+
+def _set_direction(args: Any, task: Any, greater_is_better: bool | None) -> None:
+    """Has `args` take the higher or the lower metric for the better one, as the task's METRICS says.
+
+    Transformers takes every metric that is not a loss for one that should be high.
+
+    Args:
+        args: TrainingArguments, which are changed.
+        task: the task's module.
+        greater_is_better: what the recipe or a flag says; None: nothing.
+
+    Raises:
+        RecipeError: the recipe or a flag says otherwise.
+    """
+    if args.metric_for_best_model is None:
+        return
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    higher = {"loss": "min", **task.METRICS}[metric] == "max"
+    right = f"of {metric} the {'higher' if higher else 'lower'} is the better; leave it out"
+    if greater_is_better is not None and greater_is_better != higher:
+        raise RecipeError(f"greater_is_better: {str(greater_is_better).lower()} will not do: {right}")
+    args.greater_is_better = higher
+    if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) == "reduce_lr_on_plateau":
+        kwargs, mode = args.lr_scheduler_kwargs or {}, "max" if higher else "min"
+        if kwargs.get("mode", mode) != mode:
+            raise RecipeError(f"lr_scheduler_kwargs: mode {kwargs['mode']!r} will not do: {right}")
+        args.lr_scheduler_kwargs = {**kwargs, "mode": mode}
+
+
+def _check_places(values: Mapping[str, Any]) -> None:
+    """Checks that what can only be a local path is there.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    for key, value in values.items():
+        if policy.NAME_OR_PATH.fullmatch(key) and isinstance(value, str):
+            is_path = value.startswith(("/", "~", "./", "../", "\\")) or value in (".", "..")
+            is_path |= value.count("/") > 1 or value.endswith(DATA_SUFFIXES)
+            if is_path and not os.path.exists(os.path.expanduser(value)):
+                raise RecipeError(f"{key}: there is no {value[:200]!r} here; pass a path that exists")
 
 
 def _for_optimizer(from_file: Mapping[str, Any], from_flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -534,7 +689,7 @@ def _whole_paths(values: Mapping[str, Any]) -> dict[str, str]:
     for key, value in values.items():
         if policy.NAME_OR_PATH.fullmatch(key) and isinstance(value, str):
             path = os.path.expanduser(value)
-            of_the_hub = key == "dataset_name" or key.endswith("name_or_path")  # if it is no folder
+            of_the_hub = key.endswith("name_or_path")  # if it is no folder
             if os.path.isdir(path) or (os.path.exists(path) and not of_the_hub):
                 result[key] = os.path.abspath(path)
     return result
@@ -542,7 +697,7 @@ def _whole_paths(values: Mapping[str, Any]) -> dict[str, str]:
 
 def _default(parser: _Parser, key: str) -> Any:
     field = _field(parser.classes, key)
-    return None if field is None else field.default
+    return None if field is None or field.default is dataclasses.MISSING else field.default
 
 
 def _field(classes: Iterable[Any], name: str) -> dataclasses.Field[Any] | None:

@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "Every field of a recipe is a flag: TrainingArguments' own, and the task's. "
-        "`adamnx-hf run RECIPE --help` lists them, `adamnx-hf recipes` the recipes."
+        "`adamnx-hf run RECIPE --help` lists those of the task, --help-all the others, too; "
+        "`adamnx-hf recipes` lists the recipes."
     )
     for flag in ("--smoke", "--fast"):  # may stand before the recipe, too
         parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
@@ -70,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     from adamnx_hf import recipe
 
     try:
-        if "--help" in args.flags or "-h" in args.flags:
-            print(recipe.help_text(args.recipe))
+        if asked := {"--help", "-h", "--help-all"}.intersection(args.flags):
+            print(recipe.help_text(args.recipe, every="--help-all" in asked))
             return 0
         resolved = recipe.resolve(args.recipe, args.flags)
         train(resolved, command=_command(args.recipe, args.flags))

@@ -583,7 +583,7 @@ def test_images_are_read_as_they_are(keep_decoded):
         {"image": pictures, "label": [4, 2, 0]}, features=Features({"image": Image(), "label": ClassLabel(5)})
     )
     images = ImageDataset(
-        data, image_column="image", label_column="label", size=32, keep_decoded=keep_decoded
+        data, image_column="image", labels=data["label"], size=32, keep_decoded=keep_decoded
     )
     batch = images.__getitems__([0, 2, 1])
     assert batch["labels"].tolist() == [4, 0, 2] and batch["labels"].dtype == torch.int64
@@ -607,7 +607,7 @@ def test_an_image_that_cannot_be_read_is_named(image, message):
     good = Picture.fromarray(np.zeros((32, 32, 3), np.uint8))
     features = Features({"image": Image(), "label": ClassLabel(5)})
     data = Dataset.from_dict({"image": [good, image, good], "label": [4, 2, 0]}, features=features)
-    images = ImageDataset(data, image_column="image", label_column="label", size=32, split="test")
+    images = ImageDataset(data, image_column="image", labels=[4, 2, 0], size=32, split="test")
     with pytest.raises(RecipeError) as error:
         images.__getitems__([0, 2, 1])
     assert str(error.value).startswith("image: row 1 of the split 'test' ") and message in str(error.value)

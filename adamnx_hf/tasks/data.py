@@ -5,27 +5,47 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.plain_values import read_json
 
 __all__ = [
+    "IMAGES_DISPLACE",
     "DataArguments",
     "ImageArguments",
     "check_class_names",
     "check_columns",
     "check_images",
+    "check_same_classes",
+    "choose_column",
+    "choose_image_column",
     "doc",
+    "hold_out",
     "load_splits",
+    "local_data",
 ]
 
+#: Fields of image tasks that leave others of the recipe without effect, where a flag gives them.
+IMAGES_DISPLACE = {
+    "architecture": ("model_name_or_path", "architecture_options"),
+    "model_name_or_path": ("architecture", "architecture_options"),
+}
 
-def doc(text: str) -> dict[str, str]:
-    """The `metadata` of a field whose help `text` is."""
-    return {"help": text}
+
+def doc(text: str, data: bool = False) -> dict[str, Any]:
+    """The `metadata` of a field whose help `text` is.
+
+    Args:
+        text: of the help.
+        data: whether the field says which data, or how they are read. Of a run with other values a title or
+            a table for the recipe's own data would be untrue.
+    """
+    return {"help": text, "data": data}
 
 
 @dataclasses.dataclass
@@ -33,38 +53,55 @@ class DataArguments:
     """Fields of a recipe that say which data; every task has them."""
 
     dataset_name: str | None = dataclasses.field(
-        default=None, metadata=doc("Hub name of a data set, or a local folder of the same schema.")
+        default=None,
+        metadata=doc(
+            "Hub name of a data set, or a local one: a folder, or a file of CSV, JSON or Parquet.", data=True
+        ),
     )
     dataset_config_name: str | None = dataclasses.field(
-        default=None, metadata=doc("Configuration of the data set.")
+        default=None, metadata=doc("Configuration of the data set.", data=True)
     )
     dataset_revision: str | None = dataclasses.field(
-        default=None, metadata=doc("Branch, tag or commit of the data set on the Hub.")
+        default=None, metadata=doc("Branch, tag or commit of the data set on the Hub.", data=True)
     )
     data_files: dict | str | None = dataclasses.field(
         default=None,
         metadata=doc(
-            "Files of each split in the data set's repository on the Hub, as load_dataset takes them, as "
-            'JSON on the command line: {"train": ["a/*.parquet"], ...}. A local folder is read whole.'
+            "Files of each split in the data set's repository or folder, as load_dataset takes them, as JSON "
+            'on the command line: {"train": ["a/*.parquet"], ...}.',
+            data=True,
         ),
     )
     train_split: str = dataclasses.field(
-        default="train", metadata=doc("Split to train on, or a part of it: train[:90%%].")
+        default="train",
+        metadata=doc(
+            "Split to train on, or a part of it by its rows: train[:90%%]; see also hold_out.", data=True
+        ),
     )
     eval_split: str = dataclasses.field(
-        default="test", metadata=doc("Split to evaluate on, or a part of one: train[90%%:].")
+        default="test",
+        metadata=doc("Split to evaluate on; of a data set without one, see hold_out.", data=True),
     )
     max_train_samples: int | None = dataclasses.field(
-        default=None, metadata=doc("Train on the first so many examples only.")
+        default=None, metadata=doc("Train on the first so many examples only.", data=True)
     )
     max_eval_samples: int | None = dataclasses.field(
-        default=None, metadata=doc("Evaluate on the first so many examples only.")
+        default=None, metadata=doc("Evaluate on the first so many examples only.", data=True)
     )
     hold_out: int = dataclasses.field(
-        default=0, metadata=doc("Percent of the training rows, spread evenly, that are not trained on.")
+        default=0,
+        metadata=doc(
+            "Percent of the training rows that are not trained on: drawn at random, of each class its share.",
+            data=True,
+        ),
+    )
+    hold_out_seed: int = dataclasses.field(
+        default=0,
+        metadata=doc("Which rows hold_out draws. The seed of the run does not change them.", data=True),
     )
     eval_on_held_out: bool = dataclasses.field(
-        default=False, metadata=doc("Evaluate on the rows that hold_out takes out, not on eval_split.")
+        default=False,
+        metadata=doc("Evaluate on the rows that hold_out takes out, not on eval_split.", data=True),
     )
 
     def __post_init__(self) -> None:
@@ -77,6 +114,8 @@ class DataArguments:
                 raise ValueError(f"{name}: {count} is not a number of examples; at least 1")
         if not 0 <= self.hold_out <= 50:
             raise ValueError(f"hold_out: {self.hold_out} is not a percentage from 0 to 50")
+        if not 0 <= self.hold_out_seed < 2**32:
+            raise ValueError(f"hold_out_seed: {self.hold_out_seed} is not from 0 to {2**32 - 1}")
         if self.eval_on_held_out and not self.hold_out:
             raise ValueError("eval_on_held_out: nothing is held out; set hold_out, too")
 
@@ -85,7 +124,7 @@ class DataArguments:
 class ImageArguments(DataArguments):
     """What tasks on images have besides: their column, the network, and how images become its input."""
 
-    image_column: str = dataclasses.field(default="image", metadata=doc("Column of the images."))
+    image_column: str = dataclasses.field(default="image", metadata=doc("Column of the images.", data=True))
     architecture: str | None = dataclasses.field(default=None, metadata=doc("A network, from scratch."))
     architecture_options: dict | str | None = dataclasses.field(
         default=None, metadata=doc("What to change of the network, as JSON on the command line.")
@@ -149,11 +188,85 @@ def _check_data_files(data_files: Any) -> None:
                 )
 
 
-def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
+def local_data(name: str) -> Path | None:
+    """The local folder or file that the `dataset_name` `name` stands for; None if it is a name on the Hub."""
+    path = Path(os.path.expanduser(name))
+    return path if path.is_dir() or path.is_file() else None
+
+
+def load_splits(
+    arguments: DataArguments,
+    *,
+    labels: Callable[[Any], Sequence[Any]] | None = None,
+    spread: bool = False,
+) -> tuple[Any, Any]:
     """The training and the evaluation split, as `datasets.Dataset`.
 
+    Args:
+        arguments: say which.
+        labels: returns a class for each row of the training split. What is held out then has of each class
+            its share.
+        spread: `max_train_samples` and `max_eval_samples` take rows from all over a split, not its first.
+
     Raises:
-        RecipeError: the data set, or one of the splits, is not there.
+        RecipeError: the data set, or one of the splits, is not there or has no rows; or files of the data
+            set number their classes differently.
+    """
+    data = _load(arguments)
+
+    def rows(field: str, most: str) -> Any:
+        chosen = _part(data, getattr(arguments, field), field, arguments.dataset_name)
+        if isinstance(arguments, ImageArguments):
+            chosen = _with_images(chosen)
+        count = min(getattr(arguments, most) or len(chosen), len(chosen))
+        return chosen.select(_spread(len(chosen), count) if spread else range(count))
+
+    train = rows("train_split", "max_train_samples")
+    if arguments.eval_on_held_out:
+        return hold_out(train, arguments, labels)
+    evaluation = rows("eval_split", "max_eval_samples")
+    if arguments.hold_out:
+        train, _ = hold_out(train, arguments, labels)
+    return train, evaluation
+
+
+def hold_out(
+    train: Any, arguments: DataArguments, labels: Callable[[Any], Sequence[Any]] | None = None
+) -> tuple[Any, Any]:
+    """Parts `train` in what is trained on and what is held out, by `hold_out` and `hold_out_seed`.
+
+    Args:
+        train: a `datasets.Dataset`.
+        arguments: say how many percent, at least one row.
+        labels: see :func:`load_splits`.
+
+    Returns:
+        Both parts, each in the order of `train`.
+
+    Raises:
+        RecipeError: there is one row or none.
+    """
+    rows = len(train)
+    if rows < 2:
+        raise RecipeError(f"hold_out: of {rows} training row none can be held out")
+    order = np.random.default_rng(arguments.hold_out_seed).permutation(rows)
+    if labels is not None:  # one class after the other: rows at even distances are of each class its share
+        _, classes = np.unique(np.asarray(labels(train)), return_inverse=True)
+        order = order[np.argsort(classes[order], kind="stable")]
+    held_out = order[_spread(rows, max(1, round(rows * arguments.hold_out / 100)))]
+    return train.select(np.setdiff1d(order, held_out)), train.select(np.sort(held_out))
+
+
+def _spread(rows: int, count: int) -> list[int]:
+    """`count` of `rows`, at even distances."""
+    return [int((i + 0.5) * rows / count) for i in range(count)]
+
+
+def _load(arguments: DataArguments) -> Mapping[str, Any]:
+    """The data set by its splits.
+
+    Raises:
+        RecipeError: it is not there, or its files number their classes differently.
     """
     import datasets
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as formats
@@ -161,61 +274,124 @@ def load_splits(arguments: DataArguments) -> tuple[Any, Any]:
     name = arguments.dataset_name
     if not name:
         raise RecipeError("dataset_name: the recipe names no data set; add --dataset_name NAME_OR_FOLDER")
-    folder = Path(os.path.expanduser(name))
-    if name in formats and not folder.is_dir():
+    local = local_data(name)
+    if name in formats and not (local and local.is_dir()):
         # load_dataset would read files of the current folder, and a recipe may be somebody else's.
         raise RecipeError(
             f"dataset_name: {name!r} is a format of files, no data set; pass the folder that they are in: "
             "--dataset_name path/to/folder"
         )
-    options: dict[str, Any] = {"name": arguments.dataset_config_name}
+    options: dict[str, Any] = {"name": arguments.dataset_config_name, "data_files": arguments.data_files}
     try:
-        if folder.is_dir():
+        if local and local.is_dir() and _saved_to_disk(local):
+            saved = datasets.load_from_disk(str(local))
+            return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        if local and local.is_file():
+            builder = datasets.load_dataset_builder(str(local.parent), data_files=local.name)
+        elif local:
             # The recipe's are the Hub's: a folder without configurations has none to choose from.
-            if datasets.get_dataset_config_names(str(folder)) == ["default"]:
-                options = {}
-            data = datasets.load_dataset(str(folder), **options)
+            if datasets.get_dataset_config_names(str(local)) == ["default"]:
+                options["name"] = None
+            builder = datasets.load_dataset_builder(str(local), **options)
         else:
-            options |= {"revision": arguments.dataset_revision, "data_files": arguments.data_files}
-            data = datasets.load_dataset(name, **options)
+            builder = datasets.load_dataset_builder(name, revision=arguments.dataset_revision, **options)
+        builder.download_and_prepare()
+        data = {  # as_dataset refuses one without rows
+            split: builder.as_dataset(split) if info.num_examples else []
+            for split, info in builder.info.splits.items()
+        }
+        files = list(_class_names_by_file(builder))
     except Exception as error:  # of many libraries' kinds: the Hub's, HTTP's, the reader's
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        if folder.is_dir():
+        if local:
             raise RecipeError(f"dataset_name: {name} cannot be read as a data set ({reason})") from error
         raise RecipeError(
             f"dataset_name: {name!r} is not a local folder and did not come from the Hub ({reason}); either "
             "connect to the Hub (and unset HF_HUB_OFFLINE), or pass a local copy of the same schema: "
             "--dataset_name path/to/folder"
         ) from error
-    splits = []
-    for field, most in (("train_split", "max_train_samples"), ("eval_split", "max_eval_samples")):
-        split, count = getattr(arguments, field), getattr(arguments, most)
-        chosen = _part(data, split, f"{field}: {name}")
-        splits.append(chosen if count is None else chosen.select(range(min(count, len(chosen)))))
-    train, evaluation = splits
-    if arguments.hold_out:
-        held_out = _spread(len(train), arguments.hold_out)
-        if arguments.eval_on_held_out:
-            evaluation = train.select(held_out)
-        train = train.select(sorted(set(range(len(train))).difference(held_out)))
-    return train, evaluation
+    _check_numbering(files)
+    return data
 
 
-def _spread(rows: int, percent: int) -> list[int]:
-    """So many percent of `rows`, evenly spread: data sets may be sorted by class."""
-    if rows < 2:
-        raise RecipeError(f"hold_out: of {rows} training row none can be held out")
-    count = max(1, round(rows * percent / 100))
-    return [int((i + 0.5) * rows / count) for i in range(count)]
+def _with_images(data: Any) -> Any:
+    """Casts columns of image files' bytes to images: Parquet that others than `datasets` wrote has them."""
+    from datasets import Image
+
+    for name, feature in data.features.items():
+        stored = isinstance(feature, dict) and {"bytes"} <= feature.keys() <= {"bytes", "path"}
+        if stored or getattr(feature, "dtype", None) in ("binary", "large_binary"):
+            data = data.cast_column(name, Image())
+    return data
 
 
-def _part(data: Any, spec: str, where: str) -> Any:
+def _saved_to_disk(folder: Path) -> bool:
+    """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` has written `folder`."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _class_names_by_file(builder: Any) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Yields each Parquet file of a data set with its own class names, by column.
+
+    `datasets` takes the names of the first file for all, and keeps the others' numbers.
+    """
+    import pyarrow.parquet  # type: ignore[import-untyped]
+    from datasets import DownloadManager, Features
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    if not isinstance(builder, Parquet) or not builder.config.data_files:
+        return
+    for files in builder.config.data_files.values():
+        # Those of the Hub are in the cache by now.
+        for file, path in zip(files, DownloadManager().download(list(files)), strict=True):
+            features = Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
+            yield PurePosixPath(str(file)).name, dict(_class_names(features))
+
+
+def _class_names(feature: Any, column: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yields the names of each ClassLabel within `feature`, with the path of columns and fields to it."""
+    if isinstance(feature, dict):
+        for name, inner in feature.items():
+            yield from _class_names(inner, f"{column}.{name}" if column else name)
+    elif hasattr(feature, "feature"):
+        yield from _class_names(feature.feature, column)
+    elif getattr(feature, "names", None):
+        yield column, list(feature.names)
+
+
+def _check_numbering(files: Sequence[tuple[str, dict[str, list[str]]]]) -> None:
+    """Checks that a number is the same class in all files.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    first: dict[str, tuple[str, list[str]]] = {}
+    for file, columns in files:
+        for column, names in columns.items():
+            other, known = first.setdefault(column, (file, names))
+            for i, (name, there) in enumerate(zip(names, known, strict=False)):
+                if name != there:
+                    raise RecipeError(
+                        f"dataset_name: {column} {i} is {name!r} in {file}, and {there!r} in {other}; write "
+                        "them anew with the same names in the same order (Dataset.align_labels_with_mapping)"
+                    )
+            if len(names) > len(known):
+                first[column] = (file, names)
+
+
+def _part(data: Mapping[str, Any], spec: str, field: str, dataset: str | None) -> Any:
     """A split by its name, or rows of it as `datasets` writes them: `train[:90%]`, `train[100:200]`."""
     import datasets
 
+    where = f"{field}: {dataset}"
     name, bracket, _ = spec.partition("[")
     if name not in data:
-        raise RecipeError(f"{where} has no split {name!r}{nearest(name, data)}")
+        remedy = ""
+        if field == "eval_split":
+            remedy = "; to judge by a part of the training rows: --hold_out 20 --eval_on_held_out true"
+        raise RecipeError(f"{where} has no split {name!r}{nearest(name, data)}{remedy}")
+    if not len(data[name]):
+        raise RecipeError(f"{where}: the split {name!r} has no rows")
     if not bracket:
         return data[name]
     try:
@@ -238,6 +414,96 @@ def check_class_names(names: Sequence[str]) -> None:
         raise ValueError(f"class_names: {twice[0]!r} is given twice")
 
 
+def check_same_classes(train: Sequence[str], evaluation: Sequence[str]) -> None:
+    """Checks that the evaluation split numbers its classes as the training split does.
+
+    Args:
+        train, evaluation: the names of the classes 0, 1, ... The latter may be fewer.
+
+    Raises:
+        RecipeError: a number is another class there, or one that training does not know.
+    """
+    for i, name in enumerate(evaluation):
+        known = repr(train[i]) if i < len(train) else "none"
+        if known != repr(name):
+            raise RecipeError(
+                f"eval_split: class {i} is {name!r} there, and {known} in train_split; write both with the "
+                "same names in the same order (Dataset.align_labels_with_mapping)"
+            )
+
+
+def choose_column(
+    data: Sequence[Any],
+    field: str,
+    column: str,
+    *,
+    given: Collection[str],
+    fits: Callable[[str, Any], bool],
+    what: str,
+    notes: list[str],
+) -> str:
+    """Chooses the column of `data`: the recipe's or, where it is not there, the only one that fits.
+
+    Args:
+        data: the splits.
+        field: of the recipe, which names the column.
+        column: that name.
+        given: the fields that flags gave. Nothing is put in the place of those.
+        fits: whether a column can be it, by name and feature.
+        what: such columns hold, for messages.
+        notes: gets a line that says what was put in its place.
+
+    Raises:
+        RecipeError: no column, or more than one, fits.
+    """
+    for split in data:
+        if column not in split.column_names:
+            there = [name for name, feature in split.features.items() if fits(name, feature)]
+            if field in given or len(there) != 1:
+                remedy = f"; pass --{field} with one of those that hold {what}: {', '.join(there)}"
+                raise RecipeError(
+                    f"{field}: the data set has no column {column!r}"
+                    + (remedy if there else nearest(column, split.column_names))
+                )
+            notes.append(f"{field}: the data set has no {column!r}; {there[0]!r} holds {what}")
+            return choose_column(
+                data, field, there[0], given=(*given, field), fits=fits, what=what, notes=notes
+            )
+    return column
+
+
+def choose_image_column(
+    data: Sequence[Any], arguments: ImageArguments, given: Collection[str], notes: list[str]
+) -> None:
+    """Sets `image_column` to the only column of images where the recipe's is not there.
+
+    Args:
+        data: the splits.
+        arguments: the task's.
+        given, notes: see :func:`choose_column`.
+
+    Raises:
+        RecipeError: none is there, several are, or the column does not hold images.
+    """
+    arguments.image_column = choose_column(
+        data,
+        "image_column",
+        arguments.image_column,
+        given=given,
+        fits=lambda _, feature: _holds_images(feature),
+        what="images",
+        notes=notes,
+    )
+    for split in data:
+        check_images(split, "image_column", arguments.image_column)
+
+
+def _holds_images(feature: Any) -> bool:
+    from datasets import Image
+
+    return isinstance(feature, Image)
+
+
 def check_columns(data: Any, columns: dict[str, str]) -> None:
     """That `data` has each column, by the recipe's field that names it.
 
@@ -257,10 +523,8 @@ def check_images(data: Any, field: str, column: str) -> None:
     Raises:
         RecipeError: it does not; the message lists those that do.
     """
-    from datasets import Image
-
-    if not isinstance(data.features[column], Image):
-        images = [name for name, feature in data.features.items() if isinstance(feature, Image)]
+    if not _holds_images(data.features[column]):
+        images = [name for name, feature in data.features.items() if _holds_images(feature)]
         raise RecipeError(
             f"{field}: {column!r} does not hold images; those that do: {', '.join(images) or 'none'}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,16 @@ from tqdm import tqdm
 
 from adamnx_hf import metrics
 from adamnx_hf.errors import RecipeError
-from adamnx_hf.images import pictures
-from adamnx_hf.tasks.data import ImageArguments, check_columns, check_images, doc, load_splits
+from adamnx_hf.images import named, pictures
+from adamnx_hf.tasks.data import (
+    IMAGES_DISPLACE,
+    ImageArguments,
+    check_same_classes,
+    choose_column,
+    choose_image_column,
+    doc,
+    load_splits,
+)
 from adamnx_hf.tasks.pretrained import check_pretrained
 from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
@@ -24,19 +32,26 @@ from adamnx_hf.tasks.trainer import RecipeTrainer
 if TYPE_CHECKING:
     from adamnx_hf.recipe import Recipe
 
-__all__ = ["METRICS", "UNIT", "Arguments", "ImageDataset", "fast", "make_trainer", "smoke"]
+__all__ = ["DISPLACES", "METRICS", "UNIT", "Arguments", "ImageDataset", "fast", "make_trainer", "smoke"]
 
 #: Reported best and last; the best is the lowest.
 METRICS = {"top1_error": "min", "top5_error": "min"}
 
 UNIT = "images"
 
+DISPLACES = IMAGES_DISPLACE
+
+#: Names of columns that hold classes, where nothing else tells.
+LABEL_COLUMNS = ("label", "labels", "class", "category", "target")
+
 
 @dataclasses.dataclass
 class Arguments(ImageArguments):
     """The fields of a recipe for image classification."""
 
-    label_column: str = dataclasses.field(default="label", metadata=doc("Column of the class ids."))
+    label_column: str = dataclasses.field(
+        default="label", metadata=doc("Column of the classes: ids from 0, or names.", data=True)
+    )
     architecture: str | None = dataclasses.field(
         default=None,
         metadata=doc("A torchvision network, from scratch, one of adamnx_hf.models.nets.NETS."),
@@ -109,7 +124,8 @@ class ImageDataset(torch.utils.data.Dataset):
 
     Args:
         data: the split.
-        image_column, label_column: their names.
+        image_column: its name.
+        labels: the class id of each row.
         size: of the images, in pixels; others are resized, and grey ones made RGB.
         transform: applied to a uint8 batch (n, 3, size, size) and, with `random`, its rows' numbers. None:
             images stay as they are.
@@ -129,7 +145,7 @@ class ImageDataset(torch.utils.data.Dataset):
         data: Any,
         *,
         image_column: str,
-        label_column: str,
+        labels: Sequence[int],
         size: int,
         transform: Callable[..., Tensor] | None = None,
         keep_decoded: bool = False,
@@ -139,7 +155,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.split, self.random = split, random
         self.images = data.select_columns([image_column])
         self.image_column, self.size, self.transform = image_column, size, transform
-        self.labels = torch.as_tensor(np.asarray(data.with_format("numpy")[label_column][:], dtype=np.int64))
+        self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))
         self.decoded: Tensor | None = None
         if keep_decoded:
             self.decoded = torch.empty(len(data), 3, size, size, dtype=torch.uint8)
@@ -187,13 +203,23 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     from adamnx_hf.tasks import transforms
 
     arguments: Arguments = recipe.task_arguments
+    notes: list[str] = []
+
+    def labels_of(data: Any) -> list[Any]:
+        column = _choose_label_column([data], arguments, recipe.given, [])
+        return list(_read_labels(data, column, arguments.train_split))
+
     with recipe.training_arguments.main_process_first(desc="loading the data"):
-        train, test = _synthetic(arguments) if recipe.synthetic_data else load_splits(arguments)
-    check_columns(train, {"image_column": arguments.image_column, "label_column": arguments.label_column})
-    check_columns(test, {"image_column": arguments.image_column, "label_column": arguments.label_column})
-    for data in (train, test):
-        check_images(data, "image_column", arguments.image_column)
-    classes = _class_names(train, arguments.label_column)
+        if recipe.synthetic_data:
+            splits = _synthetic(arguments)
+        else:
+            splits = load_splits(arguments, labels=labels_of, spread=recipe.arguments.smoke)
+    choose_image_column(splits, arguments, recipe.given, notes)
+    arguments.label_column = _choose_label_column(splits, arguments, recipe.given, notes)
+    train, test = splits
+    judged = f"{arguments.train_split}, held out" if arguments.eval_on_held_out else arguments.eval_split
+    classes, train_labels, test_labels = _number_classes(splits, arguments, judged, recipe.arguments.smoke)
+    notes += _tell_unseen(classes, train_labels, test_labels, judged)
 
     on_train = transforms.train_transform(
         mean=arguments.image_mean,
@@ -203,13 +229,15 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     )
     on_eval = transforms.eval_transform(mean=arguments.image_mean, std=arguments.image_std)
 
-    def dataset(data: Any, split: str, transform: Any, random: RowRandom | None = None) -> ImageDataset:
+    def dataset(
+        data: Any, labels: Any, split: str, transform: Any, random: RowRandom | None = None
+    ) -> ImageDataset:
         return ImageDataset(
             data,
             split=split,
             random=random,
             image_column=arguments.image_column,
-            label_column=arguments.label_column,
+            labels=labels,
             size=arguments.image_size,
             transform=None if arguments.augment_on_device else transform,
             keep_decoded=arguments.keep_decoded,
@@ -217,6 +245,13 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
 
     metric = metrics.load("top_k_error")
     k = [int(name.removeprefix("top").removesuffix("_error")) for name in METRICS]
+    k = [most for most in k if most < len(classes)]  # the others are never wrong
+    by = (recipe.training_arguments.metric_for_best_model or "").removeprefix("eval_")
+    if by in METRICS and by not in [f"top{most}_error" for most in k]:
+        raise RecipeError(
+            f"metric_for_best_model: {by} is always 0 with {len(classes)} classes; pass "
+            "--metric_for_best_model top1_error"
+        )
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
         scores: dict[str, float] = metric.compute(
@@ -224,22 +259,25 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         )
         return scores
 
-    return RecipeTrainer(
+    trainer = RecipeTrainer(
         model=_model(arguments, classes, recipe),
         args=recipe.training_arguments,
         train_dataset=dataset(
             train,
+            train_labels,
             arguments.train_split,
             on_train,
             RowRandom(len(train), recipe.training_arguments.seed, on_train.draws),
         ),
-        eval_dataset=dataset(test, arguments.eval_split, on_eval),
+        eval_dataset=dataset(test, test_labels, judged, on_eval),
         data_collator=as_it_is,
         compute_metrics=compute_metrics,
         processing_class=_processor(arguments),
         train_transform=on_train if arguments.augment_on_device else None,
         eval_transform=on_eval if arguments.augment_on_device else None,
     )
+    trainer.notes += notes
+    return trainer
 
 
 def _model(arguments: Arguments, classes: list[str], recipe: Recipe) -> Any:
@@ -278,13 +316,119 @@ def _processor(arguments: Arguments) -> Any:
     )
 
 
-def _class_names(data: Any, column: str) -> list[str]:
+def _choose_label_column(
+    data: Sequence[Any], arguments: Arguments, given: Collection[str], notes: list[str]
+) -> str:
+    """Chooses the column of classes; see :func:`adamnx_hf.tasks.data.choose_column`."""
+    from datasets import ClassLabel
+
+    features = data[0].features
+    named_ones = any(isinstance(feature, ClassLabel) for feature in features.values())
+
+    def fits(name: str, feature: Any) -> bool:
+        return isinstance(feature, ClassLabel) if named_ones else name.lower() in LABEL_COLUMNS
+
+    column = arguments.label_column
+    return choose_column(data, "label_column", column, given=given, fits=fits, what="classes", notes=notes)
+
+
+def _read_labels(data: Any, column: str, split: str) -> np.ndarray:
+    """Reads a column of class ids or names.
+
+    Raises:
+        RecipeError: it holds something else, or a row has none; names the row.
+    """
     feature = data.features[column]
-    if hasattr(feature, "names"):
-        return list(feature.names)
-    if not str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
-        raise RecipeError(f"label_column: {column!r} does not hold class ids but {feature}")
-    return [str(i) for i in range(int(max(data[column])) + 1)]
+    kind = str(getattr(feature, "dtype", ""))
+    if not kind.startswith(("int", "uint", "string", "large_string", "bool")):
+        raise RecipeError(f"label_column: {column!r} does not hold class ids or names but {feature}")
+    values = data[column][:]
+    for row, value in enumerate(values):
+        if value is None or value == -1 or value == "":
+            shown = "no class" if value is None else f"the class {value!r}, which stands for none"
+            raise RecipeError(
+                f"{named(column, row, split)} has {shown}; leave the row out, or give it its class"
+            )
+    return np.asarray(values)
+
+
+def _number_classes(
+    splits: Sequence[Any], arguments: Arguments, judged: str, smoke: bool
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Numbers the classes from 0.
+
+    Args:
+        splits: what is trained on and what is judged.
+        arguments: name the column.
+        judged: the latter's name, for messages.
+        smoke: whether the rows are a handful, in which classes may be missing.
+
+    Returns:
+        The classes' names, and the class id of each row of both splits. Names that stand in the rows
+        themselves are numbered in their order; numbers without names are the ids, up to the highest.
+
+    Raises:
+        RecipeError: a row has no class, or one that no row to train on has and that has no name; both splits
+            number their classes differently; or there is one class alone.
+    """
+    column = arguments.label_column
+    train, test = (
+        _read_labels(data, column, name)
+        for data, name in zip(splits, (arguments.train_split, judged), strict=True)
+    )
+    named_classes = [list(getattr(data.features[column], "names", None) or ()) for data in splits]
+    if all(named_classes):
+        check_same_classes(*named_classes)
+        classes = named_classes[0]
+    elif train.dtype.kind in "iu":
+        known = max(train.max(), test.max()) if smoke else train.max()
+        classes = named_classes[0] or [str(i) for i in range(int(known) + 1)]
+    else:
+        classes = [str(name) for name in np.unique(np.concatenate([train, test]) if smoke else train)]
+        train, test = (_as_ids(labels, classes, column, name) for labels, name in (
+            (train, arguments.train_split), (test, judged)))  # fmt: skip
+    for labels, name in ((train, arguments.train_split), (test, judged)):
+        strange = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+        if len(strange):
+            row = int(strange[0])
+            raise RecipeError(
+                f"{named(column, row, name)} has the class {labels[row]}; those of "
+                f"{arguments.train_split!r} are 0 to {len(classes) - 1}"
+            )
+    if not smoke and len(np.unique(train)) == 1:
+        raise RecipeError(
+            f"label_column: every row of {arguments.train_split!r} is of one class, {classes[train[0]]!r}; "
+            "if the rows are sorted by class, pass the whole split with --hold_out 20 --eval_on_held_out true"
+        )
+    return classes, train, test
+
+
+def _as_ids(labels: np.ndarray, classes: Sequence[str], column: str, split: str) -> np.ndarray:
+    """The places of names among `classes`."""
+    places = {name: i for i, name in enumerate(classes)}
+    for row, name in enumerate(labels):
+        if str(name) not in places:
+            raise RecipeError(
+                f"{named(column, row, split)} has the class {str(name)!r}, which no row to train on has"
+            )
+    return np.array([places[str(name)] for name in labels], dtype=np.int64)
+
+
+def _tell_unseen(classes: Sequence[str], train: np.ndarray, test: np.ndarray, judged: str) -> list[str]:
+    """What a judgement on other classes than those learned says too little about, in a line each."""
+    learned, asked = np.bincount(train, minlength=len(classes)), np.bincount(test, minlength=len(classes))
+    unseen = np.flatnonzero((learned == 0) & (asked > 0))
+    remedy = "if the rows are sorted by class, pass the whole split with --hold_out 20 --eval_on_held_out"
+    notes = []
+    if len(unseen):
+        shown = ", ".join(repr(classes[i]) for i in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
+        notes.append(
+            f"{asked[unseen].sum():,} of the {len(test):,} rows of {judged} are of classes that no row to "
+            f"train on has: {shown}; {remedy}"
+        )
+    if np.count_nonzero(asked) == 1 < np.count_nonzero(learned):
+        notes.append(f"every row of {judged} is of one class, {classes[int(asked.argmax())]!r}; {remedy}")
+    return notes
 
 
 def _synthetic(arguments: Arguments, classes: int = 100) -> tuple[Any, Any]:

@@ -83,6 +83,12 @@ class RecipeTrainingArguments(TrainingArguments):
             raise ValueError(f"label_smoothing_factor: {self.label_smoothing_factor} is not from 0 to 1")
         if self.max_grad_norm is not None and self.max_grad_norm < 0:
             raise ValueError(f"max_grad_norm: {self.max_grad_norm} is below 0; 0 is without clipping")
+        for name in ("bf16", "bf16_full_eval"):
+            if getattr(self, name) and not self.use_cpu and not torch.accelerator.is_available():
+                raise ValueError(
+                    f"{name}: there is no GPU here; pass --{name} false to compute in float32, or --use_cpu "
+                    "true to compute in bfloat16 on the CPU"
+                )
         super().__post_init__()
         schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(self.lr_scheduler_type)]
         valid = list(inspect.signature(schedule).parameters)[1:]  # the first is the optimizer
@@ -133,7 +139,8 @@ class RecipeTrainer(Trainer):
         kwargs: Trainer's.
 
     Raises:
-        RecipeError: `label_smoothing_factor` where the loss knows no smoothing.
+        RecipeError: `label_smoothing_factor` where the loss knows no smoothing, or fewer training examples
+            than a batch where incomplete batches are left out.
     """
 
     args: RecipeTrainingArguments
@@ -153,6 +160,7 @@ class RecipeTrainer(Trainer):
             raise RecipeError(
                 "label_smoothing_factor: the loss of this task knows no smoothing; leave it at 0"
             )
+        self._check_batches()
         if self.args.device.type == "cpu":
             self.args.dataloader_pin_memory = False  # nothing to pin it for, and torch would warn
         self.order = torch.Generator()
@@ -165,6 +173,18 @@ class RecipeTrainer(Trainer):
         """What the user should know of the data, in a line each."""
         self.add_callback(CurvatureCallback(self))
         self.add_callback(ResumingCallback(self))
+
+    def _check_batches(self) -> None:
+        """Checks that an epoch has a batch: the Trainer would stop at once, and leave an untrained model."""
+        examples, processes = len(self.train_dataset), self.args.world_size  # type: ignore[arg-type]
+        needed = self.args.train_batch_size * processes
+        if self.args.dataloader_drop_last and examples < needed:
+            on_each = f" on each of {processes} processes" if processes > 1 else ""
+            raise RecipeError(
+                f"dataloader_drop_last: leaves out all {examples} training examples: they are fewer than a "
+                f"batch of {self.args.train_batch_size}{on_each}; pass --dataloader_drop_last false, or "
+                f"--per_device_train_batch_size {max(examples // processes, 1)}"
+            )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that decay, by `args.decay_rule`."""

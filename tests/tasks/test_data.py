@@ -4,7 +4,7 @@ import dataclasses
 
 import datasets
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features
 from hub_server import serving
 
 from adamnx_hf.errors import RecipeError
@@ -57,21 +57,98 @@ def test_no_such_part(folder, spec, told):
     assert str(caught.value).startswith("train_split: ") and told in str(caught.value)
 
 
-def test_rows_held_out_are_spread_evenly_and_not_trained_on(folder):
+def test_rows_held_out_are_drawn_and_not_trained_on(folder):
     train, judged = rows(folder, hold_out=20)
-    assert train == [row for row in range(20) if row not in (2, 7, 12, 17)] and judged == list(range(20))
-    train, judged = rows(folder, hold_out=20, eval_on_held_out=True)
-    assert judged == [2, 7, 12, 17] and not set(train) & set(judged)
+    held_out = sorted(set(range(20)) - set(train))
+    assert train == sorted(train) and len(held_out) == 4 and judged == list(range(20))
+    assert held_out not in ([16, 17, 18, 19], [2, 7, 12, 17])  # neither the last ones nor at even distances
+    assert rows(folder, hold_out=20, eval_on_held_out=True) == [train, held_out]
+    assert rows(folder, hold_out=20, hold_out_seed=1, eval_on_held_out=True)[1] != held_out
     train, judged = rows(
         folder, train_split="train[:50%]", max_train_samples=4, hold_out=1, eval_on_held_out=True
     )
-    assert judged == [2] and train == [0, 1, 3]
+    assert len(judged) == 1 and sorted(train + judged) == [0, 1, 2, 3]
+
+
+def test_of_each_class_its_share_is_held_out(folder):
+    """Sorted by class, as folders of images are, or not."""
+    for classes in ([0] * 10 + [1] * 5 + [2] * 5, [0, 1, 0, 2] * 5, ["b"] * 15 + ["a"] * 5):
+        arguments = DataArguments(dataset_name=folder, hold_out=20, eval_on_held_out=True)
+        _, judged = load_splits(arguments, labels=lambda train, classes=classes: classes)
+        share = [classes.count(name) / 5 for name in sorted(set(classes))]
+        assert [[classes[row] for row in judged["row"]].count(n) for n in sorted(set(classes))] == share
+
+
+def test_a_split_that_is_not_needed_may_be_missing(tmp_path):
+    Dataset.from_dict({"row": range(10)}).to_parquet(tmp_path / "train.parquet")
+    train, judged = rows(str(tmp_path), hold_out=20, eval_on_held_out=True)
+    assert len(train) == 8 and len(judged) == 2
+    with pytest.raises(RecipeError, match=r"no split 'test'; valid: train; .*--hold_out 20 --eval_on_held"):
+        rows(str(tmp_path))
+
+
+def test_rows_from_all_over_a_split(folder):
+    arguments = DataArguments(dataset_name=folder, max_train_samples=4)
+    assert list(load_splits(arguments, spread=True)[0]["row"]) == [2, 7, 12, 17]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "saved", "saved whole"])
+def test_local_forms(form, tmp_path):
+    """A single file, and what `save_to_disk` writes."""
+    data, place = Dataset.from_dict({"row": [5, 6, 7]}), tmp_path / f"data.{form}"
+    if form == "saved":
+        datasets.DatasetDict(train=data, test=data.select([1])).save_to_disk(place)
+        assert rows(str(place)) == [[5, 6, 7], [6]]
+        return
+    write = {"csv": data.to_csv, "jsonl": data.to_json, "parquet": data.to_parquet}
+    write.get(form, data.save_to_disk)(place)
+    (tmp_path / "other.csv").write_text("row\n8\n")  # is none of its business
+    train, judged = rows(str(place), hold_out=34, eval_on_held_out=True)
+    assert sorted(train + judged) == [5, 6, 7] and len(judged) == 1
+
+
+def test_files_of_a_folder(folder):
+    files = '{"train": "test.parquet", "test": ["train.parquet", "test.parquet"]}'
+    assert [len(split) for split in rows(folder, data_files=files)] == [20, 40]
+    with pytest.raises(RecipeError, match="dataset_name: .* cannot be read as a data set"):
+        rows(folder, data_files={"train": "no.parquet"})
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    Dataset.from_dict({"row": range(10)}).to_parquet(tmp_path / "train.parquet")
+    Dataset.from_dict({"row": [1]}).select([]).to_parquet(tmp_path / "test.parquet")
+    with pytest.raises(RecipeError, match="eval_split: .*'test' has no rows"):
+        rows(str(tmp_path))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_files_that_number_their_classes_differently(nested, tmp_path):
+    """`datasets` would take the names of one file for the numbers of all: a perfect model errs then."""
+
+    def write(split, names):
+        label = ClassLabel(names=names)
+        feature = {"objects": [{"category": label}]} if nested else {"label": label}
+        values = [[{"category": 0}]] if nested else [0]
+        Dataset.from_dict({next(iter(feature)): values}, features=Features(feature)).to_parquet(
+            tmp_path / f"{split}.parquet"
+        )
+
+    write("train", ["cat", "dog", "eel"])
+    write("test", ["dog", "cat", "eel"])
+    column = "objects.category" if nested else "label"
+    with pytest.raises(
+        RecipeError, match=rf"^dataset_name: {column} 0 is '\w+' in test\S+, and '\w+' in train\S+; write"
+    ):
+        rows(str(tmp_path))
+    write("test", ["cat", "dog"])  # fewer, and the same: both orders of reading
+    load_splits(DataArguments(dataset_name=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
         ({"hold_out": 60}, "hold_out: 60 is not a percentage from 0 to 50"),
+        ({"hold_out_seed": -1}, "hold_out_seed: -1 is not from 0 to 4294967295"),
         ({"eval_on_held_out": True}, "nothing is held out"),
         ({"hold_out": 10, "train_split": "train[:1]"}, "of 1 training row none can be held out"),
     ],
@@ -153,4 +230,4 @@ def test_files_of_a_branch_of_the_hub(hub, monkeypatch, tmp_path):
         rows("me/data", **fields | {"data_files": {"train": "y13/*.parquet"}})
     Dataset.from_dict({"row": [7]}).to_parquet(tmp_path / "local" / "train.parquet")
     Dataset.from_dict({"row": [8]}).to_parquet(tmp_path / "local" / "test.parquet")
-    assert rows(str(tmp_path / "local"), **fields) == [[7], [8]]  # a folder is read whole
+    assert rows(str(tmp_path / "local"), dataset_revision="other") == [[7], [8]]
