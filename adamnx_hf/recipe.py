@@ -222,6 +222,9 @@ class _Parser:
         from adamnx_hf.tasks.trainer import RecipeTrainingArguments
 
         class Parser(HfArgumentParser):
+            def add_argument(self, *names: Any, data: bool = False, **options: Any) -> Any:
+                return super().add_argument(*names, **options)  # `data` of a field is not argparse's
+
             def error(self, message: str) -> Any:
                 raise argparse.ArgumentError(None, message)
 
@@ -267,7 +270,7 @@ class _Parser:
                 known = [option for action in self.fields.values() for option in action.option_strings[:1]]
                 raise RecipeError(f"{word} is not a flag of this recipe{nearest(word, known)}")
             raise RecipeError(f"{word!r} belongs to no flag; write --flag value")
-        return unset | {key: self._look_into(key, value, key) for key, value in vars(given).items()}
+        return {key: self._look_into(key, value, key) for key, value in vars(given).items()} | unset
 
     def _take_out_none(self, words: Sequence[str]) -> tuple[list[str], dict[str, None]]:
         """Parts `words` in those that argparse reads and the fields that are set to None."""

@@ -174,7 +174,10 @@ def test_the_resolved_recipe_is_the_same_again(tmp_path):
         (["--task", "object_detection"], "--task: a recipe's task cannot be changed by a flag"),
         (["--seed"], "seed: expected one argument"),
         (["0.1"], "'0.1' belongs to no flag"),
-        (["--model_name_or_path", "x"], "give either architecture or model_name_or_path"),
+        (
+            ["--model_name_or_path", "x", "--architecture", "resnet50"],
+            "give either architecture or model_name_or_path",
+        ),
         (["--num_train_epochs", "inf"], "num_train_epochs: inf is not a finite number"),
         (["--num_train_epochs", "nan"], "num_train_epochs: nan is not a finite number"),
         (["--learning_rate", "1e400"], "learning_rate: inf is not a finite number"),
@@ -301,7 +304,22 @@ def test_help_lists_every_field_with_the_recipes_values(capsys):
         "--overwrite_output_dir",
     ):
         assert flag in out
-    assert "(default: convnext_base)" in out
+    assert "(default: convnext_base)" in out and "SUPPRESS" not in out
+    # The task's come first; what neither the recipe nor most people set is folded away.
+    assert out.index("--dataset_name") < out.index("--learning_rate") < out.index("--title")
+    assert "--hub_strategy" not in out
+    assert "more fields of TrainingArguments: adamnx-hf run RECIPE --help-all" in out
+    assert cli.main(["run", "cifar100_convnext_b", "--help-all"]) == 0
+    every = capsys.readouterr().out
+    for field in recipe.fields("cifar100_convnext_b"):
+        assert f"--{field} " in every
+    assert len(out) < len(every) / 2
+
+
+def test_help_that_nobody_reads_to_the_end():
+    command = f"{sys.executable} -m adamnx_hf.cli run cifar100_nano --help-all | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.startswith("usage: adamnx-hf run RECIPE") and "BrokenPipe" not in done.stderr
 
 
 def test_the_list_as_json(capsys):
@@ -361,3 +379,127 @@ def test_json_as_text_and_as_fields_are_the_same(tmp_path):
             write(tmp_path, architecture_options=given), ["--architecture_options", '{"stem_stride": 2}']
         )
         assert again.changes == {}
+
+
+def test_the_better_metric_is_the_tasks_to_say():
+    """Transformers takes an error or a perplexity for the better the higher it is."""
+    best = ("--load_best_model_at_end=true", "--eval_strategy=epoch", "--save_strategy=epoch")
+    for task, metrics in {name: load_task(name).METRICS for name in TASKS}.items():
+        name = next(name for name, path in recipe.named().items() if path.parent.name == task)
+        words = [*best, "--use_cpu=true", "--eval_steps=1"]
+        for metric, kind in {"loss": "min", **metrics}.items():
+            if metric == "exact_match":
+                words.append("--answer_pattern=(x)")
+            for prefix in ("", "eval_"):
+                resolved = recipe.resolve(name, [*words, f"--metric_for_best_model={prefix}{metric}"])
+                assert resolved.training_arguments.greater_is_better is (kind == "max"), (task, metric)
+    assert recipe.resolve("cifar100_nano", best).training_arguments.greater_is_better is False  # of the loss
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--metric_for_best_model=top1_error", "--greater_is_better=true"],
+            "greater_is_better: true will not do: of top1_error the lower is the better; leave it out",
+        ),
+        (
+            ["--metric_for_best_model=eval_top5_error", "--lr_scheduler_type=reduce_lr_on_plateau",
+             '--lr_scheduler_kwargs={"mode": "max"}'],
+            "lr_scheduler_kwargs: mode 'max' will not do: of top5_error the lower is the better; leave "
+            "it out",
+        ),
+    ],
+)  # fmt: skip
+def test_a_direction_that_contradicts_is_refused(words, message):
+    with pytest.raises(RecipeError) as error:
+        recipe.resolve("cifar100_nano", words)
+    assert str(error.value) == message
+
+
+def test_the_plateau_is_one_of_the_metric():
+    words = ["--lr_scheduler_type=reduce_lr_on_plateau", '--lr_scheduler_kwargs={"patience": 2}']
+    for metric, mode in (("mean_iou", "max"), ("loss", "min")):
+        args = recipe.resolve("sbd_unet", [*words, f"--metric_for_best_model={metric}"]).training_arguments
+        assert args.lr_scheduler_kwargs == {"patience": 2, "mode": mode}
+
+
+def test_a_flag_leaves_a_field_out(tmp_path):
+    resolved = recipe.resolve("cifar100_nano", ["--dataset_name", "none", "--max_train_samples=none"])
+    assert resolved.task_arguments.dataset_name is None
+    assert recipe.resolve("cifar100_nano", ["--report_to=none"]).training_arguments.report_to == []
+    later = ["--max_train_samples=none", "--max_train_samples", "5"]
+    assert recipe.resolve("cifar100_nano", later).task_arguments.max_train_samples == 5
+    earlier = ["--max_train_samples", "5", "--max_train_samples=none"]
+    assert recipe.resolve("cifar100_nano", earlier).task_arguments.max_train_samples is None
+    with pytest.raises(RecipeError, match="learning_rate: invalid float value: 'none'"):
+        recipe.resolve("cifar100_nano", ["--learning_rate=none"])
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(resolved.resolved()))
+    assert recipe.resolve(str(tmp_path / "recipe.yaml")).task_arguments.dataset_name is None
+
+
+def test_a_flag_displaces_what_cannot_stand_beside_it():
+    fine_tuned = recipe.resolve("cifar100_nano", ["--model_name_or_path=google/vit-base-patch16-224"])
+    assert fine_tuned.task_arguments.architecture is None
+    assert fine_tuned.task_arguments.architecture_options is None
+    assert fine_tuned.changes == {
+        "model_name_or_path": "google/vit-base-patch16-224",
+        "architecture": None,
+        "architecture_options": None,
+    }  # fmt: skip
+    with pytest.raises(RecipeError, match="give either architecture or model_name_or_path"):
+        recipe.resolve("cifar100_nano", ["--model_name_or_path=a/b", "--architecture=convnext_tiny"])
+    chats = recipe.resolve("llama32_1b_gsm8k_lora", ["--messages_column=messages", "--use_cpu=true"])
+    asked = chats.task_arguments
+    assert asked.messages_column == "messages"
+    assert (asked.prompt_template, asked.completion_template, asked.answer_pattern) == (None, None, None)
+    same = recipe.resolve("cifar100_nano", ["--architecture=efficientnet_v2_s"])
+    assert same.task_arguments.architecture_options is not None and same.changes == {}
+    voc = recipe.resolve("voc_yolov7_tiny", ["--dataset_name=me/data"])
+    assert voc.task_arguments.data_files is None
+    assert recipe.resolve("voc_yolov7_tiny").task_arguments.data_files
+
+
+@pytest.mark.parametrize("smoke", [[], ["--smoke"]])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dataset_name", "/nope"),
+        ("dataset_name", "./nope"),
+        ("dataset_name", "a/b/c"),
+        ("dataset_name", "nope.jsonl"),
+        ("model_name_or_path", "~/nope"),
+    ],
+)
+def test_a_path_that_does_not_exist_is_refused(field, value, smoke):
+    """In a smoke run, too, which would take made-up data or a made-up model in its place."""
+    name = "cifar100_nano" if field == "dataset_name" else "llama32_1b_gsm8k_lora"
+    with pytest.raises(RecipeError) as error:
+        recipe.resolve(name, [*smoke, f"--{field}={value}", "--use_cpu=true"])
+    assert str(error.value) == f"{field}: there is no {value!r} here; pass a path that exists"
+
+
+def test_what_flags_change_of_the_data(tmp_path):
+    (tmp_path / "rows.csv").write_text("a\n1\n")
+    words = [f"--dataset_name={tmp_path / 'rows.csv'}", "--eval_split=test[:3000]", "--label_column=label"]
+    resolved = recipe.resolve("cifar100_nano", [*words, "--hold_out=10", "--learning_rate=1"])
+    assert resolved.data_changes == {
+        "dataset_name": str(tmp_path / "rows.csv"), "label_column": "label", "hold_out": 10
+    }  # fmt: skip
+    assert resolved.given == {"dataset_name", "eval_split", "label_column", "hold_out", "learning_rate"}
+    assert not resolved.synthetic_data
+    assert recipe.resolve("cifar100_nano").data_changes == {}
+
+
+@pytest.mark.parametrize("name", ["bf16", "bf16_full_eval"])
+def test_bfloat16_without_a_gpu(name, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    with pytest.raises(RecipeError) as error:
+        recipe.resolve("cifar100_nano", [f"--{name}=true"])
+    assert str(error.value) == (
+        f"{name}: there is no GPU here; pass --{name} false to compute in float32, or --use_cpu true to "
+        "compute in bfloat16 on the CPU"
+    )
+    assert getattr(
+        recipe.resolve("cifar100_nano", [f"--{name}=true", "--use_cpu=true"]).training_arguments, name
+    )

@@ -14,6 +14,8 @@ A task's module has:
 
 And it may have:
 
+- `DISPLACES`: fields that leave others without meaning. Where a flag gives one, the recipe's others are
+  dropped: `{"model_name_or_path": ("architecture", ...)}`.
 - `TrainingArguments`: a subclass of :class:`adamnx_hf.tasks.trainer.RecipeTrainingArguments`.
 - `draw_predictions(recipe, trainer, path)`: after training, draws what the model makes of some of the
   evaluation split, as a PNG.

@@ -30,12 +30,30 @@ from adamnx_hf.tasks.sft_trainer import (
 if TYPE_CHECKING:
     from adamnx_hf.recipe import Recipe
 
-__all__ = ["METRICS", "UNIT", "Arguments", "TrainingArguments", "fast", "make_trainer", "meta_model", "smoke"]
+__all__ = [
+    "DISPLACES",
+    "METRICS",
+    "UNIT",
+    "Arguments",
+    "TrainingArguments",
+    "fast",
+    "make_trainer",
+    "meta_model",
+    "smoke",
+]
 
 #: Reported best and last.
 METRICS = {"perplexity": "min", "exact_match": "max"}
 
 UNIT = "tokens"
+
+_TEMPLATES = ("prompt_template", "completion_template", "use_chat_template", "answer_pattern")
+#: What the rows hold is said in one of three ways: by templates, as chats or as texts.
+DISPLACES = {
+    "messages_column": (*_TEMPLATES, "join_rows"),
+    "dataset_text_field": (*_TEMPLATES, "messages_column"),
+    "prompt_template": ("messages_column", "join_rows"),
+}
 
 #: The task, as the Hub names it.
 PIPELINE_TAG = "text-generation"

@@ -18,6 +18,7 @@ from adamnx_hf import images, metrics
 from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.files import save_figure
 from adamnx_hf.tasks.data import (
+    IMAGES_DISPLACE,
     ImageArguments,
     check_class_names,
     check_columns,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from adamnx_hf.recipe import Recipe
 
 __all__ = [
+    "DISPLACES",
     "METRICS",
     "UNIT",
     "Arguments",
@@ -49,6 +51,8 @@ __all__ = [
 METRICS = {"map_50": "max", "map_75": "max"}
 
 UNIT = "images"
+
+DISPLACES = IMAGES_DISPLACE
 
 #: Boxes less likely than this are not judged: so few are right that they cost time alone.
 LEAST_SCORE = 0.001

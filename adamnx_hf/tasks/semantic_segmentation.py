@@ -17,6 +17,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.tasks import masks
 from adamnx_hf.tasks.data import (
+    IMAGES_DISPLACE,
     ImageArguments,
     check_class_names,
     check_columns,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from adamnx_hf.recipe import Recipe
 
 __all__ = [
+    "DISPLACES",
     "METRICS",
     "UNIT",
     "Arguments",
@@ -49,6 +51,8 @@ __all__ = [
 METRICS = {"mean_iou": "max", "pixel_accuracy": "max"}
 
 UNIT = "images"
+
+DISPLACES = IMAGES_DISPLACE
 
 #: The task, as the Hub names it.
 PIPELINE_TAG = "image-segmentation"

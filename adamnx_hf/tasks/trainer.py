@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainingArguments
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_reduce_on_plateau_schedule
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -91,6 +91,8 @@ class RecipeTrainingArguments(TrainingArguments):
                 )
         super().__post_init__()
         schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(self.lr_scheduler_type)]
+        if schedule is get_reduce_on_plateau_schedule:  # hands its keywords on
+            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau
         valid = list(inspect.signature(schedule).parameters)[1:]  # the first is the optimizer
         if self.torch_compile_mode not in (None, *_MODES):
             near = nearest(self.torch_compile_mode, _MODES)

@@ -110,14 +110,14 @@ def test_local_forms(form, tmp_path):
 def test_files_of_a_folder(folder):
     files = '{"train": "test.parquet", "test": ["train.parquet", "test.parquet"]}'
     assert [len(split) for split in rows(folder, data_files=files)] == [20, 40]
-    with pytest.raises(RecipeError, match="dataset_name: .* cannot be read as a data set"):
+    with pytest.raises(RecipeError, match=r"dataset_name: .* cannot be read as a data set"):
         rows(folder, data_files={"train": "no.parquet"})
 
 
 def test_an_empty_split_is_refused(tmp_path):
     Dataset.from_dict({"row": range(10)}).to_parquet(tmp_path / "train.parquet")
     Dataset.from_dict({"row": [1]}).select([]).to_parquet(tmp_path / "test.parquet")
-    with pytest.raises(RecipeError, match="eval_split: .*'test' has no rows"):
+    with pytest.raises(RecipeError, match=r"eval_split: .*'test' has no rows"):
         rows(str(tmp_path))
 
 
