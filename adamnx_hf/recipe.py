@@ -140,7 +140,8 @@ USUAL = (
     "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lr_scheduler_type",
     "lr_scheduler_kwargs", "warmup_steps", "bf16", "use_cpu", "eval_strategy", "eval_steps", "save_strategy",
     "save_steps", "save_total_limit", "load_best_model_at_end", "metric_for_best_model", "logging_steps",
-    "report_to", "resume_from_checkpoint", "dataloader_num_workers", "dataloader_drop_last",
+    "report_to", "overwrite_output_dir", "resume_from_checkpoint", "dataloader_num_workers",
+    "dataloader_drop_last",
     "gradient_checkpointing", "torch_compile", "push_to_hub", "hub_model_id",
 )  # fmt: skip
 
