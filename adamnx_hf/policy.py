@@ -218,8 +218,8 @@ HUB: dict[str, Rule] = {
     **_fields(_revision, "dataset_revision"),
     **_fields(_files_of_the_data_set, "data_files"),
     **_fields(_label, "train_split eval_split"),
-    **_fields(_number_of, "max_train_samples max_eval_samples hold_out hold_out_seed"),
-    **_fields(_flag, "eval_on_held_out"),
+    **_fields(_number_of, "max_train_samples max_eval_samples hold_out hold_out_seed sweep_hold_out"),
+    **_fields(_flag, "eval_on_held_out eval_on_sweep_rows"),
     **_fields(
         _label,
         "image_column label_column mask_column objects_column box_field category_field difficult_field "

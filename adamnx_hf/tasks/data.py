@@ -25,7 +25,6 @@ __all__ = [
     "choose_column",
     "choose_image_column",
     "doc",
-    "hold_out",
     "load_splits",
     "local_data",
 ]
@@ -104,6 +103,17 @@ class DataArguments:
         metadata=doc("Evaluate on the rows that hold_out takes out, not on eval_split.", data=True),
     )
 
+    sweep_hold_out: int = dataclasses.field(
+        default=0,
+        metadata=doc(
+            "As hold_out, of the rows that it leaves: `compare` chooses settings by these.", data=True
+        ),
+    )
+    eval_on_sweep_rows: bool = dataclasses.field(
+        default=False,
+        metadata=doc("Evaluate on the rows that sweep_hold_out takes out, not on eval_split.", data=True),
+    )
+
     def __post_init__(self) -> None:
         if isinstance(self.data_files, str):
             self.data_files = read_json(self.data_files)
@@ -112,12 +122,14 @@ class DataArguments:
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"{name}: {count} is not a number of examples; at least 1")
-        if not 0 <= self.hold_out <= 50:
-            raise ValueError(f"hold_out: {self.hold_out} is not a percentage from 0 to 50")
+        for name in ("hold_out", "sweep_hold_out"):
+            if not 0 <= getattr(self, name) <= 50:
+                raise ValueError(f"{name}: {getattr(self, name)} is not a percentage from 0 to 50")
         if not 0 <= self.hold_out_seed < 2**32:
             raise ValueError(f"hold_out_seed: {self.hold_out_seed} is not from 0 to {2**32 - 1}")
-        if self.eval_on_held_out and not self.hold_out:
-            raise ValueError("eval_on_held_out: nothing is held out; set hold_out, too")
+        for name, rows in (("eval_on_held_out", "hold_out"), ("eval_on_sweep_rows", "sweep_hold_out")):
+            if getattr(self, name) and not getattr(self, rows):
+                raise ValueError(f"{name}: nothing is held out; set {rows}, too")
 
 
 @dataclasses.dataclass
@@ -222,38 +234,37 @@ def load_splits(
         return chosen.select(_spread(len(chosen), count) if spread else range(count))
 
     train = rows("train_split", "max_train_samples")
-    if arguments.eval_on_held_out:
-        return hold_out(train, arguments, labels)
-    evaluation = rows("eval_split", "max_eval_samples")
-    if arguments.hold_out:
-        train, _ = hold_out(train, arguments, labels)
-    return train, evaluation
+    evaluation = None
+    for field, judged_by in (("hold_out", "eval_on_held_out"), ("sweep_hold_out", "eval_on_sweep_rows")):
+        if percent := getattr(arguments, field):
+            train, held_out = _hold_out(train, percent, field, arguments.hold_out_seed, labels)
+            evaluation = held_out if getattr(arguments, judged_by) else evaluation
+    return train, rows("eval_split", "max_eval_samples") if evaluation is None else evaluation
 
 
-def hold_out(
-    train: Any, arguments: DataArguments, labels: Callable[[Any], Sequence[Any]] | None = None
+def _hold_out(
+    train: Any, percent: int, field: str, seed: int, labels: Callable[[Any], Sequence[Any]] | None
 ) -> tuple[Any, Any]:
-    """Parts `train` in what is trained on and what is held out, by `hold_out` and `hold_out_seed`.
+    """Parts `train` in what is trained on and what is held out, each in the order of `train`.
 
     Args:
         train: a `datasets.Dataset`.
-        arguments: say how many percent, at least one row.
+        percent: of its rows are held out, at least one.
+        field: says so, for messages.
+        seed: of the draw.
         labels: see :func:`load_splits`.
-
-    Returns:
-        Both parts, each in the order of `train`.
 
     Raises:
         RecipeError: there is one row or none.
     """
     rows = len(train)
     if rows < 2:
-        raise RecipeError(f"hold_out: of {rows} training row none can be held out")
-    order = np.random.default_rng(arguments.hold_out_seed).permutation(rows)
+        raise RecipeError(f"{field}: of {rows} training row none can be held out")
+    order = np.random.default_rng(seed).permutation(rows)
     if labels is not None:  # one class after the other: rows at even distances are of each class its share
         _, classes = np.unique(np.asarray(labels(train)), return_inverse=True)
         order = order[np.argsort(classes[order], kind="stable")]
-    held_out = order[_spread(rows, max(1, round(rows * arguments.hold_out / 100)))]
+    held_out = order[_spread(rows, max(1, round(rows * percent / 100)))]
     return train.select(np.setdiff1d(order, held_out)), train.select(np.sort(held_out))
 
 

@@ -217,7 +217,8 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     choose_image_column(splits, arguments, recipe.given, notes)
     arguments.label_column = _choose_label_column(splits, arguments, recipe.given, notes)
     train, test = splits
-    judged = f"{arguments.train_split}, held out" if arguments.eval_on_held_out else arguments.eval_split
+    held_out = arguments.eval_on_held_out or arguments.eval_on_sweep_rows
+    judged = f"{arguments.train_split}, held out" if held_out else arguments.eval_split
     classes, train_labels, test_labels = _number_classes(splits, arguments, judged, recipe.arguments.smoke)
     notes += _tell_unseen(classes, train_labels, test_labels, judged)
 

@@ -79,6 +79,16 @@ def test_of_each_class_its_share_is_held_out(folder):
         assert [[classes[row] for row in judged["row"]].count(n) for n in sorted(set(classes))] == share
 
 
+def test_rows_for_a_sweep_are_others_than_those_that_judge(folder):
+    """A data set of one split is parted in three, each class in its share."""
+    fields = {"hold_out": 20, "eval_on_held_out": True, "sweep_hold_out": 25}
+    train, judged = rows(folder, **fields)
+    swept_on, sweep = rows(folder, **fields, eval_on_sweep_rows=True)
+    assert train == swept_on and len(judged) == 4 and len(sweep) == 4
+    assert sorted(train + judged + sweep) == list(range(20))
+    assert rows(folder, sweep_hold_out=25)[1] == list(range(20))  # the test split
+
+
 def test_a_split_that_is_not_needed_may_be_missing(tmp_path):
     Dataset.from_dict({"row": range(10)}).to_parquet(tmp_path / "train.parquet")
     train, judged = rows(str(tmp_path), hold_out=20, eval_on_held_out=True)
@@ -149,7 +159,8 @@ def test_files_that_number_their_classes_differently(nested, tmp_path):
     [
         ({"hold_out": 60}, "hold_out: 60 is not a percentage from 0 to 50"),
         ({"hold_out_seed": -1}, "hold_out_seed: -1 is not from 0 to 4294967295"),
-        ({"eval_on_held_out": True}, "nothing is held out"),
+        ({"eval_on_held_out": True}, "nothing is held out; set hold_out, too"),
+        ({"eval_on_sweep_rows": True}, "nothing is held out; set sweep_hold_out, too"),
         ({"hold_out": 10, "train_split": "train[:1]"}, "of 1 training row none can be held out"),
     ],
 )
