@@ -17,6 +17,14 @@ def named(column: str, row: int, split: str) -> str:
     return f"{column}: row {row} of the split {split!r}"
 
 
+def _errors() -> tuple[type[Exception], ...]:
+    """What PIL raises of an image that is broken, or that is larger than it reads."""
+    from PIL.Image import DecompressionBombError
+
+    # A broken PNG or WebP ends in a SyntaxError, and now and then a TIFF in a TypeError.
+    return OSError, ValueError, SyntaxError, TypeError, DecompressionBombError
+
+
 @contextlib.contextmanager
 def reading(column: str, row: int, split: str) -> Iterator[None]:
     """Has PIL's errors name the row.
@@ -24,10 +32,16 @@ def reading(column: str, row: int, split: str) -> Iterator[None]:
     Raises:
         RecipeError: in place of what is raised within.
     """
+    from PIL.Image import DecompressionBombError
+
     try:
         yield
-    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: PIL, of a broken PNG
-        raise RecipeError(f"{named(column, row, split)} cannot be read ({error})") from error
+    except _errors() as error:
+        remedy = "resize it" if isinstance(error, DecompressionBombError) else "correct it"
+        reason = str(error).rstrip(".")
+        raise RecipeError(
+            f"{named(column, row, split)} cannot be read ({reason}); {remedy}, or leave the row out"
+        ) from error
 
 
 def to_rgb(image: Any) -> Any:
@@ -56,14 +70,15 @@ def picture(data: Any, column: str, row: int, split: str) -> Any:
 def pictures(data: Any, column: str, rows: Iterable[int], split: str) -> list[Any]:
     """As :func:`picture`, of several rows, which are read together."""
     rows = list(rows)
-    try:
-        return [to_rgb(image) for image in data[rows][column]]
-    except (OSError, ValueError, SyntaxError, AttributeError):  # which of them it is, each alone says
-        return [picture(data, column, row, split) for row in rows]
+    with contextlib.suppress(*_errors()):
+        images = data[rows][column]
+        if all(image is not None for image in images):
+            return [to_rgb(image) for image in images]
+    return [picture(data, column, row, split) for row in rows]  # which of them it is, each alone says
 
 
 def opened(stored: Any, column: str, row: int, split: str, as_rgb: bool) -> Any:
-    """An image as `datasets.Image(decode=False)` stores it, opened by PIL, which reads its header.
+    """An image as `datasets.Image(decode=False)` stores it, opened by PIL, which reads header and EXIF data.
 
     Raises:
         RecipeError: there is none, it cannot be read, or with `as_rgb` not by :func:`to_rgb`; names the row.
@@ -76,6 +91,7 @@ def opened(stored: Any, column: str, row: int, split: str, as_rgb: bool) -> Any:
         image = Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
         if as_rgb:
             _check_depth(image)
+        image.getexif()  # may be broken by itself, and in a PNG come after the pixels, which are then read
     return image
 
 

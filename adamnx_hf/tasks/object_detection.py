@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,6 +43,7 @@ __all__ = [
     "DetectionTrainer",
     "draw_predictions",
     "fast",
+    "find_fields",
     "make_trainer",
     "smoke",
 ]
@@ -60,6 +61,30 @@ LEAST_SCORE = 0.001
 #: A box may reach so many pixels out of its image, as rounding has it; it is cut off there.
 ROUNDING = 1.0
 
+#: Shares of an image may leave the range from 0 to 1 by so much, as rounding has it.
+SHARE_ROUNDING = 0.01
+
+#: A box is learned if the training image has it so many pixels wide and high, and such a share of its side.
+LEAST_PIXELS, LEAST_SHARE = 2.0, 0.01
+
+#: Ids that have no names are counted from 0 to the highest, if it is not above this.
+HIGHEST_ID = 100_000
+
+#: What public data sets call the fields of objects, by the recipe's field that names them.
+USUAL = {
+    "box_field": ("bbox", "boxes", "box", "bboxes"),
+    "category_field": (
+        "category",
+        "category_id",
+        "categories",
+        "category_ids",
+        "class",
+        "classes",
+        "label",
+        "labels",
+    ),
+}
+
 
 @dataclasses.dataclass
 class Arguments(ImageArguments):
@@ -69,15 +94,23 @@ class Arguments(ImageArguments):
         default="objects", metadata=doc("Column of each image's objects: their boxes, classes and so on.")
     )
     box_field: str = dataclasses.field(default="bbox", metadata=doc("Where among them the boxes are."))
-    box_format: Literal["xywh", "xyxy", "voc"] = dataclasses.field(
+    box_format: Literal["xywh", "xyxy", "cxcywh", "voc"] = dataclasses.field(
         default="xywh",
         metadata=doc(
-            "What four numbers in pixels mean: left, top, width, height; or two corners; or corners as VOC "
-            "writes them, whose pixels count from 1 and belong to the box."
+            "What the four numbers mean: left, top, width, height; or two corners; or centre x, centre y, "
+            "width, height, as YOLO has them; or corners as VOC writes them, whose pixels count from 1 and "
+            "belong to the box."
         ),
     )
+    box_unit: Literal["pixels", "shares"] = dataclasses.field(
+        default="pixels",
+        metadata=doc("What they count: pixels, or shares of the image's width and height, from 0 to 1."),
+    )
     category_field: str = dataclasses.field(
-        default="category", metadata=doc("Where among them the class ids are.")
+        default="category",
+        metadata=doc(
+            "Where among them the classes are: ids, or names, whose ids are in the order of the alphabet."
+        ),
     )
     class_names: list[str] | None = dataclasses.field(
         default=None, metadata=doc("Names of the ids 0, 1, ... Default: the data set's own.")
@@ -122,6 +155,11 @@ class Arguments(ImageArguments):
             raise ValueError(f"image_size: {self.image_size} is not a multiple of 32 pixels")
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise ValueError(f"scale_range: needs two factors above 0, the smaller first: {self.scale_range}")
+        if self.box_unit == "shares" and self.box_format == "voc":
+            raise ValueError(
+                "box_unit: VOC's corners count pixels and are no shares; pass --box_format xyxy for corners, "
+                "xywh or cxcywh"
+            )
         check_class_names(self.class_names or [])
         if self.architecture:
             _config(self, ["a class"])
@@ -167,6 +205,7 @@ class Augmentation:
         from adamnx_hf.tasks.transforms import HSVJitter
 
         self.jitter = HSVJitter(jitter)
+        self.min_size = max(LEAST_PIXELS, LEAST_SHARE * size)
         self.geometry = v2.Compose(
             [
                 v2.ScaleJitter((size, size), tuple(scale_range), antialias=True),
@@ -175,7 +214,7 @@ class Augmentation:
                 v2.ClampBoundingBoxes(),
                 # What is left of an object at a cut edge is often too little to tell what it is; nor can what
                 # is as small by itself be told.
-                v2.SanitizeBoundingBoxes(min_size=max(2.0, size / 100), labels_getter=_third),
+                v2.SanitizeBoundingBoxes(min_size=self.min_size, labels_getter=_third),
             ]
         )
 
@@ -200,7 +239,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         data: the split.
         arguments: name its columns and fields.
         split: its name, for messages.
-        classes: how many there are.
+        classes: their names, in the order of their ids.
         augment: changes image and boxes. None: they stay as they are.
         with_difficult: whether objects that need not be found are among those to learn.
         quiet: no progress bars.
@@ -221,7 +260,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         data: Any,
         arguments: Arguments,
         split: str,
-        classes: int,
+        classes: Sequence[str],
         augment: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
         with_difficult: bool = False,
         quiet: bool = False,
@@ -246,11 +285,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         from torchvision.ops import box_convert
         from torchvision.transforms.v2 import functional
 
-        from adamnx_hf.models.yolov7_image_processor import letterbox_boxes
-
-        objects, (height, width) = self.objects[index], self.sizes[index]
-        learned = objects if self.with_difficult else objects[objects[:, 1] == 0]
-        labels, boxes = learned[:, 0].long(), letterbox_boxes(learned[:, 2:], height, width, self.size)
+        labels, boxes = self.learned(index)
         image = self._decode(index) if self.decoded is None else self.decoded[index]
         if self.augment is not None:
             with nullcontext() if self.random is None else self.random.seed_row(index):
@@ -263,10 +298,23 @@ class DetectionDataset(torch.utils.data.Dataset):
             "labels": {
                 "class_labels": labels,
                 "boxes": box_convert(boxes, "xyxy", "cxcywh"),
-                "orig_size": torch.tensor([height, width]),
-                "objects": objects,
+                "orig_size": torch.tensor(self.sizes[index]),
+                "objects": self.objects[index],
             },
         }
+
+    def learned(self, index: int) -> tuple[Tensor, Tensor]:
+        """A row's objects that are to learn, before augmentation.
+
+        Returns:
+            Class ids, (n,) int64, and corners, (n, 4) float32, as shares of the letterbox's side.
+        """
+        from adamnx_hf.models.yolov7_image_processor import letterbox_boxes
+
+        objects, (height, width) = self.objects[index], self.sizes[index]
+        if not self.with_difficult:
+            objects = objects[objects[:, 1] == 0]
+        return objects[:, 0].long(), letterbox_boxes(objects[:, 2:], height, width, self.size)
 
     def picture(self, index: int) -> Any:
         """The image itself, PIL's."""
@@ -373,21 +421,18 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
         )
     with recipe.training_arguments.main_process_first(desc="loading the data"):
         train, test = _synthetic(arguments) if recipe.synthetic_data else load_splits(arguments)
+    arguments, notes = find_fields(train, arguments, getattr(recipe, "given", {"objects_column", *USUAL}))
     for data in (train, test):
         check_columns(
             data, {"image_column": arguments.image_column, "objects_column": arguments.objects_column}
         )
         _check_features(data, arguments)
     classes = _class_names(train, arguments)
-    for i, (name, other) in enumerate(zip(classes, _class_names(test, arguments), strict=False)):
-        if name != other:
-            raise RecipeError(f"eval_split: class {i} is {other!r} there, and {name!r} in train_split")
+    _check_same_classes(train, test, classes, arguments)
     augment = Augmentation(
         arguments.image_size, arguments.scale_range, arguments.jitter_probability, arguments.flip_probability
     )
-    dataset: Any = functools.partial(
-        DetectionDataset, classes=len(classes), quiet=recipe.training_arguments.quiet
-    )
+    dataset: Any = functools.partial(DetectionDataset, classes=classes, quiet=recipe.training_arguments.quiet)
     learned = dataset(
         train,
         arguments,
@@ -396,6 +441,7 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
         with_difficult=arguments.train_on_difficult,
         random=RowRandom(len(train), recipe.training_arguments.seed),
     )
+    notes += _check_learned(learned, augment, classes, arguments)
     judged = dataset(test, arguments, arguments.eval_split)
     if all((objects[:, 1] > 0).all() for objects in judged.objects):
         raise RecipeError("eval_split: there is no object in it that has to be found")
@@ -408,11 +454,59 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
         compute_metrics=compute_metrics,
         processing_class=_processor(arguments),
     )
+    pairs = zip(classes, _own_names(train, arguments), strict=False)
+    if renamed := [f"{name!r} for {own!r}" for name, own in pairs if name != own]:
+        notes.append(
+            f"class_names: {len(renamed)} classes have other names than in the data set, such as {renamed[0]}"
+        )
     if arguments.difficult_field not in _fields(test, arguments.objects_column):
-        trainer.notes.append(
+        notes.append(
             f"objects have no field {arguments.difficult_field!r}: every one of them has to be found"
         )
+    trainer.notes += notes
     return trainer
+
+
+def _check_learned(
+    data: DetectionDataset, augment: Augmentation, classes: Sequence[str], arguments: Arguments
+) -> list[str]:
+    """Checks that there are boxes to learn.
+
+    Returns:
+        What is to be said of boxes that are too small to be learned, and of classes without a box.
+
+    Raises:
+        RecipeError: there is no box, or all are too small.
+    """
+    split = f"the split {data.split!r}"
+    rows = [data.learned(i) for i in range(len(data)) if len(data.objects[i])]
+    learned = sum(len(labels) for labels, _ in rows)
+    if not learned:
+        why = "all of them are marked difficult; pass --train_on_difficult" if rows else "no row has one"
+        raise RecipeError(f"train_split: there is no object to learn in {split}: {why}")
+    labels, boxes = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    corners, largest = boxes * data.size, arguments.scale_range[1]
+    scale = min(1.0, largest)
+    sides = scale * (corners[:, 2:] - corners[:, :2]).amin(1)  # the shorter one of each box
+    notes = []
+    if small := int((sides < augment.min_size).sum()):
+        tiny = int((sides < LEAST_SHARE * data.size).sum())
+        so_small = (
+            f"boxes of {split} too small to be learned, under {augment.min_size:g} pixels wide or high in "
+            f"images of {data.size} x {data.size} at scale {scale:g}: {small} of {learned}"
+        )
+        if small > tiny:
+            so_small += f"; a larger --image_size helps {small - tiny}"
+        if tiny:
+            share = f"{100 * LEAST_SHARE:g} % of the longer side"
+            so_small += f"; under {share}, which only images cut in parts help: {tiny}"
+        if (sides / scale * largest < augment.min_size).all():
+            raise RecipeError(f"image_size: nothing can be learned: {so_small}")
+        notes.append(so_small)
+    if missing := sorted(set(range(len(classes))).difference(labels.tolist())):
+        shown = ", ".join([*(classes[i] for i in missing[:5]), *(["..."] if len(missing) > 5 else [])])
+        notes.append(f"{len(missing)} of {len(classes)} classes have no box to learn in {split}: {shown}")
+    return notes
 
 
 def _config(arguments: Arguments, classes: Sequence[str]) -> Any:
@@ -481,6 +575,62 @@ def _fields(data: Any, column: str) -> dict[str, Any]:
     return {}
 
 
+def _kind(data: Any, arguments: Arguments) -> Any:
+    """The feature of the classes."""
+    return _fields(data, arguments.objects_column)[arguments.category_field]
+
+
+def _own_names(data: Any, arguments: Arguments) -> list[str]:
+    """The data set's own names of its class ids; none where it has none."""
+    return list(getattr(_kind(data, arguments), "names", None) or [])
+
+
+def _is_text(data: Any, arguments: Arguments) -> bool:
+    """Returns whether classes stand there by name, as text without ids."""
+    return getattr(_kind(data, arguments), "dtype", None) in ("string", "large_string")
+
+
+def find_fields(data: Any, arguments: Arguments, given: Collection[str]) -> tuple[Arguments, list[str]]:
+    """The recipe's names for a column and fields, those that the data lack replaced by usual ones.
+
+    `objects_column` becomes the one column that holds objects with boxes, if there is one only. `box_field`
+    and `category_field` become the one of :data:`USUAL` that the objects have, if they have one only.
+
+    Args:
+        data: the training split.
+        arguments: the recipe's.
+        given: fields that flags have set, which stay as they are.
+
+    Returns:
+        The arguments, and a note for each name that was replaced.
+    """
+    notes = []
+
+    def replace(name: str, there: Collection[str], candidates: Sequence[str]) -> None:
+        nonlocal arguments
+        wanted = getattr(arguments, name)
+        if wanted not in there and name not in given and len(candidates) == 1:
+            changes: Any = {name: candidates[0]}
+            arguments = dataclasses.replace(arguments, **changes)
+            note = f"{name}: {candidates[0]!r} is used, as there is no {wanted!r}"
+            if name == "box_field":
+                note += f"; its boxes are read as {arguments.box_format} in {arguments.box_unit}"
+            notes.append(note)
+
+    columns = data.column_names
+    replace("objects_column", columns, [name for name in columns if _holds_boxes(data, name, arguments)])
+    if arguments.objects_column in columns:
+        fields = _fields(data, arguments.objects_column)
+        for name, usual in USUAL.items():
+            replace(name, fields, [field for field in usual if field in fields])
+    return arguments, notes
+
+
+def _holds_boxes(data: Any, column: str, arguments: Arguments) -> bool:
+    fields = _fields(data, column)
+    return any(hasattr(fields.get(name), "feature") for name in (arguments.box_field, *USUAL["box_field"]))
+
+
 def _check_features(data: Any, arguments: Arguments) -> None:
     check_images(data, "image_column", arguments.image_column)
     fields = _fields(data, arguments.objects_column)
@@ -495,28 +645,58 @@ def _check_features(data: Any, arguments: Arguments) -> None:
                 f"{name}: the objects of {arguments.objects_column!r} have no {getattr(arguments, name)!r}"
                 f"{nearest(getattr(arguments, name), fields)}"
             )
-    kind = fields[arguments.category_field]
-    if not hasattr(kind, "names") and not str(getattr(kind, "dtype", "")).startswith(("int", "uint")):
-        raise RecipeError(f"category_field: {arguments.category_field!r} does not hold class ids but {kind}")
+    kind = _kind(data, arguments)
+    is_id = hasattr(kind, "names") or str(getattr(kind, "dtype", "")).startswith(("int", "uint"))
+    if not is_id and not _is_text(data, arguments):
+        raise RecipeError(
+            f"category_field: {arguments.category_field!r} does not hold class ids or names but {kind}"
+        )
 
 
 def _class_names(data: Any, arguments: Arguments) -> list[str]:
-    names = getattr(_fields(data, arguments.objects_column)[arguments.category_field], "names", None)
+    """The classes' names in the order of their ids: given, the data set's own, those found, or numbers."""
+    names = _own_names(data, arguments)
     if arguments.class_names:
         for i, name in enumerate(arguments.class_names):
-            if names and name in names and names.index(name) != i:
+            if name in names and names.index(name) != i:
                 raise RecipeError(
                     f"class_names: {name!r} is class {i} there, and {names.index(name)} in the data set; "
                     "list them in its order, or leave them out"
                 )
         return arguments.class_names
     if names:
-        return list(names)
-    most = -1
+        return names
+    found: set[Any] = set()
     for objects in data.select_columns([arguments.objects_column])[arguments.objects_column]:
-        labels = _columns(objects, arguments)[arguments.category_field]
-        most = max([most, *(label for label in labels if label is not None)])
-    return [str(i) for i in range(int(most) + 1)]
+        found.update(_columns(objects, arguments)[arguments.category_field])
+    found.discard(None)
+    if _is_text(data, arguments):
+        return sorted(found)
+    most = int(max(found, default=-1))
+    if most > HIGHEST_ID:
+        raise RecipeError(
+            f"category_field: {arguments.category_field!r} goes up to {most}, and class ids are counted from "
+            "0; count them anew, or is it another field: --category_field NAME?"
+        )
+    return [str(i) for i in range(most + 1)]
+
+
+def _check_same_classes(train: Any, test: Any, classes: Sequence[str], arguments: Arguments) -> None:
+    """Checks that an id is the same class in both splits, also where `class_names` has other names for them.
+
+    One of them may have more names. A row with an id that the training split has no name for is refused when
+    it is read.
+
+    Raises:
+        RecipeError: an id is another class in the evaluation split.
+    """
+    pairs = [(_own_names(train, arguments), _own_names(test, arguments))]
+    if not _is_text(test, arguments):  # text has no ids of its own
+        pairs.append((list(classes), _class_names(test, arguments)))
+    for names, others in pairs:
+        for i, (name, other) in enumerate(zip(names, others, strict=False)):
+            if name != other:
+                raise RecipeError(f"eval_split: class {i} is {other!r} there, and {name!r} in train_split")
 
 
 def _columns(objects: Any, arguments: Arguments) -> dict[str, list[Any]]:
@@ -528,59 +708,97 @@ def _columns(objects: Any, arguments: Arguments) -> dict[str, list[Any]]:
 
 
 def _objects(
-    data: Any, arguments: Arguments, split: str, classes: int, quiet: bool
+    data: Any, arguments: Arguments, split: str, classes: Sequence[str], quiet: bool
 ) -> tuple[list[Tensor], list[tuple[int, int]]]:
     """Each row's objects, (n, 6), and each image's height and width; see :class:`DetectionDataset`.
 
     Reads the images' headers alone.
 
     Raises:
-        RecipeError: an image that is not there or that RGB does not hold, objects that are no numbers, a box
-            without area or reaching out of its image, or an unknown class id; names the row.
+        RecipeError: an image that is not there or that RGB does not hold, objects that are no numbers, boxes
+            in another unit, a box without area or reaching out of its image, or an unknown class; names the
+            row.
     """
     from datasets import Image
 
     column = arguments.image_column
     headers = data.select_columns([column, arguments.objects_column]).cast_column(column, Image(decode=False))
-    objects, sizes = [], []
+    numbers, sizes = [], []
     for i, row in enumerate(
         tqdm(headers, desc=f"checking {split}", unit=" images", leave=False, disable=quiet)
     ):
-        where = f"{split}, row {i}"
         width, height = images.size(images.opened(row[column], column, i, split, as_rgb=True))
-        boxes, labels, difficult = _numbers(row[arguments.objects_column], arguments, where)
-        corners = boxes.copy()
-        if arguments.box_format == "xywh":
-            corners[:, 2:] += corners[:, :2]
-        elif arguments.box_format == "voc":
-            corners[:, :2] -= 1
-        inside = corners.clip(0, np.array([width, height, width, height]))
-        for box, corner, cut, label in zip(boxes.tolist(), corners, inside, labels, strict=True):
-            if not 0 <= label < classes:
-                raise RecipeError(
-                    f"{where}: {label} is not a class id; there are {classes}, from 0 to {classes - 1}"
-                )
-            shown = f"{arguments.box_format} box {[round(value, 2) for value in box]}"
-            if not (corner[2:] > corner[:2]).all():
-                raise RecipeError(
-                    f"{where}: the {shown} has no area; leave it out, or is --box_format another?"
-                )
-            if np.abs(corner - cut).max() > ROUNDING or not (cut[2:] > cut[:2]).all():
-                raise RecipeError(
-                    f"{where}: the {shown} reaches out of its image of {width} x {height} pixels; correct "
-                    "it, or is --box_format another?"
-                )
-        rows = np.concatenate([labels[:, None], difficult[:, None], inside], 1)
-        objects.append(torch.as_tensor(rows, dtype=torch.float32))
+        numbers.append(_numbers(row[arguments.objects_column], arguments, classes, f"{split}, row {i}"))
         sizes.append((height, width))
+    if arguments.box_unit == "pixels":
+        _check_pixels([boxes for boxes, _, _ in numbers], sizes, split)
+    objects = []
+    for i, ((boxes, labels, difficult), (height, width)) in enumerate(zip(numbers, sizes, strict=True)):
+        corners = _corners(boxes, arguments, width, height, f"{split}, row {i}")
+        rows = np.concatenate([labels[:, None], difficult[:, None], corners], 1)
+        objects.append(torch.as_tensor(rows, dtype=torch.float32))
     return objects, sizes
 
 
-def _numbers(objects: Any, arguments: Arguments, where: str) -> list[np.ndarray]:
+def _check_pixels(boxes: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], split: str) -> None:
+    """Checks that boxes in pixels are no shares of their images, as all of them together show.
+
+    Args:
+        boxes: (n, 4) of each image, as they are in the data.
+        sizes: each image's height and width. A single pixel says nothing: its boxes are from 0 to 1.
+        split: their split.
+
+    Raises:
+        RecipeError: all numbers are from 0 to 1.
+    """
+    large = [own for own, size in zip(boxes, sizes, strict=True) if len(own) and max(size) > 1]
+    if large and all((np.abs(own - 0.5) <= 0.5 + SHARE_ROUNDING).all() for own in large):
+        raise RecipeError(
+            f"box_unit: these look like shares of the image, not pixels: the {sum(map(len, large))} boxes of "
+            f"the split {split!r} have numbers from 0 to 1 alone; pass --box_unit shares, and --box_format "
+            "cxcywh if they are YOLO's"
+        )
+
+
+def _corners(boxes: np.ndarray, arguments: Arguments, width: int, height: int, where: str) -> np.ndarray:
+    """An image's boxes (n, 4), as they are in the data, as corners in pixels within it.
+
+    Raises:
+        RecipeError: a box without area, reaching out of the image, or in pixels instead of shares.
+    """
+    from torchvision.ops import box_convert
+
+    shares = arguments.box_unit == "shares"
+    corners = boxes * np.array([width, height] * 2 if shares else [1] * 4)
+    if arguments.box_format == "voc":
+        corners[:, :2] -= 1
+    else:
+        corners = box_convert(torch.from_numpy(corners), arguments.box_format, "xyxy").numpy()
+    inside = corners.clip(0, np.array([width, height] * 2))
+    for box, corner, cut in zip(boxes, corners, inside, strict=True):
+        shown = f"{arguments.box_format} box {[round(value, 4) for value in box.tolist()]}"
+        if shares and np.abs(box).max() > 2:
+            raise RecipeError(
+                f"{where}: the {shown} has numbers far above 1, and is no share of its image; correct it, or "
+                "are they pixels: --box_unit pixels?"
+            )
+        if not (corner[2:] > corner[:2]).all():
+            raise RecipeError(f"{where}: the {shown} has no area; leave it out, or is --box_format another?")
+        if np.abs(corner - cut).max() > ROUNDING or not (cut[2:] > cut[:2]).all():
+            raise RecipeError(
+                f"{where}: the {shown} reaches out of its image of {width} x {height} pixels; correct it, or "
+                "is --box_format another?"
+            )
+    return inside
+
+
+def _numbers(
+    objects: Any, arguments: Arguments, classes: Sequence[str], where: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A row's boxes (n, 4), class ids (n,) and marks of difficult objects (n,); none of what it has none of.
 
     Raises:
-        RecipeError: they are no numbers, or do not match each other.
+        RecipeError: they are no numbers, do not match each other, or a class is not known.
     """
     fields = _columns(objects, arguments)
     kinds: dict[str, type] = {
@@ -588,6 +806,8 @@ def _numbers(objects: Any, arguments: Arguments, where: str) -> list[np.ndarray]
         arguments.category_field: np.int64,
         arguments.difficult_field: np.bool_,
     }
+    if any(isinstance(label, str) for label in fields[arguments.category_field]):
+        fields[arguments.category_field] = _ids(fields[arguments.category_field], classes, where)
     arrays: list[np.ndarray] = []
     for name, kind in kinds.items():
         try:
@@ -607,7 +827,34 @@ def _numbers(objects: Any, arguments: Arguments, where: str) -> list[np.ndarray]
             f"{where}: boxes of four numbers, class ids and marks of difficult ones do not match: "
             f"{boxes.shape}, {labels.shape}, {difficult.shape}"
         )
-    return [boxes, labels, difficult]
+    for label in labels.tolist():
+        if label < 0:
+            raise RecipeError(
+                f"{where}: {label} is not a class id; they are counted from 0; correct it, or leave the row "
+                "out"
+            )
+        if label >= len(classes):
+            raise RecipeError(
+                f"{where}: {label} is not a class id; there are {len(classes)}, from 0 to "
+                f"{len(classes) - 1}; correct it, leave the row out, or name every class: --class_names"
+            )
+    return boxes, labels, difficult
+
+
+def _ids(labels: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
+    """The ids of classes that stand there by name.
+
+    Raises:
+        RecipeError: a name that is not among `classes`.
+    """
+    ids = {name: i for i, name in enumerate(classes)}
+    for label in labels:
+        if label not in ids:
+            raise RecipeError(
+                f"{where}: {label!r} is not a class{nearest(str(label), classes)}; correct it, leave the row "
+                "out, or name every class: --class_names"
+            )
+    return [ids[label] for label in labels]
 
 
 def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path) -> None:
@@ -705,9 +952,11 @@ def _synthetic(arguments: Arguments, classes: int = 20) -> tuple[Any, Any]:
                 box = {
                     "xywh": [x, y, w, h],
                     "xyxy": [x, y, x + w, y + h],
+                    "cxcywh": [x + w / 2, y + h / 2, w, h],
                     "voc": [x + 1, y + 1, x + w, y + h],
                 }
-                boxes.append(box[arguments.box_format])
+                unit = [width, height] * 2 if arguments.box_unit == "shares" else [1] * 4
+                boxes.append(np.array(box[arguments.box_format]) / unit)
                 labels.append(int(label))
             images.append(image)
             fields = (arguments.box_field, arguments.category_field, arguments.difficult_field)

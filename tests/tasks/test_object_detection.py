@@ -73,7 +73,9 @@ def arguments(**changes):
 
 def example(made=None, index=0, with_difficult=False, **changes):
     data = dataset(made or rows(1))
-    return task.DetectionDataset(data, arguments(**changes), "train", 3, with_difficult=with_difficult)[index]
+    return task.DetectionDataset(data, arguments(**changes), "train", NAMES, with_difficult=with_difficult)[
+        index
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def test_boxes_are_where_the_objects_are():
 @pytest.mark.parametrize("keep_decoded", [True, False])
 def test_pixels_are_the_processors(keep_decoded):
     made = rows(2)
-    data = task.DetectionDataset(dataset(made), arguments(keep_decoded=keep_decoded), "train", 3)
+    data = task.DetectionDataset(dataset(made), arguments(keep_decoded=keep_decoded), "train", NAMES)
     processor = Yolov7TinyImageProcessor(64, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     expected = processor([Picture.fromarray(row["image"]) for row in made], return_tensors="pt")
     got = task.collate([data[0], data[1]])
@@ -143,7 +145,7 @@ def test_objects_as_a_list_of_dictionaries_and_as_corners():
     given = arguments(box_field="corners", box_format="xyxy", category_field="label")
     task._check_features(data, given)
     assert task._class_names(data, given) == NAMES
-    got = task.DetectionDataset(data, given, "train", 3)
+    got = task.DetectionDataset(data, given, "train", NAMES)
     assert torch.equal(got[1]["labels"]["objects"], expected)
 
 
@@ -167,7 +169,7 @@ def test_objects_as_the_hubs_voc_has_them():
     schema = {"box_field": "bboxes", "box_format": "voc", "category_field": "classes", "class_names": NAMES}
     given = arguments(**schema)
     assert task._class_names(data, given) == NAMES
-    assert torch.equal(task.DetectionDataset(data, given, "train", 3)[1]["labels"]["objects"], expected)
+    assert torch.equal(task.DetectionDataset(data, given, "train", NAMES)[1]["labels"]["objects"], expected)
 
 
 def test_made_up_boxes_in_every_format(tiny):
@@ -243,7 +245,7 @@ def test_bad_objects_are_named_with_their_row(changes, message):
     objects = {"bbox": [[5, 5, 10, 10], [40, 30, 3, 5]], "category": [0, 1], "difficult": [False, False]}
     made[2]["objects"] = {**objects, **changes}
     with pytest.raises(RecipeError) as error:
-        task.DetectionDataset(dataset(made, category=Value("int64")), arguments(), "train", 3)
+        task.DetectionDataset(dataset(made, category=Value("int64")), arguments(), "train", NAMES)
     assert str(error.value).startswith("train, row 2: ") and message in str(error.value)
 
 
@@ -254,13 +256,13 @@ def test_rows_without_objects_or_without_marks():
     unmarked["objects"]["difficult"] = None
     data = dataset([none, empty, unmarked], category=Value("int64"))
     assert len(task._class_names(data, arguments())) == max(unmarked["objects"]["category"]) + 1
-    objects = task.DetectionDataset(data, arguments(), "train", 3).objects
+    objects = task.DetectionDataset(data, arguments(), "train", NAMES).objects
     assert [len(one) for one in objects[:2]] == [0, 0] and not objects[2][:, 1].any() and len(objects[2])
     features = Features(
         {"image": Image(), "objects": List({"bbox": List(Value("float32")), "category": Value("int64")})}
     )
     listed = Dataset.from_dict({"image": [none["image"]] * 2, "objects": [None, []]}, features=features)
-    assert all(len(one) == 0 for one in task.DetectionDataset(listed, arguments(), "train", 3).objects)
+    assert all(len(one) == 0 for one in task.DetectionDataset(listed, arguments(), "train", NAMES).objects)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +281,7 @@ def test_an_image_that_cannot_be_read(stored, message):
     images = [data[0]["image"], {"bytes": stored, "path": None} if isinstance(stored, bytes) else stored]
     data = Dataset.from_dict({"image": images, "objects": data["objects"][:]}, features=data.features)
     with pytest.raises(RecipeError) as error:
-        task.DetectionDataset(data, arguments(), "test", 3)
+        task.DetectionDataset(data, arguments(), "test", NAMES)
     assert message in str(error.value)
 
 
@@ -292,7 +294,7 @@ def test_an_image_that_breaks_off_is_named_when_it_is_read(keep_decoded):
     images = [data[0]["image"], {"bytes": buffer.getvalue()[:-300], "path": None}]
     data = Dataset.from_dict({"image": images, "objects": data["objects"][:]}, features=data.features)
     with pytest.raises(RecipeError, match=r"image: row 1 of the split 'test' cannot be read .*truncated"):
-        task.DetectionDataset(data, arguments(keep_decoded=keep_decoded), "test", 3)[1]
+        task.DetectionDataset(data, arguments(keep_decoded=keep_decoded), "test", NAMES)[1]
 
 
 def test_an_image_that_a_worker_cannot_read_is_said_in_one_line(tiny, tmp_path, folder, capsys):
@@ -351,7 +353,7 @@ def test_an_image_that_its_camera_says_to_turn():
         {"image": [{"bytes": buffer.getvalue(), "path": None}], "objects": objects},
         features=dataset(rows(1)).features,
     )
-    turned = task.DetectionDataset(data, arguments(), "train", 3)
+    turned = task.DetectionDataset(data, arguments(), "train", NAMES)
     assert turned.sizes == [(64, 48)] and turned.picture(0).size == (48, 64)
 
 
@@ -388,7 +390,7 @@ def test_no_augmentation_is_none():
 
 def make_trainer(path, count=9, **changes):
     torch.manual_seed(0)
-    data = task.DetectionDataset(dataset(rows(count)), arguments(), "test", 3)
+    data = task.DetectionDataset(dataset(rows(count)), arguments(), "test", NAMES)
     args = RecipeTrainingArguments(
         output_dir=str(path),
         report_to="none",
