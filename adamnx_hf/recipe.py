@@ -162,7 +162,7 @@ SMOKE = {
 #: Fields that leave the outcome alone, or that a results table has columns for.
 NEUTRAL = re.compile(
     r"output_dir|overwrite_output_dir|dataset_(name|config_name|revision)|data_files|\w+_column|"
-    r"box_field|box_format|category_field|difficult_field|run_name|seed|optim|optim_args|disable_tqdm|report_to|fast|"
+    r"box_field|box_format|box_unit|category_field|difficult_field|run_name|seed|optim|optim_args|disable_tqdm|report_to|fast|"
     r"per_device_eval_batch_size|resume_from_checkpoint|title|hardware|hours|paper_tables|"
     r"(logging|save|push|hub|log|trackio)_.*|project|dataloader_(?!drop_last).*"
 )
@@ -561,7 +561,7 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
         changes["recipe"] = path.name
     _check_places(values)
     values |= _whole_paths(values)
-    local = local_data(values.get("dataset_name") or "") is not None
+    local = bool(values.get("dataset_name")) and local_data(values["dataset_name"]) is not None
     if not values.get("output_dir"):
         values["output_dir"] = str(_output_dir(recipe_name, values))
     arguments, task_arguments, training_arguments = parser.instances(values)

@@ -73,7 +73,7 @@ def data_of(image=None, mask=None):
 
 
 def classified(data, **options):
-    columns = {"image_column": "image", "label_column": "label"}
+    columns = {"image_column": "image", "labels": data["label"]}
     return image_classification.ImageDataset(data, **columns, size=8, split="test", **options)
 
 

@@ -429,16 +429,15 @@ def check_same_classes(train: Sequence[str], evaluation: Sequence[str]) -> None:
     """Checks that the evaluation split numbers its classes as the training split does.
 
     Args:
-        train, evaluation: the names of the classes 0, 1, ... The latter may be fewer.
+        train, evaluation: the names of the classes 0, 1, ... Either may have more than the other.
 
     Raises:
-        RecipeError: a number is another class there, or one that training does not know.
+        RecipeError: a number is another class in the evaluation split.
     """
-    for i, name in enumerate(evaluation):
-        known = repr(train[i]) if i < len(train) else "none"
-        if known != repr(name):
+    for i, (known, name) in enumerate(zip(train, evaluation, strict=False)):
+        if known != name:
             raise RecipeError(
-                f"eval_split: class {i} is {name!r} there, and {known} in train_split; write both with the "
+                f"eval_split: class {i} is {name!r} there, and {known!r} in train_split; write both with the "
                 "same names in the same order (Dataset.align_labels_with_mapping)"
             )
 

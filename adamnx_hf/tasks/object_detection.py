@@ -22,7 +22,8 @@ from adamnx_hf.tasks.data import (
     ImageArguments,
     check_class_names,
     check_columns,
-    check_images,
+    check_same_classes,
+    choose_image_column,
     doc,
     load_splits,
 )
@@ -91,33 +92,40 @@ class Arguments(ImageArguments):
     """The fields of a recipe for object detection."""
 
     objects_column: str = dataclasses.field(
-        default="objects", metadata=doc("Column of each image's objects: their boxes, classes and so on.")
+        default="objects",
+        metadata=doc("Column of each image's objects: their boxes, classes and so on.", data=True),
     )
-    box_field: str = dataclasses.field(default="bbox", metadata=doc("Where among them the boxes are."))
+    box_field: str = dataclasses.field(
+        default="bbox", metadata=doc("Where among them the boxes are.", data=True)
+    )
     box_format: Literal["xywh", "xyxy", "cxcywh", "voc"] = dataclasses.field(
         default="xywh",
         metadata=doc(
             "What the four numbers mean: left, top, width, height; or two corners; or centre x, centre y, "
             "width, height, as YOLO has them; or corners as VOC writes them, whose pixels count from 1 and "
-            "belong to the box."
+            "belong to the box.",
+            data=True,
         ),
     )
     box_unit: Literal["pixels", "shares"] = dataclasses.field(
         default="pixels",
-        metadata=doc("What they count: pixels, or shares of the image's width and height, from 0 to 1."),
+        metadata=doc(
+            "What they count: pixels, or shares of the image's width and height, from 0 to 1.", data=True
+        ),
     )
     category_field: str = dataclasses.field(
         default="category",
         metadata=doc(
-            "Where among them the classes are: ids, or names, whose ids are in the order of the alphabet."
+            "Where among them the classes are: ids, or names, whose ids are in the order of the alphabet.",
+            data=True,
         ),
     )
     class_names: list[str] | None = dataclasses.field(
-        default=None, metadata=doc("Names of the ids 0, 1, ... Default: the data set's own.")
+        default=None, metadata=doc("Names of the ids 0, 1, ... Default: the data set's own.", data=True)
     )
     difficult_field: str = dataclasses.field(
         default="difficult",
-        metadata=doc("Where among them it is marked that one need not be found; may be missing."),
+        metadata=doc("Where among them it is marked that one need not be found; may be missing.", data=True),
     )
     train_on_difficult: bool = dataclasses.field(
         default=False, metadata=doc("Train on objects that need not be found, too.")
@@ -420,12 +428,14 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
             "show it one of them alone, by CUDA_VISIBLE_DEVICES=0"
         )
     with recipe.training_arguments.main_process_first(desc="loading the data"):
-        train, test = _synthetic(arguments) if recipe.synthetic_data else load_splits(arguments)
-    arguments, notes = find_fields(train, arguments, getattr(recipe, "given", {"objects_column", *USUAL}))
+        if recipe.synthetic_data:
+            train, test = _synthetic(arguments)
+        else:
+            train, test = load_splits(arguments, spread=recipe.arguments.smoke)
+    arguments, notes = find_fields(train, arguments, recipe.given)
+    choose_image_column((train, test), arguments, recipe.given, notes)
     for data in (train, test):
-        check_columns(
-            data, {"image_column": arguments.image_column, "objects_column": arguments.objects_column}
-        )
+        check_columns(data, {"objects_column": arguments.objects_column})
         _check_features(data, arguments)
     classes = _class_names(train, arguments)
     _check_same_classes(train, test, classes, arguments)
@@ -632,7 +642,6 @@ def _holds_boxes(data: Any, column: str, arguments: Arguments) -> bool:
 
 
 def _check_features(data: Any, arguments: Arguments) -> None:
-    check_images(data, "image_column", arguments.image_column)
     fields = _fields(data, arguments.objects_column)
     if not fields:
         raise RecipeError(
@@ -694,9 +703,7 @@ def _check_same_classes(train: Any, test: Any, classes: Sequence[str], arguments
     if not _is_text(test, arguments):  # text has no ids of its own
         pairs.append((list(classes), _class_names(test, arguments)))
     for names, others in pairs:
-        for i, (name, other) in enumerate(zip(names, others, strict=False)):
-            if name != other:
-                raise RecipeError(f"eval_split: class {i} is {other!r} there, and {name!r} in train_split")
+        check_same_classes(names, others)
 
 
 def _columns(objects: Any, arguments: Arguments) -> dict[str, list[Any]]:

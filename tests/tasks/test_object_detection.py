@@ -183,7 +183,7 @@ def test_made_up_boxes_in_every_format(tiny):
 
 def test_it_is_said_where_no_object_is_marked_difficult(tiny, monkeypatch):
     splits = [dataset(rows(4)), dataset(rows(4), difficult=False)]
-    monkeypatch.setattr(task, "load_splits", lambda arguments: splits)
+    monkeypatch.setattr(task, "load_splits", lambda arguments, **_: splits)
     assert "no field 'difficult': every one" in task.make_trainer(recipe.resolve(tiny)).notes[-1]
 
 
@@ -194,7 +194,7 @@ def test_class_ids_without_names():
 
 def test_classes_of_the_splits_have_to_agree(tiny, monkeypatch):
     splits = [dataset(rows(4)), dataset(rows(4), category=ClassLabel(names=["red", "blue", "green"]))]
-    monkeypatch.setattr(task, "load_splits", lambda arguments: splits)
+    monkeypatch.setattr(task, "load_splits", lambda arguments, **_: splits)
     with pytest.raises(RecipeError, match="eval_split: class 1 is 'blue' there, and 'green' in train_split"):
         task.make_trainer(recipe.resolve(tiny))
 

@@ -61,7 +61,7 @@ def trainer_of(tmp_path, monkeypatch):
             "output_dir": str(tmp_path / "out"),
         }
         (tmp_path / "own.yaml").write_text(yaml.safe_dump({**fields, **changes}))
-        monkeypatch.setattr(task, "load_splits", lambda arguments: (train, test or train))
+        monkeypatch.setattr(task, "load_splits", lambda arguments, **_: (train, test or train))
         resolved = recipe.resolve(str(tmp_path / "own.yaml"))
         resolved.given = set()  # no flag
         return task.make_trainer(resolved)
