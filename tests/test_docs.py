@@ -85,11 +85,24 @@ def enough(*_, **__):
     raise Enough
 
 
-class Commands:
-    """Carries commands out as far as they go."""
+def take_a_batch(recipe, **_):
+    """In the place of training: makes model and data, and takes what a step and an evaluation would."""
+    trainer = recipe.task.make_trainer(recipe)
+    next(iter(trainer.get_train_dataloader()))
+    next(iter(trainer.get_eval_dataloader()))
+    enough()
 
-    def __init__(self, patch):
-        self.patch = patch
+
+class Commands:
+    """Carries commands out as far as they go.
+
+    Args:
+        patch: pytest's monkeypatch.
+        train: what takes the place of training.
+    """
+
+    def __init__(self, patch, train=enough):
+        self.patch, self.train = patch, train
 
     def run(self, words):
         """The command's status and what it prints."""
@@ -146,10 +159,12 @@ class Commands:
     def cli(self, words):
         """Runs `adamnx-hf` up to training."""
         module = importlib.import_module(f"adamnx_hf.{words[0]}")
-        begins = {"run": "train", "compare": "_carry_out"} | dict.fromkeys(ARGUMENTS_ONLY, "run")
+        begins = {"compare": "_carry_out"} | dict.fromkeys(ARGUMENTS_ONLY, "run")
         with self.patch.context() as patch:
             if words[0] in begins:
                 patch.setattr(module, begins[words[0]], enough)
+            if words[0] == "run":
+                patch.setattr(module, "train", self.train)
             return cli.main(words)
 
     def example(self, name, words):
@@ -302,6 +317,63 @@ def made_up_pairs(namespace, patch):
         pairs.to_parquet(f"path/to/voc2007_seg/data/{split}-00000-of-00001.parquet")
 
 
+def own_data(namespace, patch):
+    """Data of each layout that the page names, and models to fine-tune."""
+    import json
+
+    import numpy as np
+    from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification
+
+    from adamnx_hf.tasks.language_modeling import _CHAT_TEMPLATE
+
+    random = np.random.default_rng(0)
+
+    def save(path, shape=(40, 48, 3), values=(0, 256)):
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.choice(np.arange(*values), shape).astype(np.uint8)).save(path)
+
+    def write_lines(path, rows):
+        Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    boxes = [[4, 5, 20, 30], [10, 8, 16, 12]]
+    coco = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}],
+    }
+    rows = []
+    for i in range(40):
+        save(f"photos/{('cat', 'dog', 'eel')[i % 3]}/{i}.jpg")
+        save(f"boxes/{i}.jpg")
+        save(f"coco/images/{i}.jpg")
+        rows.append({"file_name": f"{i}.jpg", "objects": {"bbox": boxes, "category": ["cell", "dust"]}})
+        coco["images"].append({"id": 100 + i, "file_name": f"{i}.jpg"})
+        coco["annotations"] += [
+            {"image_id": 100 + i, "bbox": boxes[j], "category_id": 7 + 2 * j} for j in (0, 1)
+        ]
+        for name, values in (("masks", (0, 3)), ("masks01", (0, 256, 255))):
+            save(f"{name}/images/{i}.jpg")
+            save(f"{name}/masks/{i}.png", (40, 48), values)
+    write_lines("boxes/metadata.jsonl", rows)
+    Path("coco/annotations.json").write_text(json.dumps(coco))
+    pairs = [{"file_name": f"images/{i}.jpg", "mask_file_name": f"masks/{i}.png"} for i in range(40)]
+    for name in ("masks", "masks01"):
+        write_lines(f"{name}/metadata.jsonl", pairs)
+    Path("questions.csv").write_text(
+        "question,answer\n" + "".join(f"{i} and 1?,{i + 1}\n" for i in range(40))
+    )
+    turns = [{"role": "user", "content": "1 and 1?"}, {"role": "assistant", "content": "2"}]
+    write_lines("chats.jsonl", [{"messages": turns}] * 40)
+    Path("book.txt").write_text("It was a dark and stormy night.\n" * 400)
+    tiny_model(namespace, patch)
+    tokenizer = AutoTokenizer.from_pretrained("path/to/model")
+    tokenizer.chat_template = _CHAT_TEMPLATE
+    tokenizer.save_pretrained("path/to/model")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    ViTForImageClassification(ViTConfig(**sizes)).save_pretrained("path/to/vit")
+
+
 def offloading(namespace, patch):
     """In the place of torchao's, which needs a GPU: it makes the same optimizers with the same options."""
 
@@ -322,6 +394,9 @@ def old_kernels(namespace, patch):
         patch.setattr(kernels, "get_local_kernel", told)
 
 
+#: Pages whose commands load the data and the model that they name, and get as far as a batch.
+TRAINED_ON = {"docs/your-data.md"}
+
 SETUP = {
     "docs/checkpoints.md": adamw_checkpoint,
     "docs/fsdp2.md": processes,
@@ -331,6 +406,7 @@ SETUP = {
     "docs/results/README.md": made_up_pairs,
     "docs/results/adax/README.md": three_models,
     "docs/trl.md": tiny_model,
+    "docs/your-data.md": own_data,
     "recipes/semantic_segmentation/README.md": two_pictures,
 }
 
@@ -354,7 +430,7 @@ def test_snippets(page, tmp_path, monkeypatch):
         document.namespace.update(everywhere())
     if name in SETUP:
         SETUP[name](document.namespace, monkeypatch)
-    document.namespace["_commands"] = Commands(monkeypatch)
+    document.namespace["_commands"] = Commands(monkeypatch, take_a_batch if name in TRAINED_ON else enough)
     try:
         for example in examples:
             example.evaluate()

@@ -493,12 +493,12 @@ def test_what_flags_change_of_the_data(tmp_path):
 
 @pytest.mark.parametrize("name", ["bf16", "bf16_full_eval"])
 def test_bfloat16_without_a_gpu(name, monkeypatch):
-    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
     with pytest.raises(RecipeError) as error:
         recipe.resolve("cifar100_nano", [f"--{name}=true"])
     assert str(error.value) == (
-        f"{name}: there is no GPU here; pass --{name} false to compute in float32, or --use_cpu true to "
-        "compute in bfloat16 on the CPU"
+        f"{name}: there is no GPU here that computes in bfloat16; pass --{name} false for float32, or "
+        "--use_cpu true for bfloat16 on the CPU"
     )
     assert getattr(
         recipe.resolve("cifar100_nano", [f"--{name}=true", "--use_cpu=true"]).training_arguments, name

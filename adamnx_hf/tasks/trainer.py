@@ -83,13 +83,16 @@ class RecipeTrainingArguments(TrainingArguments):
             raise ValueError(f"label_smoothing_factor: {self.label_smoothing_factor} is not from 0 to 1")
         if self.max_grad_norm is not None and self.max_grad_norm < 0:
             raise ValueError(f"max_grad_norm: {self.max_grad_norm} is below 0; 0 is without clipping")
-        for name in ("bf16", "bf16_full_eval"):
-            if getattr(self, name) and not self.use_cpu and not torch.accelerator.is_available():
-                raise ValueError(
-                    f"{name}: there is no GPU here; pass --{name} false to compute in float32, or --use_cpu "
-                    "true to compute in bfloat16 on the CPU"
-                )
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            if "support bf16" not in str(error):
+                raise
+            name = "bf16" if self.bf16 else "bf16_full_eval"
+            raise ValueError(
+                f"{name}: there is no GPU here that computes in bfloat16; pass --{name} false for float32, "
+                "or --use_cpu true for bfloat16 on the CPU"
+            ) from error
         schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(self.lr_scheduler_type)]
         if schedule is get_reduce_on_plateau_schedule:  # hands its keywords on
             schedule = torch.optim.lr_scheduler.ReduceLROnPlateau
