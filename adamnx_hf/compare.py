@@ -27,6 +27,7 @@ from typing import Any
 from adamnx_hf.errors import RecipeError, number
 from adamnx_hf.files import save_figure, sole_writer, write_text
 from adamnx_hf.paired import Difference, compared
+from adamnx_hf.splits import judged_on_training_rows, overlap, training_rows
 
 __all__ = ["EXTRA", "TAKES_FLAGS", "Contender", "add_arguments", "compare", "markdown", "run", "verdict"]
 
@@ -249,6 +250,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 def _compare(args: argparse.Namespace, base: Any, folder: Path) -> dict[str, Any]:
     from adamnx_hf import recipe as recipes
     from adamnx_hf import report
+    from adamnx_hf.run import data_changes, true_title
 
     contenders = _contenders(args.optim)
     metrics = {LOSS: "min", **base.task.METRICS}
@@ -300,10 +302,20 @@ def _compare(args: argparse.Namespace, base: Any, folder: Path) -> dict[str, Any
         if item.folder.name == "seed0" or (item.folder / "results.json").is_file():
             _look(item, args)
 
+    on_training_rows = judged_on_training_rows(base)
+    if on_training_rows:
+        print(
+            f"adamnx-hf compare: {training_rows(base.task_arguments)}; each verdict says so", file=sys.stderr
+        )
     bar = _Progress(len(sweep_runs) + len(contenders) * args.seeds)
     with bar:
         for item in sweep_runs:
             _carry_out(item, args, bar)
+            if all(row.get(chosen_by) is None for row in item.results["per_epoch"]):
+                raise RecipeError(
+                    f"--metric: no evaluation on these data gives {chosen_by}; choose by another, such as "
+                    f"--metric {LOSS}"
+                )
         chosen = {
             one: _best(one, grids[one], sweep_runs, chosen_by, metrics[chosen_by]) for one in contenders
         }
@@ -323,13 +335,16 @@ def _compare(args: argparse.Namespace, base: Any, folder: Path) -> dict[str, Any
     first, *others = contenders
     content = {
         "recipe": base.name,
-        "title": base.arguments.title,
+        "title": true_title(base),
+        "data": "made up" if base.synthetic_data else _without_folder(base.task_arguments.dataset_name),
+        "data_changes": _without_folder(data_changes(base)),
         "command": _command(args),
         "seeds": [seed + i for i in range(args.seeds)],
         "sweep": {key: list(values) for key, values in sweeps.items()},
         "sweep_seeds": args.sweep_seeds if sweeps else 0,
         "chosen_by": chosen_by if sweeps else None,
         "splits": _told(args, base.task_arguments, bool(sweeps)),
+        "judged_on_training_rows": on_training_rows,
         "smoke": base.arguments.smoke,
         "metrics": metrics,
         "commits": sorted({str(run.results["environment"].get("commit")) for run in runs}),
@@ -337,7 +352,7 @@ def _compare(args: argparse.Namespace, base: Any, folder: Path) -> dict[str, Any
             _summary(one, chosen[one], grids[one], sweep_runs, runs, metrics, chosen_by) for one in contenders
         ],
         "comparisons": [
-            _comparison(first, second, metric, kind, runs)
+            _comparison(first, second, metric, kind, runs, on_training_rows)
             for second in others
             for metric, kind in metrics.items()
         ],
@@ -418,40 +433,37 @@ def _own_optim_args(args: argparse.Namespace, one: Contender) -> str | None:
 
 
 def _splits(args: argparse.Namespace, arguments: Any) -> tuple[list[str], list[str]]:
-    """The flags of the judged runs and of the sweep's that say which rows are whose."""
+    """The flags of the judged runs and of the sweep's that say which rows are whose.
+
+    Raises:
+        RecipeError: the sweep would choose by rows that are trained on or judged on.
+    """
     if not args.validation_split:
+        if arguments.eval_on_held_out:
+            raise RecipeError(
+                "eval_on_held_out: the sweep would choose by the rows that judge; leave it out, with "
+                "--eval_on_held_out false, or give --validation-split SPLIT"
+            )
         held_out = f"--hold_out={args.hold_out}"
         return [held_out], [held_out, "--eval_on_held_out=true"]
     for field in ("eval_split", "train_split"):
-        if _overlap(args.validation_split, getattr(arguments, field)):
+        if overlap(args.validation_split, getattr(arguments, field)):
             raise RecipeError(
                 f"--validation-split: {args.validation_split} has rows of {field} "
                 f"({getattr(arguments, field)}); name others, or leave it out for a part of the training rows"
             )
-    return [], [f"--eval_split={args.validation_split}"]
-
-
-def _overlap(first: str, second: str) -> bool:
-    """Whether two parts of splits have rows in common, as far as their texts tell."""
-    import datasets
-
-    names = [spec.partition("[")[0] for spec in (first, second)]
-    if names[0] != names[1]:
-        return False
-    try:
-        rows = [
-            datasets.ReadInstruction.from_spec(spec).to_absolute({names[0]: 10**9})[0]
-            for spec in (first, second)
-        ]
-    except (ValueError, AssertionError):
-        return False  # loading will say what is wrong with it
-    return max(row.from_ for row in rows) < min(row.to for row in rows)
+    on_the_split = ["--eval_on_held_out=false"] if arguments.eval_on_held_out else []
+    return [], [f"--eval_split={args.validation_split}", *on_the_split]
 
 
 def _told(args: argparse.Namespace, arguments: Any, swept: bool) -> dict[str, str | None]:
     """Which rows were trained on, chosen by and judged by, in words."""
     train = arguments.train_split
     rows = {"train": train, "sweep": None, "judged": arguments.eval_split}
+    if arguments.hold_out:
+        rows["train"] = f"{100 - arguments.hold_out} % of {train}"
+    if arguments.eval_on_held_out:
+        rows["judged"] = f"the other {arguments.hold_out} %, spread evenly"
     if swept and args.validation_split:
         rows["sweep"] = args.validation_split
     elif swept:
@@ -488,6 +500,8 @@ def _look(item: _Run, args: argparse.Namespace) -> None:
         return
     expected = yaml.safe_load(yaml.safe_dump(resolved.resolved()))
     there = read(item.folder / "recipe.yaml") if (item.folder / "recipe.yaml").is_file() else {}
+    for fields in (expected, there):  # a run writes the title down only where it is true of the data
+        fields.pop("title", None)
     if there == expected:
         if item.keep_model and not any((item.folder / name).is_file() for name in _MODEL_CONFIGS):
             return  # it was run without its model being kept: again
@@ -513,12 +527,25 @@ def _try_optimizer(recipe: Any, item: _Run) -> None:
 
 
 def _carry_out(item: _Run, args: argparse.Namespace, bar: _Progress) -> None:
-    """Trains, unless it is done."""
-    from adamnx_hf.run import train
+    """Trains, unless it is done.
 
+    Raises:
+        RecipeError: see :func:`adamnx_hf.run.train`. Or no step was taken.
+    """
     if item.results:
         bar.skip()
-        return
+    else:
+        _train(item, args, bar)
+    if not item.results["steps"]:
+        raise RecipeError(
+            f"{item.contender.label}: took no step in {item.folder}, so nothing can be compared; give more "
+            "rows, or a smaller --per_device_train_batch_size"
+        )
+
+
+def _train(item: _Run, args: argparse.Namespace, bar: _Progress) -> None:
+    from adamnx_hf.run import train
+
     with _as_it_was():
         recipe = _resolve(item, args)
         # Of other settings; a model, too, which would pass for this run's.
@@ -680,7 +707,12 @@ def _or_none(value: float) -> float | None:
 
 
 def _comparison(
-    first: Contender, second: Contender, metric: str, kind: str, runs: Sequence[_Run]
+    first: Contender,
+    second: Contender,
+    metric: str,
+    kind: str,
+    runs: Sequence[_Run],
+    on_training_rows: bool,
 ) -> dict[str, Any]:
     a, b = ([run.score(metric) for run in runs if run.contender == one] for one in (first, second))
     names = (first.label, second.label)
@@ -688,12 +720,18 @@ def _comparison(
     diverged = {name: sum(map(math.isnan, values)) for name, values in zip(names, (a, b), strict=True)}
     return record | {
         "diverged": diverged,
-        "verdict": verdict(*names, kind, difference, diverged, len(a)),
+        "verdict": verdict(*names, kind, difference, diverged, len(a), on_training_rows),
     }
 
 
 def verdict(
-    first: str, second: str, kind: str, difference: Difference | None, diverged: dict[str, int], seeds: int
+    first: str,
+    second: str,
+    kind: str,
+    difference: Difference | None,
+    diverged: dict[str, int],
+    seeds: int,
+    on_training_rows: bool = False,
 ) -> str:
     """What the difference (first − second) allows to be said; "better" only where its interval excludes 0.
 
@@ -703,7 +741,15 @@ def verdict(
         difference: of the pairs; None where a run diverged.
         diverged: how many runs did, by label.
         seeds: how many pairs there are.
+        on_training_rows: whether they were judged on rows that they were trained on.
     """
+    said = _said(first, second, kind, difference, diverged, seeds)
+    return said + (", on rows that they were trained on" if on_training_rows else "")
+
+
+def _said(
+    first: str, second: str, kind: str, difference: Difference | None, diverged: dict[str, int], seeds: int
+) -> str:
     if difference is None:
         told = " and ".join(f"{name} in {count} of {seeds}" for name, count in diverged.items() if count)
         return f"no number (diverged?): {told}; not compared"
@@ -747,6 +793,15 @@ def markdown(content: dict[str, Any]) -> str:
     text = [f"# {content['recipe']}: {first} beside {len(content['contenders']) - 1} more", ""]
     if content["smoke"]:
         text += ["A smoke run: says nothing about the optimizers.", ""]
+    if changed := content.get("data_changes"):
+        fields = ", ".join(f"{key} {value}" for key, value in changed.items())
+        text += [f"On {content['data']}, by flags that change the recipe's data: {fields}.", ""]
+    if content.get("judged_on_training_rows"):
+        text += [
+            f"Judged on {content['splits']['judged']}, which has rows that were trained on "
+            f"({content['splits']['train']}): this says nothing of others.",
+            "",
+        ]
     text += [*_table(rows), "", f"Mean ± standard deviation over {seeds} seed{'s' * (seeds != 1)}, after the "
              "last step.", ""]  # fmt: skip
     text += _differences(
@@ -804,6 +859,15 @@ def _table(rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in body)]
 
 
+def _without_folder(value: Any) -> Any:
+    """`value` with the last part of a path in place of a whole one, in lists and dictionaries, too."""
+    if isinstance(value, dict):
+        return {key: _without_folder(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folder(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def _command(args: argparse.Namespace) -> str:
     """The command as it was typed, save for folders of this machine and tokens."""
     from adamnx_hf.run import without_tokens
@@ -818,9 +882,8 @@ def _command(args: argparse.Namespace) -> str:
     words = []
     for word in without_tokens(args.flags):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        path = Path(value)
-        words.append(f"{flag}{equals}{path.name}" if path.is_absolute() else word)
-    recipe = Path(args.recipe).name if Path(args.recipe).is_absolute() else args.recipe
+        words.append(f"{flag}{equals}{_without_folder(value)}" if value else word)
+    recipe = _without_folder(args.recipe)
     optims = ["--optim", *args.optim]
     return shlex.join(["adamnx-hf", "compare", recipe, *optims, f"--seeds={args.seeds}", *options, *words])
 
@@ -884,6 +947,8 @@ def draw(path: Path, content: dict[str, Any]) -> None:
         title = f"{content['recipe']} · mean and {spread} of {seeds} seed{'s' * (seeds != 1)}"
         if content["smoke"]:
             title += " · smoke run: says nothing about the optimizers"
+        if content.get("judged_on_training_rows"):
+            title += " · judged on rows that were trained on"
         figure.suptitle(title, fontsize=12)
         columns = 1 if any(len(one["label"]) > 40 for one in content["contenders"]) else min(count, 3)
         figure.legend(loc="outside lower center", ncols=columns, frameon=False)

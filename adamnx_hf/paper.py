@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,9 @@ __all__ = ["EXTRA", "Table", "add_arguments", "fill", "find_runs", "run", "table
 EXTRA = "recipes"
 
 EMPTY = "\N{EN DASH}"
+
+# Fields about the data that are others for a copy of the same data set.
+_PLACE = re.compile(r"dataset_(name|config_name|revision)|data_files|\w+_column|\w+_field|box_format")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +78,7 @@ def _well_formed(content: Mapping[str, Any]) -> bool:
     metrics = content.get("metrics")
     return (
         all(isinstance(content.get(key), str) for key in ("recipe", "optim"))
-        and isinstance(content.get("changes", {}), dict)
+        and all(isinstance(content.get(key, {}), dict) for key in ("changes", "data_changes"))
         and isinstance(metrics, dict)
         and all(
             isinstance(value, dict) and all(isinstance(value.get(k), int | float) for k in ("best", "last"))
@@ -99,7 +103,9 @@ def _objection(
     run: Mapping[str, Any], row: Mapping[str, Any] | None, table: Table, examples: Mapping[str, int]
 ) -> str:
     """Why `run` may not stand in the row; empty if it may."""
-    changes = dict(run.get("changes", {}))
+    changes = run.get("changes", {}) | {
+        key: value for key, value in run.get("data_changes", {}).items() if not _PLACE.fullmatch(key)
+    }
     if row is not None and "betas" in row and row["betas"] == run.get("betas"):
         changes = {key: value for key, value in changes.items() if not key.startswith("adam_beta")}
     if run.get("smoke"):

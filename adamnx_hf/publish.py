@@ -22,7 +22,7 @@ from adamnx_hf.errors import RecipeError
 from adamnx_hf.files import beside
 from adamnx_hf.policy import NAME_OR_PATH, Origin, why_not
 from adamnx_hf.recipe import NEUTRAL, read
-from adamnx_hf.report import run_command
+from adamnx_hf.report import fits_title, run_command
 
 __all__ = ["EXTRA", "HUB_METRICS", "Package", "add_arguments", "package", "push", "run"]
 
@@ -328,6 +328,8 @@ def package(
     results = json.loads(scrub.json(run_dir / "results.json"))
     if not isinstance(results, dict) or not {"task", "metrics", "environment"} <= results.keys():
         raise RecipeError(f"{run_dir}: its results.json is not one of `adamnx-hf run`")
+    if not fits_title(results["changes"], results.get("data_changes", {})):
+        values.pop("title", None)  # neither here nor when the recipe is run again
     words = [*run_command(results["environment"]["processes"]), address]
     for key, value in flags.items():
         words += [f"--{key}", key.upper() if value is None else value]
@@ -455,6 +457,42 @@ def _is_local(value: str, named: bool) -> bool:
     return Path(value).is_dir()
 
 
+# The column of the card's table that is only there where it says something else than those before it.
+_BEST = "best epoch"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Figures:
+    """A run's metrics at one place of it."""
+
+    column: str
+    """What the card's table has above them."""
+    told: str
+    """The place, in words."""
+    values: Mapping[str, float]
+
+
+def _figures(results: Mapping[str, Any]) -> list[_Figures]:
+    """A run's figures, first those of the weights that are there; nothing twice.
+
+    The results of older runs do not say which weights those are.
+    """
+    metrics, weights = results["metrics"], results.get("weights") or {}
+    last = {name: value["last"] for name, value in metrics.items()}
+    kept = [_Figures("last epoch", "last epoch", last)]
+    if weights.get("step", results["steps"]) != results["steps"]:
+        step = f"step {weights['step']:,}"
+        told = f"{step}, the best by {weights['chosen_by']} on the evaluation split itself"
+        kept.insert(0, _Figures(f"these weights, {step}", told, weights["metrics"]))
+    best = {
+        name: value["best"]
+        for name, value in metrics.items()
+        if value["best"] not in [figure.values.get(name) for figure in kept]
+    }
+    told = "best epoch, chosen on the evaluation split itself"
+    return [*kept, _Figures(_BEST, told, best)] if best else kept
+
+
 def _card(
     repo_id: str,
     results: Mapping[str, Any],
@@ -474,7 +512,9 @@ def _card(
     made_up = results["data"] == "made up" or results["smoke"]  # of neither is there anything to measure
     dataset = recipe.get("dataset_name")  # none if it was a folder
     label = dataset or results["data"]
-    measured = [] if made_up else [(HUB_METRICS[name], value) for name, value in results["metrics"].items()]
+    figures = [] if made_up else _figures(results)
+    measured = list(dict.fromkeys(name for figure in figures for name in figure.values))
+    on_what = ", on rows that it was trained on" if results.get("judged_on_training_rows") else ""
     evaluations = [
         EvalResult(
             task_type=tag or results["task"],
@@ -482,15 +522,13 @@ def _card(
             dataset_name=label,
             dataset_config=recipe.get("dataset_config_name") if dataset else None,
             dataset_revision=recipe.get("dataset_revision") if dataset else None,
-            metric_type=kind,
-            metric_name=f"{name}, {which}",
-            metric_value=convert(value[key]),
+            metric_type=HUB_METRICS[name][0],
+            metric_name=f"{HUB_METRICS[name][1]}, {figure.told}{on_what}",
+            metric_value=HUB_METRICS[name][2](figure.values[name]),
         )
-        for (kind, name, convert), value in measured
-        for key, which in (
-            ("last", "last epoch"),
-            ("best", "best epoch, chosen on the evaluation split itself"),
-        )
+        for name in measured
+        for figure in figures
+        if name in figure.values
     ]
     adapter = "adapter_config.json" in files
     data = ModelCardData(
@@ -499,7 +537,7 @@ def _card(
         datasets=None if made_up or not dataset else [dataset],
         base_model=base_model,
         pipeline_tag=tag,
-        metrics=list(dict.fromkeys(kind for (kind, _, _), _ in measured)) or None,
+        metrics=list(dict.fromkeys(HUB_METRICS[name][0] for name in measured)) or None,
         model_name=repo_id.rpartition("/")[2],
         eval_results=evaluations or None,
         **licence,  # type: ignore[arg-type]
@@ -563,6 +601,45 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     )
 
 
+def _how_judged(results: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """What the figures are of, and what they do not say."""
+    weights = results.get("weights") or {}
+    told = [f"On {results['eval_examples']:,} examples of the evaluation split."]
+    if results.get("judged_on_training_rows"):
+        told.append("Some of them it was trained on: the figures say nothing of other rows.")
+    if dropped := results.get("dropped_examples"):
+        counts = ", ".join(f"{count:,} of `{field}`" for field, count in dropped.items())
+        told.append(f"Examples that did not fit into `max_length` were left out: {counts}.")
+    told.append("One run, one seed.")
+    if weights.get("step", results["steps"]) != results["steps"]:
+        told.append(
+            f"The weights are those of step {weights['step']:,}, the best by `{weights['chosen_by']}` on "
+            "that split itself: read their figures as optimistic."
+        )
+    elif not weights and recipe.get("load_best_model_at_end"):
+        told.append("The weights are those of the best evaluation; the run did not record which.")
+    if _figures(results)[-1].column == _BEST:
+        told.append("The best epoch was chosen on that split itself: read it as optimistic.")
+    return " ".join(told)
+
+
+def _results_table(results: Mapping[str, Any]) -> str:
+    """The metrics as Markdown: of the weights first, then of the last epoch and, if another, of the best."""
+    figures = _figures(results)
+    has_best = figures[-1].column == _BEST
+    columns = figures[:-1] if has_best else figures
+    head = ["metric", *(figure.column for figure in columns)]
+    rows = [
+        [_named(name), *(f"{figure.values[name]:.4g}" if name in figure.values else "" for figure in columns)]
+        for name in results["metrics"]
+    ]
+    if has_best:
+        head += [_BEST, "which"]
+        for row, value in zip(rows, results["metrics"].values(), strict=True):
+            row += [f"{value['best']:.4g}", f"{value['best_epoch']:g}"]
+    return _table(tuple(head), [tuple(row) for row in rows])
+
+
 def _body(
     repo_id: str,
     results: Mapping[str, Any],
@@ -603,31 +680,27 @@ def _body(
     hardware = ", ".join(environment["gpus"]) or environment["processor"]
     versions = [("adamnx-hf", environment["adamnx-hf"]), ("Python", environment["python"])]
     versions += [(name, version) for name, version in environment["packages"].items() if version]
+    no_data = results["data"] == "made up"
+    title = None if no_data else recipe.get("title")
+    examples = f"{results['train_examples']:,} " + ("made-up examples" if no_data else f"examples of {label}")
+    of_recipe = f"from the recipe `{results['recipe']}` ({title})"
     parts = [
         f"# {repo_id.rpartition('/')[2]}",
-        f"{recipe.get('title') or results['recipe']}. Trained with `optim={results['optim']}` by adamnx-hf "
-        f"from the recipe `{results['recipe']}`: {results['parameters']:,} parameters, "
-        f"{results['train_examples']:,} examples of {label}.",
+        f"Trained on {examples} with `optim={results['optim']}` by adamnx-hf, "
+        + (of_recipe if title else f"by the settings of the recipe `{results['recipe']}`")
+        + f": {results['parameters']:,} parameters.",
         f"## Use\n\n{use}",
         f"## Again\n\n```bash\n{command}\n```\n\n`{hub.RECIPE}` holds every field as it was resolved.",
     ]
     if made_up:
-        parts.append("## Results\n\nNone: a smoke run on made-up data says nothing about model or optimizer.")
+        on_what = " on made-up data" if no_data else ""
+        parts.append(f"## Results\n\nNone: a smoke run{on_what} says nothing about model or optimizer.")
     else:
-        rows = [
-            (_named(name), f"{value['last']:.4g}", f"{value['best']:.4g}", f"{value['best_epoch']:g}")
-            for name, value in results["metrics"].items()
-        ]
-        smoke = "A smoke run: a few steps that say nothing about the optimizer. " if results["smoke"] else ""
-        parts.append(
-            f"## Results\n\nOn {results['eval_examples']:,} examples of the evaluation split. {smoke}One "
-            "run, one seed. The best epoch was chosen on that split itself: read it as optimistic.\n\n"
-            + _table(("metric", "last epoch", "best epoch", "which"), rows)
-        )
+        parts.append(f"## Results\n\n{_how_judged(results, recipe)}\n\n{_results_table(results)}")
     if "curves.png" in files:
         parts.append("![Curves](curves.png)")
-    if results["changes"]:
-        changed = [(key, f"`{value}`") for key, value in results["changes"].items()]
+    if changes := results["changes"] | results.get("data_changes", {}):
+        changed = [(key, f"`{value}`") for key, value in changes.items()]
         parts.append("## Changed from the recipe\n\n" + _table(("field", "value"), changed))
     parts += [
         "## Optimizer and schedule\n\n" + _table(("setting", "value"), settings),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -14,7 +16,16 @@ from typing import Any
 
 from adamnx_hf.files import save_figure, write_text
 
-__all__ = ["best_and_last", "draw", "draw_runs", "environment", "epochs", "run_command", "write_json"]
+__all__ = [
+    "best_and_last",
+    "draw",
+    "draw_runs",
+    "environment",
+    "epochs",
+    "fits_title",
+    "run_command",
+    "write_json",
+]
 
 _PACKAGES = (
     "torch",
@@ -63,6 +74,31 @@ def run_command(processes: int) -> list[str]:
     if processes == 1:
         return ["adamnx-hf", "run"]
     return ["accelerate", "launch", "--num_processes", str(processes), "-m", "adamnx_hf.cli", "run"]
+
+
+# What a recipe's title tells of, beside the data.
+_NETWORK = (
+    "architecture",
+    "architecture_options",
+    "model_name_or_path",
+    "model_config",
+    "use_peft",
+    "load_in_4bit",
+    "load_in_8bit",
+)
+
+
+def fits_title(changes: Mapping[str, Any], data_changes: Mapping[str, Any]) -> bool:
+    """Whether a recipe's title is true of a run: flags changed neither which data nor which network.
+
+    Args:
+        changes: by flags, see :class:`adamnx_hf.recipe.Recipe`.
+        data_changes: those of fields about the data.
+    """
+    from adamnx_hf.tasks.data import DataArguments
+
+    told = {field.name for field in dataclasses.fields(DataArguments)}.union(_NETWORK)
+    return not data_changes and told.isdisjoint(changes)
 
 
 def _commit() -> str | None:
@@ -126,20 +162,22 @@ def epochs(
                 **{name: entry.get(f"eval_{name}") for name in metrics},
                 "train_seconds": round(seconds[step], 2) if step in seconds else None,
             }
+            if rows and rows[-1]["step"] == step:  # evaluated again, with nothing trained in between
+                before = rows.pop()
+                row["train_loss"] = before["train_loss"] if row["train_loss"] is None else row["train_loss"]
             losses = []
-            if rows and rows[-1]["step"] == step:
-                rows.pop()  # evaluated again after the last epoch
             rows.append(row)
     return rows
 
 
 def best_and_last(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]) -> dict[str, Any]:
-    """Each metric's best value with its epoch, and the last epoch's."""
+    """Each metric's best value with its epoch, and the last epoch's; without metrics that no row has."""
     result = {}
     for name, kind in metrics.items():
         known = [row for row in rows if row.get(name) is not None]
         if known:
-            best = (min if kind == "min" else max)(known, key=lambda row: row[name])
+            numbers = [row for row in known if not math.isnan(row[name])]  # of which none is the best
+            best = (min if kind == "min" else max)(numbers or known, key=lambda row: row[name])
             result[name] = {"best": best[name], "best_epoch": best["epoch"], "last": known[-1][name]}
     return result
 
@@ -177,11 +215,12 @@ def draw_runs(
                 y = [row[key] for row in rows]
                 left.plot(x, _gaps(y), line, color=colour, marker=marker, ms=3, label=f"{prefix}{name}")
             for j, (name, kind) in enumerate(metrics.items()):
+                summary = best_and_last(rows, {name: kind}).get(name)
+                if summary is None:  # not a metric of this run
+                    continue
                 values = _gaps([row.get(name) for row in rows])
                 tint = colour if len(runs) > 1 else PALETTE[j % len(PALETTE)]
                 words = name.replace("_", " ").replace("top", "top-")
-                summary = best_and_last(rows, {name: kind}).get(name)
-                best = f", best {summary['best']:.2f}" if summary else ""
                 middle.plot(
                     x,
                     values,
@@ -189,17 +228,17 @@ def draw_runs(
                     color=tint,
                     marker=marker,
                     ms=3,
-                    label=f"{prefix}{words}{best}",
+                    label=f"{prefix}{words}, best {summary['best']:.2f}",
                 )
-                if summary:
-                    middle.plot([summary["best_epoch"]], [summary["best"]], "*", color=tint, ms=11)
+                middle.plot([summary["best_epoch"]], [summary["best"]], "*", color=tint, ms=11)
             right.plot(x, _gaps([row["learning_rate"] for row in rows]), color=colour, marker=marker, ms=3)
         left.set_title("Loss")
         middle.set_title("Metrics (star: best epoch)")
         right.set_title("Learning rate, last logged in the epoch")
         right.set_yscale("log")
         for axes in (left, middle):
-            axes.legend(frameon=False, fontsize=9)
+            if axes.lines:
+                axes.legend(frameon=False, fontsize=9)
         for axes in (left, middle, right):
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

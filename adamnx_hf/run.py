@@ -14,19 +14,29 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamnx_hf import files, interrupts
 from adamnx_hf.errors import RecipeError, close_bars, in_one_line, printable
 from adamnx_hf.hub import SCHEME
+from adamnx_hf.splits import judged_on_training_rows, training_rows
 from trainer_patches import checkpoints
 
 if TYPE_CHECKING:
     from adamnx_hf.recipe import Recipe
 
-__all__ = ["EXTRA", "add_arguments", "run", "train", "try_optimizer", "without_tokens"]
+__all__ = [
+    "EXTRA",
+    "add_arguments",
+    "data_changes",
+    "run",
+    "train",
+    "true_title",
+    "try_optimizer",
+    "without_tokens",
+]
 
 #: The extra of this package that has what this command needs.
 EXTRA = "recipes"
@@ -364,6 +374,10 @@ def _train(
     transformers.set_seed(args.seed)
     with _explain_errors(args, _Phase()):
         trainer = recipe.task.make_trainer(recipe)
+    on_training_rows = judged_on_training_rows(recipe)
+    if on_training_rows:
+        aside = "--hold_out 10 --eval_on_held_out true sets some aside"
+        trainer.notes.append(f"{training_rows(recipe.task_arguments)}; {aside}")
 
     main = trainer.is_world_process_zero()
     environment = report.environment() | {"command": command}
@@ -399,7 +413,10 @@ def _train(
                     [*report.run_command(environment["processes"]), f"{folder.name}/recipe.yaml"]
                 )
                 head = f"# {recipe.name} as it was run. Again: {again}\n"
-                text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
+                fields = recipe.resolved()
+                if not report.fits_title(recipe.changes, data_changes(recipe)):  # nor when the file is run
+                    fields.pop("title", None)
+                text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
                 files.write_text(folder / "recipe.yaml", head + text)
                 report.write_json(folder / "environment.json", environment)
                 if not bare:
@@ -425,7 +442,9 @@ def _train(
     with _explain_errors(args, phase):
         trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - started
-        if args.eval_strategy == "no" or not rows() or rows()[-1]["step"] != trainer.state.global_step:
+        last_is_known = [row["step"] for row in rows()[-1:]] == [trainer.state.global_step]
+        # What another step's weights are worth is known by now.
+        if _loaded_step(trainer) is None and (args.eval_strategy == "no" or not last_is_known):
             trainer.evaluate()
         if keep_model or not bare:
             _save_model(trainer, folder)
@@ -442,7 +461,7 @@ def _train(
     group = optimizer.param_groups[0]
     table = rows()
     total_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    changes = {key: getattr(value, "value", value) for key, value in recipe.changes.items()}
+    changes = _plain(recipe.changes)
     if args.world_size > 1:
         changes["total_train_batch_size"] = total_batch
     results = {
@@ -459,9 +478,11 @@ def _train(
         "fast": recipe.arguments.fast,
         "smoke": recipe.arguments.smoke,
         "changes": changes,
+        "data_changes": _plain(data_changes(recipe)),
         "data": "made up" if recipe.synthetic_data else recipe.task_arguments.dataset_name,
         "train_examples": len(trainer.train_dataset),
         "eval_examples": len(trainer.eval_dataset),
+        "judged_on_training_rows": on_training_rows,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "memory_bytes": record.memory,
@@ -469,6 +490,7 @@ def _train(
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "metrics": report.best_and_last(table, recipe.task.METRICS),
+        "weights": _weights(trainer, table, recipe.task.METRICS),
         "best_is": "the best epoch by the evaluation split itself, as in the paper; `last` is free of that",
         "wall_seconds": round(seconds, 1),
         "train_seconds": round(sum(clock.seconds.values()), 1),
@@ -478,6 +500,8 @@ def _train(
         "environment": environment,
         "per_epoch": table,
     }
+    if dropped := {field: count for field, count in getattr(trainer, "dropped", {}).items() if count}:
+        results["dropped_examples"] = dropped
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # one process has not all the weights
     draws = hasattr(recipe.task, "draw_predictions") and not sharded and not bare
     if main:
@@ -499,6 +523,51 @@ def _train(
 
             publish.push(folder, repo_id, private=args.hub_private_repo, update=True, token=args.hub_token)
     return results
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a recipe for JSON."""
+    return {key: getattr(value, "value", value) for key, value in fields.items()}
+
+
+def data_changes(recipe: Recipe) -> dict[str, Any]:
+    """The fields about the data that flags set to something else than the recipe's, with whole paths."""
+    changes: dict[str, Any] = getattr(recipe, "data_changes", {})
+    return {key: recipe.values.get(key, value) for key, value in changes.items()}
+
+
+def true_title(recipe: Recipe) -> str:
+    """The recipe's title; empty where it is not true of these data or this network."""
+    from adamnx_hf.report import fits_title
+
+    true = not recipe.synthetic_data and fits_title(recipe.changes, data_changes(recipe))
+    return recipe.arguments.title if true else ""
+
+
+def _loaded_step(trainer: Any) -> int | None:
+    """The step whose weights training ended by loading; None where those of the last step are still there."""
+    best = trainer.state.best_model_checkpoint
+    if not trainer.args.load_best_model_at_end or best is None or not Path(best).is_dir():
+        return None
+    return int(Path(best).name.rpartition("-")[2])
+
+
+def _weights(trainer: Any, table: Sequence[Mapping[str, Any]], metrics: Iterable[str]) -> dict[str, Any]:
+    """Which weights a run ends with, and what they are worth.
+
+    Returns:
+        Their `step` and `epoch`; `metrics`, by name; and `chosen_by`, the figure of the evaluation split that
+        they are the best by, None for those of the last step.
+    """
+    step, chosen_by = _loaded_step(trainer), None
+    if step is not None:
+        chosen_by = trainer.args.metric_for_best_model.removeprefix("eval_")
+        chosen_by = "eval_loss" if chosen_by == "loss" else chosen_by
+    else:
+        step = trainer.state.global_step
+    row: Mapping[str, Any] = next((row for row in table if row["step"] == step), {})
+    known = {name: row[name] for name in metrics if row.get(name) is not None}
+    return {"step": step, "epoch": row.get("epoch"), "chosen_by": chosen_by, "metrics": known}
 
 
 def _save_model(trainer: Any, folder: Path) -> None:
@@ -597,8 +666,9 @@ def _say_what(recipe: Recipe, trainer: Any) -> None:
     count = sum(p.numel() for p in trainer.model.parameters())
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     some = f", {trained:,} of them trained" if trained < count else ""
+    title = printable(true_title(recipe))
     print(
-        f"{recipe.name}: {printable(recipe.arguments.title)}\n"
+        f"{recipe.name}{': ' if title else ''}{title}\n"
         f"  {count:,} parameters{some}, optim={getattr(args.optim, 'value', args.optim)}, learning rate "
         f"{args.learning_rate:g}, seed {args.seed}\n"
         f"  {data}: {len(trainer.train_dataset):,} to train on, {len(trainer.eval_dataset):,} to judge by\n"
@@ -609,6 +679,15 @@ def _say_what(recipe: Recipe, trainer: Any) -> None:
 
 
 def _say_results(results: dict[str, Any], folder: Path, unit: str, drawn: Sequence[str]) -> None:
+    weights = results["weights"]
+    if weights["step"] != results["steps"]:
+        figures = "".join(f", {name} {value:.2f}" for name, value in weights["metrics"].items())
+        print(
+            f"The model is that of step {weights['step']:,}, the best by {weights['chosen_by']}{figures} "
+            "(chosen on the evaluation split itself)"
+        )
+    if results["judged_on_training_rows"]:
+        print("Judged on rows that it was trained on: the figures say nothing of others")
     for name, values in results["metrics"].items():
         print(
             f"{name}: {values['last']:.2f} after the last epoch; best {values['best']:.2f}, epoch "

@@ -191,6 +191,90 @@ def test_what_does_not_fit_is_told_before_anything_is_trained(words, told, tiny,
     assert not trained and not (tmp_path / "out").exists()
 
 
+ON_TRAINING_ROWS = ", on rows that they were trained on"
+
+
+def test_what_is_judged_on_training_rows_says_so(tiny, tmp_path, trained, capsys, monkeypatch):
+    titles = []
+    monkeypatch.setattr("matplotlib.figure.Figure.suptitle", lambda self, title, **_: titles.append(title))
+    words = ["compare", tiny, *TWO, "--seeds", "2"]
+    for name, more in (("on", ["--eval_split", "train[50%:]"]), ("off", [])):
+        assert cli.main([*words, *more, "--output_dir", str(tmp_path / name)]) == 0
+        on = name == "on"
+        said = capsys.readouterr()
+        assert ("eval_split: train[50%:] has rows of train_split (train): " in said.err) == on
+        content = content_of(tmp_path / name)
+        assert content["judged_on_training_rows"] == on
+        assert content["splits"]["judged"] == ("train[50%:]" if on else "test")
+        verdicts = [item["verdict"] for item in content["comparisons"]]
+        assert [verdict.endswith(ON_TRAINING_ROWS) for verdict in verdicts] == [on] * 3
+        assert ("Judged on train[50%:], which has rows that were trained on (train)" in said.out) == on
+        assert titles.pop().endswith(" · judged on rows that were trained on") == on
+
+
+def test_a_verdict_on_training_rows():
+    difference = paired_difference([1.0, 1.1, 1.0], [2.0, 2.1, 2.1])
+    said = compare.verdict("A", "B", "min", difference, {"A": 0, "B": 0}, 3, on_training_rows=True)
+    assert said == "A is better than B here, on rows that they were trained on"
+
+
+def test_a_comparison_on_other_data_names_them(tiny, tmp_path, trained, folder, monkeypatch):
+    resolve = recipe.resolve
+
+    def with_changes(*words):
+        resolved = resolve(*words)
+        resolved.data_changes = {"dataset_name": str(folder)}
+        return resolved
+
+    monkeypatch.setattr(recipe, "resolve", with_changes)
+    words = [*TWO, "--seeds", "1", "--title", "Flowers", "--output_dir", str(tmp_path / "out")]
+    assert cli.main(["compare", tiny, *words]) == 0
+    content = content_of(tmp_path / "out")
+    assert (content["title"], content["data"]) == ("", "colours")
+    assert content["data_changes"] == {"dataset_name": "colours"}
+    told = "On colours, by flags that change the recipe's data: dataset_name colours."
+    assert told in (tmp_path / "out" / "comparison.md").read_text()
+    # The title that a run writes down or not tells no runs apart.
+    for path in (tmp_path / "out").rglob("recipe.yaml"):
+        written = yaml.safe_load(path.read_text())
+        del written["title"]
+        path.write_text(yaml.safe_dump(written))
+    assert cli.main(["compare", tiny, *words]) == 0 and len(trained) == 2
+
+
+def test_a_sweep_does_not_choose_by_the_rows_that_judge(tiny, tmp_path, trained, capsys):
+    written = yaml.safe_load(Path(tiny).read_text())
+    Path(tiny).write_text(yaml.safe_dump({**written, "hold_out": 20, "eval_on_held_out": True}))
+    words = ["compare", tiny, *TWO, "--output_dir", str(tmp_path / "out")]
+    assert cli.main([*words, *SWEEP]) == 1 and not trained
+    assert "eval_on_held_out: the sweep would choose by the rows that judge" in capsys.readouterr().err
+    assert cli.main([*words, *SWEEP, "--validation-split", "test[:9]"]) == 1 and not trained  # of eval_split
+    assert cli.main([*words, *SWEEP, "--validation-split", "test[:9]", "--eval_split", "test[9:]"]) == 0
+    assert {row[3:] for row in trained[:6]} == {("train", "test[:9]", 20, False)}
+    assert {row[3:] for row in trained[6:]} == {("train", "test[9:]", 20, True)}
+    told = {"train": "80 % of train", "sweep": "test[:9]", "judged": "the other 20 %, spread evenly"}
+    assert content_of(tmp_path / "out")["splits"] == told
+
+
+@pytest.mark.parametrize(
+    ("results", "words", "told"),
+    [
+        (
+            {"per_epoch": [{"step": 8, "eval_loss": 1.0, "top5_error": None}]},
+            ["--metric", "top5_error"],
+            "--metric: no evaluation on these data gives top5_error; choose by another, such as --",
+        ),
+        ({"steps": 0}, [], "adamnx: took no step in "),
+    ],
+)
+def test_what_cannot_be_compared(results, words, told, tiny, tmp_path, trained, capsys, monkeypatch):
+    train = run.train
+    monkeypatch.setattr(run, "train", lambda *args, **kwargs: train(*args, **kwargs) | results)
+    words = ["compare", tiny, *TWO, *SWEEP, *words, "--output_dir", str(tmp_path / "out")]
+    assert cli.main(words) == 1
+    assert told in capsys.readouterr().err and len(trained) == 1  # at once
+
+
 def test_other_commands_still_refuse_what_they_do_not_know(capsys):
     with pytest.raises(SystemExit):
         cli.main(["recipes", "--optim", "adamnx"])

@@ -76,6 +76,16 @@ def test_the_ablation(runs):
     }
 
 
+def test_other_data_do_not_pass_for_the_papers_and_copies_of_it_do(tmp_path):
+    copy = {"dataset_name": "/data/cifar", "dataset_config_name": None, "image_column": "image"}
+    result(tmp_path, "copy", data_changes=copy | {"data_files": {"train": ["a.parquet"]}})
+    result(tmp_path, "other", data_changes=copy | {"class_names": ["a", "b"]})
+    result(tmp_path, "odd", data_changes=["class_names"])
+    rows, left_out = paper.fill(paper.tables()[7], paper.find_runs([tmp_path]))
+    assert [path for row in rows for path in row["runs"]] == [str(tmp_path / "copy")]
+    assert left_out == [{"path": str(tmp_path / "other"), "why": "changed: class_names=['a', 'b']"}]
+
+
 def test_the_ablation_of_segmentation(tmp_path):
     iou = {"mean_iou": {"best": 40.0, "best_epoch": 1, "last": 39.0}}
     split = {"train_examples": 10582, "eval_examples": 1449}

@@ -105,12 +105,10 @@ def test_publish_list_and_download(server, trained, folder, capsys):
     assert card.data.pipeline_tag == "image-classification" and card.data.datasets is None
     values = {(entry.metric_type, entry.metric_name): entry.metric_value for entry in card.data.eval_results}
     assert card.data.metrics == ["accuracy"] and card.data.license is None
-    last, best = (results["metrics"]["top1_error"][key] for key in ("last", "best"))
+    last = results["metrics"]["top1_error"]["last"]
     assert values["accuracy", "Accuracy, last epoch"] == pytest.approx(1 - last / 100)
-    chosen = "Accuracy, best epoch, chosen on the evaluation split itself"
-    assert values["accuracy", chosen] == pytest.approx(1 - best / 100)
-    assert all(0 <= value <= 1 for value in values.values())
-    assert len(values) == 4 and {entry.dataset_name for entry in card.data.eval_results} == {"colours"}
+    assert len(values) == len(results["metrics"])  # of one epoch, which is the best and the last
+    assert {entry.dataset_name for entry in card.data.eval_results} == {"colours"}
     for text in ("adamnx-hf run hf://me/colours --dataset_name DATASET_NAME", "`[0.9, 0.99]`",
                  "| seed | `3` |", "| torch |", "![Curves](curves.png)"):  # fmt: skip
         assert text in card.text, text
@@ -500,6 +498,145 @@ def test_the_card_says_which_part_of_the_data_set_was_judged_on(copied):
     for fields in ({"dataset_name": "me/data"}, part):  # the second: of a local folder, which has no branches
         (other,) = judged_on(**fields)
         assert not {"config", "revision"} & set(other)
+
+
+def card_of(run_dir, **results):
+    """The card of a run of other results."""
+    there = json.loads((run_dir / "results.json").read_text())
+    (run_dir / "results.json").write_text(json.dumps({**there, **results}))
+    return ModelCard(publish.package(run_dir, "me/x").files["README.md"].decode())
+
+
+def figures(card):
+    return [(entry.metric_name, entry.metric_value) for entry in card.data.eval_results]
+
+
+def results_section(card):
+    return card.text.partition("## Results\n\n")[2].partition("\n\n![")[0]
+
+
+TOP1 = {"top1_error": {"best": 20.0, "best_epoch": 1, "last": 40.0}}
+CHOSEN = "best epoch, chosen on the evaluation split itself"
+
+
+def test_the_figures_of_the_weights_that_are_there_come_first(copied):
+    """Chosen by another figure than the one that is best elsewhere."""
+    weights = {"step": 4, "epoch": 2, "chosen_by": "eval_loss", "metrics": {"top1_error": 30.0}}
+    card = card_of(copied, steps=6, weights=weights, metrics=TOP1)
+    assert figures(card) == [
+        ("Accuracy, step 4, the best by eval_loss on the evaluation split itself", 0.7),
+        ("Accuracy, last epoch", 0.6),
+        (f"Accuracy, {CHOSEN}", 0.8),
+    ]
+    section = results_section(card)
+    assert "The weights are those of step 4, the best by `eval_loss` on that split itself" in section
+    assert "| metric | these weights, step 4 | last epoch | best epoch | which |" in section
+    assert "| top-1 error, % | 30 | 40 | 20 | 1 |" in section
+
+
+@pytest.mark.parametrize(
+    ("weights", "top1", "expected", "row"),
+    [
+        # The weights of the best epoch: the best is said already.
+        (
+            {"step": 2, "epoch": 1, "chosen_by": "top1_error", "metrics": {"top1_error": 20.0}},
+            TOP1,
+            [("step 2, the best by top1_error on the evaluation split itself", 0.8), ("last epoch", 0.6)],
+            "| 20 | 40 |",
+        ),
+        # The last step's, whether they were the best or not.
+        (
+            {"step": 6, "epoch": 3, "chosen_by": "eval_loss", "metrics": {"top1_error": 40.0}},
+            TOP1,
+            [("last epoch", 0.6), (CHOSEN, 0.8)],
+            "| 40 | 20 | 1 |",
+        ),
+        (
+            {"step": 6, "epoch": 3, "chosen_by": None, "metrics": {"top1_error": 20.0}},
+            {"top1_error": {"best": 20.0, "best_epoch": 3, "last": 20.0}},
+            [("last epoch", 0.8)],
+            "| 20 |",
+        ),
+    ],
+)
+def test_no_figure_is_said_twice(weights, top1, expected, row, copied):
+    card = card_of(copied, steps=6, weights=weights, metrics=top1)
+    assert figures(card) == [(f"Accuracy, {told}", value) for told, value in expected]
+    section = results_section(card)
+    assert f"| top-1 error, % {row}\n" in f"{section}\n"
+    assert ("read it as optimistic" in section) == (CHOSEN in dict(expected))
+
+
+def test_results_of_before_weights_were_recorded(copied):
+    path = copied / "results.json"
+    old = json.loads(path.read_text())
+    for key in ("weights", "data_changes", "judged_on_training_rows"):
+        del old[key]
+    path.write_text(json.dumps(old))
+    assert figures(card_of(copied, metrics=TOP1)) == [
+        ("Accuracy, last epoch", 0.6),
+        (f"Accuracy, {CHOSEN}", 0.8),
+    ]
+    written = yaml.safe_load((copied / "recipe.yaml").read_text())
+    (copied / "recipe.yaml").write_text(yaml.safe_dump({**written, "load_best_model_at_end": True}))
+    assert (
+        "The weights are those of the best evaluation; the run did not record which." in card_of(copied).text
+    )
+
+
+def first_sentence(card):
+    return card.text.partition("# x\n\n")[2].partition("\n")[0]
+
+
+def test_a_card_says_which_data_first_and_a_title_only_where_it_is_true(copied):
+    parameters = json.loads((copied / "results.json").read_text())["parameters"]
+    end = f": {parameters:,} parameters."
+    start = "Trained on 48 examples of colours with `optim=adamnx` by adamnx-hf, "
+    assert first_sentence(card_of(copied)) == f"{start}from the recipe `colours` (Colours){end}"
+    secret = "/home/somebody/secret/flowers"
+    changed = {"dataset_name": secret, "label_column": "label", "class_names": ["a", "b"]}
+    card = card_of(copied, data=secret, data_changes=changed, changes={"num_train_epochs": 1.0})
+    start = start.replace("colours", "flowers")
+    assert first_sentence(card) == f"{start}by the settings of the recipe `colours`{end}"
+    table = card.text.partition("## Changed from the recipe\n\n")[2].partition("\n\n")[0].splitlines()[2:]
+    assert table == [
+        "| num_train_epochs | `1.0` |",
+        "| dataset_name | `flowers` |",
+        "| label_column | `label` |",
+        "| class_names | `['a', 'b']` |",
+    ]
+    made = publish.package(copied, "me/x")
+    for name in ("README.md", "results.json", "recipe.yaml"):
+        assert b"secret" not in made.files[name]
+    assert b"Colours" not in made.files["recipe.yaml"]  # nor is it said when that is run again
+
+
+@pytest.mark.parametrize("changes", [{"train_split": "train[:8]"}, {"architecture": "convnext_tiny"}])
+def test_other_rows_or_another_network_than_the_titles(changes, copied):
+    assert "Colours" not in card_of(copied, changes=changes).text
+    made_up = card_of(copied, changes={}, data="made up", smoke=True)
+    assert "Trained on 48 made-up examples with" in first_sentence(made_up) and "Colours" not in made_up.text
+    on_a_folder = card_of(copied, data="colours").text
+    assert "None: a smoke run says nothing" in on_a_folder and "made-up" not in on_a_folder
+
+
+def test_a_metric_that_is_not_there_is_not_on_the_card(copied):
+    card = card_of(copied, metrics=TOP1, weights=None)
+    assert not re.search("(?i)top-?5", str(card)) and len(card.data.eval_results) == 2
+
+
+def test_what_was_judged_on_training_rows_or_without_all_rows_says_so(copied):
+    card = card_of(copied, metrics=TOP1, weights=None, judged_on_training_rows=True)
+    assert [name for name, _ in figures(card)] == [
+        f"Accuracy, {which}, on rows that it was trained on" for which in ("last epoch", CHOSEN)
+    ]
+    judged = "On 21 examples of the evaluation split."
+    trained_on = "Some of them it was trained on: the figures say nothing of other rows."
+    assert results_section(card).startswith(f"{judged} {trained_on}")
+    dropped = {"train_split": 1200, "eval_split": 3}
+    card = card_of(copied, judged_on_training_rows=False, dropped_examples=dropped)
+    left_out = "Examples that did not fit into `max_length` were left out: 1,200 of `train_split`, 3 of "
+    assert results_section(card).startswith(f"{judged} {left_out}`eval_split`. One run")
 
 
 def test_an_adapter(copied):

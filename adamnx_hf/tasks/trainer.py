@@ -362,7 +362,11 @@ class CurvatureCallback(TrainerCallback):
 
 
 class ResumingCallback(TrainerCallback):
-    """Sees to it that a run which goes on from a checkpoint ends as the one that was not interrupted."""
+    """Sees to it that a run which goes on from a checkpoint ends as the one that was not interrupted.
+
+    The last step is evaluated within training, too, unless `eval_strategy` is "no". Afterwards the Trainer
+    may have loaded another step's weights.
+    """
 
     def __init__(self, trainer: RecipeTrainer) -> None:
         self.trainer = trainer
@@ -377,14 +381,23 @@ class ResumingCallback(TrainerCallback):
             random.epoch = epoch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Puts a save off until the evaluation that follows: the checkpoint then knows what came of it."""
+        """Has the last step evaluated; puts a save off until the evaluation that follows.
+
+        The checkpoint then knows what came of it.
+        """
         last = control.should_training_stop or state.epoch == int(state.epoch)
         if control.should_save and last and args.eval_strategy == "epoch":
             control.should_save, self._save_later = False, True
+        if (
+            control.should_training_stop and args.eval_strategy == "steps"
+        ):  # whatever eval_steps and eval_delay
+            control.should_evaluate = True
         return self._logged_first(args, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Saves what was put off."""
+        """Has the last step evaluated, if it was not, and saves what was put off."""
+        if control.should_training_stop and args.eval_strategy != "no" and not _is_evaluated(state):
+            control.should_evaluate = True
         control.should_save, self._save_later = control.should_save or self._save_later, False
         return self._logged_first(args, control)
 
@@ -395,6 +408,11 @@ class ResumingCallback(TrainerCallback):
         if args.logging_strategy != "no" and needed:
             control.should_log = True
         return control
+
+
+def _is_evaluated(state: Any) -> bool:
+    """Whether the step that training is at has been evaluated."""
+    return any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
 
 
 @contextlib.contextmanager
