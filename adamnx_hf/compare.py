@@ -60,7 +60,10 @@ _RESERVED = {
             "train_split",
             "eval_split",
             "hold_out",
+            "hold_out_seed",
             "eval_on_held_out",
+            "sweep_hold_out",
+            "eval_on_sweep_rows",
             "max_train_samples",
             "max_eval_samples",
         ),
@@ -173,8 +176,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--validation-split",
         "--validation_split",
         metavar="SPLIT",
-        help="split that the sweep is judged on. Default: the last --hold-out percent of the training split, "
-        "on which then no run trains",
+        help="split that the sweep is judged on. Default: --hold-out percent of the training split, on which "
+        "then no run trains",
     )
     parser.add_argument(
         "--hold-out",
@@ -182,7 +185,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=number(int, 1),
         default=10,
         metavar="PERCENT",
-        help="of the training split, for the sweep (default: %(default)s)",
+        help="of the training split, for the sweep (default: %(default)s). With --eval_on_held_out true as "
+        "many are drawn before, to judge by",
     )
     parser.add_argument(
         "--metric",
@@ -241,6 +245,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     _contenders(args.optim)
     if args.hold_out > 50:
         raise RecipeError(f"--hold-out: {args.hold_out} percent leaves too little to train on; 50 at most")
+    if "eval_on_held_out" in _flag_names(args.flags):  # --hold_out is an option here, no flag of the recipe
+        args.flags = [*args.flags, f"--hold_out={args.hold_out}"]
     base = recipes.resolve(args.recipe, [*args.flags, *_FLAGS])
     folder = args.output_dir or Path("runs") / base.name / "compare"
     with sole_writer(folder):
@@ -439,13 +445,8 @@ def _splits(args: argparse.Namespace, arguments: Any) -> tuple[list[str], list[s
         RecipeError: the sweep would choose by rows that are trained on or judged on.
     """
     if not args.validation_split:
-        if arguments.eval_on_held_out:
-            raise RecipeError(
-                "eval_on_held_out: the sweep would choose by the rows that judge; leave it out, with "
-                "--eval_on_held_out false, or give --validation-split SPLIT"
-            )
-        held_out = f"--hold_out={args.hold_out}"
-        return [held_out], [held_out, "--eval_on_held_out=true"]
+        held_out = f"--sweep_hold_out={args.hold_out}"
+        return [held_out], [held_out, "--eval_on_sweep_rows=true"]
     for field in ("eval_split", "train_split"):
         if overlap(args.validation_split, getattr(arguments, field)):
             raise RecipeError(
@@ -456,21 +457,25 @@ def _splits(args: argparse.Namespace, arguments: Any) -> tuple[list[str], list[s
     return [], [f"--eval_split={args.validation_split}", *on_the_split]
 
 
+def _flag_names(words: Sequence[str]) -> set[str]:
+    """The fields that `words` of a command line set."""
+    flags = (word.partition("=")[0] for word in words if word.startswith("--"))
+    return {flag.removeprefix("--").replace("-", "_") for flag in flags}
+
+
 def _told(args: argparse.Namespace, arguments: Any, swept: bool) -> dict[str, str | None]:
     """Which rows were trained on, chosen by and judged by, in words."""
-    train = arguments.train_split
+    train, left = arguments.train_split, 100.0
     rows = {"train": train, "sweep": None, "judged": arguments.eval_split}
-    if arguments.hold_out:
-        rows["train"] = f"{100 - arguments.hold_out} % of {train}"
-    if arguments.eval_on_held_out:
-        rows["judged"] = f"the other {arguments.hold_out} %, spread evenly"
+    swept_percent = args.hold_out if swept and not args.validation_split else 0
+    for name, percent in (("judged", arguments.hold_out), ("sweep", swept_percent)):
+        if percent:
+            drawn, left = left * percent / 100, left * (100 - percent) / 100
+            rows["train"] = f"{left:g} % of {train}"
+            if name == "sweep" or arguments.eval_on_held_out:
+                rows[name] = f"another {drawn:g} % of {train}, drawn at random"
     if swept and args.validation_split:
         rows["sweep"] = args.validation_split
-    elif swept:
-        rows |= {
-            "train": f"{100 - args.hold_out} % of {train}",
-            "sweep": f"the other {args.hold_out} %, spread evenly",
-        }
     return rows
 
 

@@ -40,7 +40,7 @@ def judged_on_training_rows(recipe: Any) -> bool:
         recipe: a :class:`adamnx_hf.recipe.Recipe`.
     """
     data = recipe.task_arguments
-    if recipe.synthetic_data or data.eval_on_held_out:  # which are rows of their own
+    if recipe.synthetic_data or data.eval_on_held_out or data.eval_on_sweep_rows:  # rows of their own
         return False
     return overlap(data.train_split, data.eval_split, (data.max_train_samples, data.max_eval_samples))
 

@@ -30,7 +30,7 @@ def trained(monkeypatch):
 
     def train(resolved, command=None, *, bare, keep_model, callbacks):
         args, data = resolved.training_arguments, resolved.task_arguments
-        held_out = (data.hold_out, data.eval_on_held_out)
+        held_out = (data.sweep_hold_out, data.eval_on_sweep_rows)
         asked.append(
             (args.optim, args.learning_rate, args.seed, data.train_split, data.eval_split, *held_out)
         )
@@ -246,14 +246,34 @@ def test_a_sweep_does_not_choose_by_the_rows_that_judge(tiny, tmp_path, trained,
     written = yaml.safe_load(Path(tiny).read_text())
     Path(tiny).write_text(yaml.safe_dump({**written, "hold_out": 20, "eval_on_held_out": True}))
     words = ["compare", tiny, *TWO, "--output_dir", str(tmp_path / "out")]
-    assert cli.main([*words, *SWEEP]) == 1 and not trained
-    assert "eval_on_held_out: the sweep would choose by the rows that judge" in capsys.readouterr().err
     assert cli.main([*words, *SWEEP, "--validation-split", "test[:9]"]) == 1 and not trained  # of eval_split
     assert cli.main([*words, *SWEEP, "--validation-split", "test[:9]", "--eval_split", "test[9:]"]) == 0
-    assert {row[3:] for row in trained[:6]} == {("train", "test[:9]", 20, False)}
-    assert {row[3:] for row in trained[6:]} == {("train", "test[9:]", 20, True)}
-    told = {"train": "80 % of train", "sweep": "test[:9]", "judged": "the other 20 %, spread evenly"}
+    assert {row[3:] for row in trained[:6]} == {("train", "test[:9]", 0, False)}
+    assert {row[3:] for row in trained[6:]} == {("train", "test[9:]", 0, False)}
+    judged = "another 20 % of train, drawn at random"
+    told = {"train": "80 % of train", "sweep": "test[:9]", "judged": judged}
     assert content_of(tmp_path / "out")["splits"] == told
+
+
+def test_one_split_is_parted_in_three(tiny, tmp_path, trained, monkeypatch):
+    """By flags: a part to judge by, of what is left a part to choose by, and the rest to train on."""
+    seen, train = [], run.train
+
+    def look(resolved, *args, **kwargs):
+        data = resolved.task_arguments
+        seen.append((data.hold_out, data.eval_on_held_out, data.sweep_hold_out, data.eval_on_sweep_rows))
+        return train(resolved, *args, **kwargs)
+
+    monkeypatch.setattr(run, "train", look)
+    words = ["--hold_out", "20", "--eval_on_held_out", "true", "--output_dir", str(tmp_path / "out")]
+    assert cli.main(["compare", tiny, *TWO, *SWEEP, *words]) == 0
+    assert set(seen[:6]) == {(20, True, 20, True)} and set(seen[6:]) == {(20, True, 20, False)}
+    assert content_of(tmp_path / "out")["splits"] == {
+        "train": "64 % of train",
+        "sweep": "another 16 % of train, drawn at random",
+        "judged": "another 20 % of train, drawn at random",
+    }
+    assert not content_of(tmp_path / "out")["judged_on_training_rows"]
 
 
 @pytest.mark.parametrize(
