@@ -236,6 +236,7 @@ HUB: dict[str, Rule] = {
     **_fields(_flag, "keep_decoded augment_on_device channels_last"),
     # How text does.
     **_fields(_text(10_000, lines=True), "prompt_template completion_template join_rows"),
+    **_fields(_one_of("nowhere", "prompt", "anywhere"), "allow_blank"),
     **_fields(_text(1000), "answer_pattern"),
     **_fields(_text(100), "eos_token pad_token"),
     **_fields(

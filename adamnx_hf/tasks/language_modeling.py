@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,14 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from adamnx_hf.errors import RecipeError
 from adamnx_hf.plain_values import read_json
-from adamnx_hf.tasks.data import DataArguments, check_columns, doc, load_splits
+from adamnx_hf.tasks import texts
+from adamnx_hf.tasks.data import DataArguments, doc, load_splits
 from adamnx_hf.tasks.pretrained import check_pretrained
 from adamnx_hf.tasks.sft_trainer import (
     SECONDS,
     ExactMatch,
     RecipeSFTConfig,
     RecipeSFTTrainer,
-    completion_text,
 )
 
 if TYPE_CHECKING:
@@ -60,12 +59,6 @@ PIPELINE_TAG = "text-generation"
 
 TrainingArguments = RecipeSFTConfig
 
-#: Rows of one text that are joined at a time, with `join_rows`.
-JOINED = 1000
-
-#: The column of texts, as TRL gets it.
-TEXT = "text"
-
 #: The folder in output_dir where a smoke run keeps the model that it starts from.
 BASE = "base_model"
 
@@ -96,12 +89,22 @@ class Arguments(DataArguments, ModelConfig):
     )
     messages_column: str | None = dataclasses.field(
         default=None,
-        metadata=doc("Instead of templates: a column of chats, lists of {role, content}."),
+        metadata=doc(
+            "Instead of templates: a column of chats, lists of {role, content} or ShareGPT's {from, value}."
+        ),
     )
     join_rows: str | None = dataclasses.field(
         default=None,
         metadata=doc(
-            f"Rows of dataset_text_field are pieces of one text: join {JOINED:,} at a time with this between."
+            f"Rows of dataset_text_field are pieces of one text: join {texts.JOINED:,} at a time with this "
+            "between."
+        ),
+    )
+    allow_blank: texts.Blank = dataclasses.field(
+        default="nowhere",
+        metadata=doc(
+            "Where a cell without a value is an empty text: 'nowhere', such a row is refused; in the "
+            "'prompt'; or 'anywhere', and then completions and texts may also be empty."
         ),
     )
     answer_pattern: str | None = dataclasses.field(
@@ -112,7 +115,7 @@ class Arguments(DataArguments, ModelConfig):
         ),
     )
     exact_match_samples: int = dataclasses.field(
-        default=200, metadata=doc("Generate for the first so many examples of the evaluation split.")
+        default=200, metadata=doc("Exact match is over the first so many examples of the evaluation split.")
     )
     max_new_tokens: int = dataclasses.field(
         default=256, metadata=doc("Generate at most so many tokens an answer.")
@@ -131,8 +134,11 @@ class Arguments(DataArguments, ModelConfig):
             raise ValueError("give either prompt_template and completion_template or messages_column")
         if self.use_chat_template and self.prompt_template is None:
             raise ValueError("use_chat_template: needs prompt_template and completion_template")
-        for name in ("prompt_template", "completion_template"):
-            self.columns_of(name)
+        columns = [self.columns_of(name) for name in ("prompt_template", "completion_template")]
+        if self.prompt_template is not None and not any(columns):
+            raise ValueError(
+                "prompt_template and completion_template: neither names a column; write it in braces"
+            )
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
             raise ValueError("load_in_4bit and load_in_8bit: quantized weights do not train; add use_peft")
         if self.load_in_4bit and self.dtype == "auto":
@@ -146,19 +152,22 @@ class Arguments(DataArguments, ModelConfig):
             ExactMatch(self.answer_pattern, self.exact_match_samples, self.max_new_tokens)  # checks it
 
     def columns_of(self, name: str) -> list[str]:
-        """The columns in a template. Names alone: anything more would reach into Python's objects."""
-        template = getattr(self, name) or ""
+        """The columns in a template.
+
+        Args:
+            name: of the field that holds it.
+
+        Raises:
+            ValueError: the template cannot be parsed.
+        """
+        return [column for _, column in self.pieces_of(name) if column is not None]
+
+    def pieces_of(self, name: str) -> texts.Pieces:
+        """A template as :func:`adamnx_hf.tasks.texts.parse` has it; see :meth:`columns_of`."""
         try:
-            parts = list(string.Formatter().parse(template))
+            return texts.parse(getattr(self, name) or "")
         except ValueError as error:
-            raise ValueError(f"{name}: {template!r} ({error}); write {{{{ for a brace") from error
-        columns = []
-        for _, column, spec, conversion in parts:
-            if column is not None:
-                if not column.isidentifier() or spec or conversion:
-                    raise ValueError(f"{name}: {{{column}}} is not the name of a column")
-                columns.append(column)
-        return columns
+            raise ValueError(f"{name}: {error}") from None
 
 
 def fast() -> dict[str, Any]:
@@ -204,8 +213,8 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
     _check_fields(arguments, args)
     with args.main_process_first(desc="loading the data"):
         splits = _made_up(arguments, args) if recipe.synthetic_data else load_splits(arguments)
-        train, test = (_for_trl(split, arguments, args) for split in splits)
-        args.dataset_text_field = TEXT
+        (train, test), notes = _for_trl(splits, arguments, args)
+        args.dataset_text_field = texts.TEXT
         if recipe.arguments.smoke:
             arguments.model_name_or_path = str(_make_toy(arguments, args))
     tokenizer = _tokenizer(arguments, args)
@@ -234,6 +243,7 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
         exact_match=exact_match,
     )
     _check_prepared(trainer)
+    trainer.notes += [*notes, *_notes_on_length(trainer)]
     return trainer
 
 
@@ -263,11 +273,9 @@ def _check_prepared(trainer: RecipeSFTTrainer) -> None:
                 "raise --max_length"
             )
     if (asked := trainer.exact_match) is not None:
-        judged: Any = trainer.eval_dataset
-        first = judged.select(range(min(asked.samples, len(judged))))
-        texts = [completion_text(completion) for completion in first["completion"]]
+        completions = [trainer.reference(row) for row in trainer.asked]
         try:
-            found = any(asked.answer(text) for text in texts)
+            found = any(asked.answer(text) for text in completions)
         except TimeoutError:
             raise RecipeError(
                 f"answer_pattern: {asked.pattern!r} takes more than {SECONDS:g} s to find an answer "
@@ -275,51 +283,80 @@ def _check_prepared(trainer: RecipeSFTTrainer) -> None:
             ) from None
         if not found:
             raise RecipeError(
-                f"answer_pattern: {asked.pattern!r} is in none of the first {len(texts)} completions of "
-                f"eval_split, such as {texts[0][-80:]!r}"
+                f"answer_pattern: {asked.pattern!r} is in none of the first {len(completions)} completions "
+                f"of eval_split, such as {completions[0][-80:]!r}; to do without: --answer_pattern none"
             )
+
+
+def _notes_on_length(trainer: RecipeSFTTrainer) -> list[str]:
+    """What `max_length` took away from each split, for the user."""
+    notes = []
+    for name, counts in trainer.truncated.items():
+        if counts["dropped"] or counts["shortened"]:
+            rest = "; perplexity is over what is left" if name == "eval" else ""
+            notes.append(
+                f"{name}_split: of {counts['examples']:,} examples, max_length ({trainer.args.max_length} "
+                f"tokens) leaves {counts['dropped']:,} out and cuts {counts['shortened']:,} short{rest}"
+            )
+    if trainer.exact_match is not None:
+        asked = len(trainer.asked)
+        if without := asked - len(trainer.fitting(range(asked))):
+            notes.append(
+                f"exact_match: of the first {asked:,} examples of eval_split, {without:,} have prompts that "
+                "leave no room within max_length; they count as not matched"
+            )
+    return notes
 
 
 # Data
 
 
-def _for_trl(data: Any, arguments: Arguments, args: RecipeSFTConfig) -> Any:
-    """`data` with the columns TRL knows: prompt and completion, messages, or text."""
+def _for_trl(
+    splits: Sequence[Any], arguments: Arguments, args: RecipeSFTConfig
+) -> tuple[list[Any], list[str]]:
+    """The splits with the columns TRL knows (prompt and completion, messages, or text), and notes."""
+    names = (arguments.train_split, arguments.eval_split)
+    for field, name, data in zip(("train_split", "eval_split"), names, splits, strict=True):
+        if not len(data):
+            raise RecipeError(f"{field}: the split {name!r} has no rows")
+    allow_blank = arguments.allow_blank
     if arguments.messages_column is not None:
-        check_columns(data, {"messages_column": arguments.messages_column})
-        data = data.select_columns([arguments.messages_column])
-        return (
-            data
-            if arguments.messages_column == "messages"
-            else data.rename_columns({arguments.messages_column: "messages"})
+        return [
+            texts.read_chats(
+                data,
+                arguments.messages_column,
+                split=name,
+                allow_blank=allow_blank,
+                assistant_only=args.assistant_only_loss,
+            )
+            for data, name in zip(splits, names, strict=True)
+        ], []
+    if arguments.prompt_template is not None:
+        prompt, completion = map(arguments.pieces_of, ("prompt_template", "completion_template"))
+        columns = [column for _, column in (*prompt, *completion) if column is not None]
+        whole, notes = texts.find_whole_columns(splits, columns)
+        return [
+            texts.fill_in(
+                data,
+                prompt,
+                completion,
+                split=name,
+                allow_blank=allow_blank,
+                as_turns=arguments.use_chat_template,
+                whole=whole,
+            )
+            for data, name in zip(splits, names, strict=True)
+        ], notes
+    return [
+        texts.read_texts(
+            data,
+            args.dataset_text_field,
+            split=name,
+            allow_blank=allow_blank,
+            separator=arguments.join_rows,
         )
-    if arguments.prompt_template is not None and arguments.completion_template is not None:
-        for name in ("prompt_template", "completion_template"):
-            for column in arguments.columns_of(name):
-                check_columns(data, {name: column})
-        prompt, completion = arguments.prompt_template, arguments.completion_template
-
-        def fill(row: dict[str, Any]) -> dict[str, Any]:
-            filled = {"prompt": prompt.format_map(row), "completion": completion.format_map(row)}
-            if not arguments.use_chat_template:
-                return filled
-            roles = {"prompt": "user", "completion": "assistant"}
-            return {key: [{"role": roles[key], "content": text}] for key, text in filled.items()}
-
-        return data.map(fill, remove_columns=data.column_names, desc="filling in templates")
-    check_columns(data, {"dataset_text_field": args.dataset_text_field})
-    data = data.select_columns([args.dataset_text_field])
-    if args.dataset_text_field != TEXT:  # TRL takes some names, such as prompt, for more than text
-        data = data.rename_columns({args.dataset_text_field: TEXT})
-    separator = arguments.join_rows
-    if separator is None:
-        return data
-    return data.map(
-        lambda rows: {TEXT: [separator.join(rows[TEXT])]},
-        batched=True,
-        batch_size=JOINED,
-        desc="joining rows",
-    )
+        for data, name in zip(splits, names, strict=True)
+    ], []
 
 
 def _made_up(arguments: Arguments, args: RecipeSFTConfig) -> tuple[Any, Any]:

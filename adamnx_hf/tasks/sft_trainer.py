@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from trl.models.utils import unwrap_model_for_generation
 
 from adamnx_hf.tasks.trainer import RecipeTrainer, RecipeTrainingArguments
 
-__all__ = ["ExactMatch", "RecipeSFTConfig", "RecipeSFTTrainer", "completion_text", "normal_answer"]
+__all__ = ["ExactMatch", "RecipeSFTConfig", "RecipeSFTTrainer", "normal_answer"]
 
 #: The folder in output_dir of the model with its adapter merged into the weights.
 MERGED = "merged"
@@ -71,7 +73,7 @@ class ExactMatch:
     pattern: str
     """A regular expression; its first group is the answer. The first match counts."""
     samples: int
-    """The first so many examples of the evaluation split are generated for."""
+    """It is over the first so many examples of the evaluation split."""
     max_new_tokens: int
 
     def __post_init__(self) -> None:
@@ -109,7 +111,8 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
 
     `eval_loss` is the mean over all evaluated tokens, where Transformers has the mean of the batches' means;
     `eval_perplexity` is its exponential. With several processes the rows that fill up the last batch count
-    twice.
+    twice. What `max_length` takes away is counted in `truncated`, and not in `eval_loss` or perplexity. Exact
+    match is over all that are asked: an example whose prompt fills `max_length` counts as not matched.
 
     Args:
         exact_match: None: nothing is generated. Needs an evaluation split of prompts and completions that is
@@ -120,9 +123,68 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
     args: RecipeSFTConfig
 
     def __init__(self, *, exact_match: ExactMatch | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
         self.exact_match = exact_match
+        self.asked: Any = None
+        """The examples that exact match is over, tokenized, before any is cut or left out."""
+        self.truncated: dict[str, dict[str, int]] = {}
+        """How many `examples` each of the splits "train" and "eval" had before `max_length` was applied, how
+        many were `dropped`, since nothing of them that counts for the loss fits, and how many were
+        `shortened`, which lost a part of what counts."""
+        super().__init__(**kwargs)
         self._eval_loss = self._eval_tokens = 0.0
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        """SFTTrainer's own, in two steps: between them it counts what `max_length` takes away.
+
+        An example without a token that counts for the loss is left out also where examples are packed.
+        """
+        prepare = super()._prepare_dataset
+        whole = copy.copy(args)
+        whole.max_length, whole.shuffle_dataset, whole.use_liger_kernel = None, False, False
+        data = prepare(dataset, processing_class, whole, False, formatting_func, dataset_name)
+        if dataset_name == "eval" and self.exact_match is not None and self.asked is None:
+            self.asked = data.select(range(min(self.exact_match.samples, len(data))))
+        cut = _part_kept(args)
+        if packing:  # of its strategies bfd alone cuts; the others go on in another sequence
+            cut = slice(args.max_length if args.packing_strategy == "bfd" else None)
+        kept, shortened = [], 0
+        for row, labels in enumerate(data["labels"]):
+            left = _counted(labels[cut])
+            if left:
+                kept.append(row)
+                shortened += left < _counted(labels)
+        counts = {"examples": len(data), "dropped": len(data) - len(kept), "shortened": shortened}
+        self.truncated.setdefault(dataset_name, counts)
+        if not kept:
+            return data.select([])
+        if len(kept) < len(data):
+            data = data.select(kept)
+        return prepare(data, processing_class, args, packing, None, dataset_name)
+
+    def fitting(self, rows: Iterable[int]) -> list[Any]:
+        """Those `rows` of :attr:`asked` with a prompt that leaves room to answer, cut to `max_length`."""
+        cut = _part_kept(self.args)
+        found = []
+        for row in (self.asked[i] for i in rows):
+            row = row | {key: row[key][cut] for key in ("input_ids", "labels")}
+            if row["labels"] and row["labels"][0] == -100 and _counted(row["labels"]):
+                found.append(row)
+        return found
+
+    def reference(self, row: Any) -> str:
+        """The text of the completion in a row of :attr:`asked`, without the token that TRL ends it with."""
+        completion, tokenizer = row["completion"], self.processing_class
+        if isinstance(completion, str):
+            return completion.removesuffix(tokenizer.eos_token)  # type: ignore[union-attr]
+        return "\n".join(message["content"] for message in completion)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """With `loraplus_lr_ratio`, PEFT's groups for LoRA+ (arXiv:2402.12354); else the Trainer's own."""
@@ -187,13 +249,12 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
 
     def _exact_match(self, asked: ExactMatch) -> float:
         """The share of examples, in %, whose generated answer is the reference's."""
-        data: Any = self.eval_dataset
-        rows = data.select(range(min(asked.samples, len(data))))
-        mine = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
-        right: list[bool] = []
+        mine = range(self.accelerator.process_index, len(self.asked), self.accelerator.num_processes)
+        rows = self.fitting(mine)
+        right = [False] * (len(mine) - len(rows))
         size = self.args.per_device_eval_batch_size
         bar = tqdm(
-            total=len(mine),
+            total=len(rows),
             desc="generating",
             unit=" answers",
             leave=False,
@@ -202,11 +263,11 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         try:
             with bar, unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
                 model.eval()
-                for start in range(0, len(mine), size):
-                    batch = [rows[i] for i in mine[start : start + size]]
+                for start in range(0, len(rows), size):
+                    batch = rows[start : start + size]
                     texts = self.generate(model, batch, asked.max_new_tokens)
                     for row, text in zip(batch, texts, strict=True):
-                        expected = asked.answer(completion_text(row["completion"]))
+                        expected = asked.answer(self.reference(row))
                         try:
                             right.append(expected is not None and asked.answer(text) == expected)
                         except TimeoutError:  # a text that the pattern gets lost in holds no answer
@@ -287,8 +348,13 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
             tokenizer.save_pretrained(str(folder / MERGED))
 
 
-def completion_text(completion: Any) -> str:
-    """A completion's text, also where it is a list of chat messages."""
-    if isinstance(completion, str):
-        return completion
-    return "\n".join(message["content"] for message in completion)
+def _part_kept(args: Any) -> slice:
+    """The part of an example that TRL keeps where examples are not packed."""
+    if args.max_length is None:
+        return slice(None)
+    return slice(-args.max_length, None) if args.truncation_mode == "keep_end" else slice(args.max_length)
+
+
+def _counted(labels: list[int]) -> int:
+    """How many of the labels count for the loss."""
+    return len(labels) - labels.count(-100)

@@ -198,6 +198,17 @@ def test_chats(mine, tmp_path):
     assert task._toy_tokenizer("<|endoftext|>").decode(own) == "Hello.<|im_end|>"
 
 
+def test_sharegpts_roles_reach_the_chat_template(mine, tmp_path):
+    chat = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+    Dataset.from_list([{"conversations": chat}] * 2).to_json(tmp_path / "chats" / "train.jsonl")
+    plain = {"prompt_template": "DROP", "completion_template": "DROP"}
+    folder = {"dataset_name": str(tmp_path / "chats"), "eval_split": "train"}
+    trainer = trainer_of(mine(messages_column="conversations", **plain, **folder))
+    assert trainer.processing_class.decode(trainer.train_dataset[0]["input_ids"]) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+    )
+
+
 def test_plain_text_is_one_stream(mine):
     plain = {"prompt_template": "DROP", "completion_template": "DROP", "join_rows": "\n"}
     trainer = trainer_of(mine(packing=True, packing_strategy="wrapped", max_length=32, **plain))
@@ -331,6 +342,90 @@ def test_a_model_that_has_learned_answers_right(mine, tmp_path):
     assert trainer.evaluate()["eval_exact_match"] == 100.0
 
 
+# What max_length takes away
+
+
+@pytest.fixture
+def long_prompts(tmp_path):
+    """Prompts and completions whose tokens, one a letter, can be counted; each ends in one more."""
+    splits = {
+        "train": [("12345", "678"), ("12345", "6789abc"), (10 * "p", "x"), (11 * "p", "x"), (9 * "p", "x")],
+        "test": [(10 * "p", "#1"), ("ab", "#2"), ("abc", "#3"), (8 * "p", "#44"), ("a", "#5"), ("b", "#6")],
+    }
+    for split, rows in splits.items():
+        data = Dataset.from_list([{"question": prompt, "answer": answer} for prompt, answer in rows])
+        data.to_json(tmp_path / "long" / f"{split}.jsonl")
+    templates = {"prompt_template": "{question}", "completion_template": "{answer}"}
+    return {"dataset_name": str(tmp_path / "long"), "max_length": 10, **templates}
+
+
+def test_what_max_length_takes_away_is_counted_and_said(mine, long_prompts):
+    """Two prompts of the training split fill 10 tokens, and one of the other split.
+
+    Examples of 13 and of 11 tokens are cut, and one of 12.
+    """
+    trainer = trainer_of(mine(**long_prompts))
+    train = {"examples": 5, "dropped": 2, "shortened": 2}
+    assert trainer.truncated == {"train": train, "eval": {"examples": 6, "dropped": 1, "shortened": 1}}
+    assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (3, 5)
+    assert trainer.notes == [
+        "train_split: of 5 examples, max_length (10 tokens) leaves 2 out and cuts 2 short",
+        "eval_split: of 6 examples, max_length (10 tokens) leaves 1 out and cuts 1 short; perplexity is over "
+        "what is left",
+    ]
+    packed = trainer_of(mine(packing=True, **long_prompts))
+    assert packed.truncated["train"] == train
+    assert [len(row["input_ids"]) for row in packed.train_dataset] == [10, 10, 9]  # none of a prompt alone
+    split = trainer_of(mine(packing=True, packing_strategy="wrapped", **long_prompts))
+    assert split.truncated["train"] == {"examples": 5, "dropped": 0, "shortened": 0}
+    assert sum(len(row["input_ids"]) for row in split.train_dataset) == 9 + 13 + 12 + 13 + 11
+    whole = trainer_of(mine(**long_prompts | {"max_length": 13}))
+    assert whole.truncated["train"] == {"examples": 5, "dropped": 0, "shortened": 0} and not whole.notes
+
+
+def test_texts_that_are_cut_are_counted(mine):
+    """`line 9` and its end are 7 tokens, `line 10` has one more."""
+    trainer = trainer_of(mine(prompt_template="DROP", completion_template="DROP", max_length=7))
+    assert trainer.truncated["train"] == {"examples": 24, "dropped": 0, "shortened": 14}
+    assert trainer.truncated["eval"] == {"examples": 7, "dropped": 0, "shortened": 0}
+
+
+def test_exact_match_is_over_all_that_were_asked(mine, long_prompts):
+    """The first four, of which one has a prompt that fills max_length: at most 3 of 4 can be right."""
+    trainer = trainer_of(mine(answer_pattern=r"#(\d+)", exact_match_samples=4, **long_prompts))
+    asked = []
+
+    def generate(model, rows, max_new_tokens):
+        asked.extend(row["prompt"] for row in rows)
+        return [row["completion"] for row in rows]
+
+    trainer.generate = generate
+    assert trainer.evaluate()["eval_exact_match"] == 75.0
+    assert asked == ["ab", "abc", "pppppppp"]
+    assert trainer.notes[-1] == (
+        "exact_match: of the first 4 examples of eval_split, 1 have prompts that leave no room within "
+        "max_length; they count as not matched"
+    )
+
+
+def test_the_token_that_ends_a_completion_is_no_part_of_its_answer(mine, long_prompts):
+    changes = {**long_prompts, "max_length": 20, "answer_pattern": "(.+)", "exact_match_samples": 6}
+    trainer = trainer_of(mine(**changes))
+    said = iter(["#1", "#2", "#3", "#44", "#5", "wrong"])
+    trainer.generate = lambda model, rows, max_new_tokens: [next(said) for _ in rows]
+    assert trainer.evaluate()["eval_exact_match"] == pytest.approx(100 * 5 / 6)
+
+
+def test_a_prompt_that_is_cut_at_its_start_is_asked_as_it_is_left(mine, long_prompts):
+    changes = {**long_prompts, "truncation_mode": "keep_end", "max_length": 4}
+    trainer = trainer_of(mine(answer_pattern=r"#(\d+)", exact_match_samples=4, **changes))
+    decode = trainer.processing_class.decode
+    rows = trainer.fitting(range(4))  # the last is #44 and its end, 4 tokens: no prompt is left
+    assert [decode(row["input_ids"]) for row in rows] == [
+        f"{prompt}<|endoftext|>" for prompt in ("p#1", "b#2", "c#3")
+    ]
+
+
 # LoRA
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "lora_dropout": 0.0}
@@ -410,8 +505,8 @@ def test_the_memory_command(capsys):
     [
         ({"model_name_or_path": "meta-llama/Llama-3.1-8B"}, "is not a local folder and did not come from"),
         ({"prompt_template": "Q: {qestion}"}, "prompt_template: the data set has no column 'qestion'; did"),
-        ({"prompt_template": "{question.__class__}"}, "{question.__class__} is not the name of a column"),
-        ({"prompt_template": "{question"}, "prompt_template: '{question' (expected '}' before end"),
+        ({"prompt_template": "{question.__class__}"}, "the data set has no column 'question.__class__'; did"),
+        ({"prompt_template": "{question"}, "prompt_template: '{question' has a { that belongs to no"),
         ({"completion_template": "DROP"}, "prompt_template and completion_template: give both or neither"),
         ({"max_length": 4096}, "max_length: 4096 tokens are more than"),
         ({"max_length": 10}, "no example has a completion within max_length (10 tokens); raise"),
@@ -419,7 +514,8 @@ def test_the_memory_command(capsys):
         ({"answer_pattern": "(", "max_length": 99}, "answer_pattern: '(' ("),
         ({"answer_pattern": "(.)", "packing": True}, "answer_pattern: prompts must not be packed"),
         ({"answer_pattern": "(.)", "completion_only_loss": False}, "answer_pattern: prompts must be told"),
-        ({"answer_pattern": r"ANSWER (\d+)"}, "is in none of the first 7 completions of eval_split, such as"),
+        ({"answer_pattern": r"ANSWER (\d+)"}, "is in none of the first 7 completions of eval_split, such as "
+            "' It is 0.\\n#### 0'; to do without: --answer_pattern none"),
         ({"attn_implementation": "somebody/attention"}, "'somebody/attention' would run code from the Hub"),
         ({"model_config": {"model_type": "llama", "_attn_implementation": "a/b"}}, "'a/b' would run code"),
         ({"load_in_4bit": True}, "quantized weights do not train; add use_peft"),
