@@ -500,7 +500,7 @@ def _train(
         "environment": environment,
         "per_epoch": table,
     }
-    if dropped := {field: count for field, count in getattr(trainer, "dropped", {}).items() if count}:
+    if dropped := {field: count for field, count in trainer.dropped.items() if count}:
         results["dropped_examples"] = dropped
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # one process has not all the weights
     draws = hasattr(recipe.task, "draw_predictions") and not sharded and not bare
@@ -532,7 +532,7 @@ def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def data_changes(recipe: Recipe) -> dict[str, Any]:
     """The fields about the data that flags set to something else than the recipe's, with whole paths."""
-    changes: dict[str, Any] = getattr(recipe, "data_changes", {})
+    changes = recipe.data_changes
     return {key: recipe.values.get(key, value) for key, value in changes.items()}
 
 

@@ -76,35 +76,40 @@ class Arguments(DataArguments, ModelConfig):
     )
     prompt_template: str | None = dataclasses.field(
         default=None,
-        metadata=doc("The prompt, with columns in braces: 'Question: {question}\\nAnswer:'."),
+        metadata=doc("The prompt, with columns in braces: 'Question: {question}\\nAnswer:'.", data=True),
     )
     completion_template: str | None = dataclasses.field(
-        default=None, metadata=doc("What the model is to answer, with columns in braces: ' {answer}'.")
+        default=None,
+        metadata=doc("What the model is to answer, with columns in braces: ' {answer}'.", data=True),
     )
     use_chat_template: bool = dataclasses.field(
         default=False,
         metadata=doc(
-            "Prompt and completion are the user's and the assistant's turn in the tokenizer's chat template."
+            "Prompt and completion are the user's and the assistant's turn in the tokenizer's chat template.",
+            data=True,
         ),
     )
     messages_column: str | None = dataclasses.field(
         default=None,
         metadata=doc(
-            "Instead of templates: a column of chats, lists of {role, content} or ShareGPT's {from, value}."
+            "Instead of templates: a column of chats, lists of {role, content} or ShareGPT's {from, value}.",
+            data=True,
         ),
     )
     join_rows: str | None = dataclasses.field(
         default=None,
         metadata=doc(
             f"Rows of dataset_text_field are pieces of one text: join {texts.JOINED:,} at a time with this "
-            "between."
+            "between.",
+            data=True,
         ),
     )
     allow_blank: texts.Blank = dataclasses.field(
         default="nowhere",
         metadata=doc(
             "Where a cell without a value is an empty text: 'nowhere', such a row is refused; in the "
-            "'prompt'; or 'anywhere', and then completions and texts may also be empty."
+            "'prompt'; or 'anywhere', and then completions and texts may also be empty.",
+            data=True,
         ),
     )
     answer_pattern: str | None = dataclasses.field(
@@ -212,7 +217,10 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
     args: RecipeSFTConfig = recipe.training_arguments
     _check_fields(arguments, args)
     with args.main_process_first(desc="loading the data"):
-        splits = _made_up(arguments, args) if recipe.synthetic_data else load_splits(arguments)
+        if recipe.synthetic_data:
+            splits = _made_up(arguments, args)
+        else:
+            splits = load_splits(arguments, spread=recipe.arguments.smoke)
         (train, test), notes = _for_trl(splits, arguments, args)
         args.dataset_text_field = texts.TEXT
         if recipe.arguments.smoke:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from trl import SFTConfig, SFTTrainer
 from trl.models.utils import unwrap_model_for_generation
 
+from adamnx_hf.tasks.data import doc
 from adamnx_hf.tasks.trainer import RecipeTrainer, RecipeTrainingArguments
 
 __all__ = ["ExactMatch", "RecipeSFTConfig", "RecipeSFTTrainer", "normal_answer"]
@@ -34,6 +35,10 @@ class RecipeSFTConfig(RecipeTrainingArguments, SFTConfig):
     rate), TrainingArguments' hold: a field that no recipe names is what Transformers' documentation says.
     """
 
+    dataset_text_field: str = dataclasses.field(
+        default="text",
+        metadata=doc("Column of texts, where neither templates nor chats are given.", data=True),
+    )
     loraplus_lr_ratio: float | None = dataclasses.field(
         default=None,
         metadata={
@@ -131,6 +136,7 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         many were `dropped`, since nothing of them that counts for the loss fits, and how many were
         `shortened`, which lost a part of what counts."""
         super().__init__(**kwargs)
+        self.dropped = {f"{split}_split": counts["dropped"] for split, counts in self.truncated.items()}
         self._eval_loss = self._eval_tokens = 0.0
 
     def _prepare_dataset(

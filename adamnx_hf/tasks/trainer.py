@@ -176,6 +176,8 @@ class RecipeTrainer(Trainer):
             net.to(memory_format=torch.channels_last)
         self.notes: list[str] = []
         """What the user should know of the data, in a line each."""
+        self.dropped: dict[str, int] = {}
+        """How many examples nothing is trained or judged on, by the recipe's field of their split."""
         self.add_callback(CurvatureCallback(self))
         self.add_callback(ResumingCallback(self))
 
