@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -165,21 +166,24 @@ def _config(architecture: str, options: Mapping[str, Any] | None, **more: Any) -
         raise ValueError(f"architecture_options: {' '.join(str(error).split())}") from error
 
 
-def scores(confusion: Tensor) -> dict[str, float]:
+def scores(confusion: Tensor, ignore_index: int | None = None) -> dict[str, float]:
     """What a confusion matrix over all pixels of all images comes to, in percent.
 
     Args:
-        confusion: (classes, classes), counts by true class (rows) and predicted one.
+        confusion: (classes, classes), pixels that count by true class (rows) and predicted one.
+        ignore_index: the id of the others. None, or one outside of the matrix: every id is a class.
 
     Returns:
         `mean_iou`: the mean over the classes of true positives / (true positives + false positives + false
-        negatives), without those that are neither there nor predicted. And `pixel_accuracy`. Both are 0
-        where there is no pixel.
+        negatives), without `ignore_index` and those that are neither there nor predicted. As torchmetrics'
+        `multiclass_jaccard_index` has it. And `pixel_accuracy`. Both are 0 where there is no pixel.
     """
     confusion = confusion.double()
     right = confusion.diagonal()
     union = confusion.sum(0) + confusion.sum(1) - right
     counted = union > 0
+    if ignore_index is not None and 0 <= ignore_index < len(counted):
+        counted[ignore_index] = False  # predicted of a pixel that counts, it is that class's error, no class
     return {
         "mean_iou": 100 * (right[counted] / union[counted]).sum().item() / max(int(counted.sum()), 1),
         "pixel_accuracy": 100 * right.sum().item() / max(confusion.sum().item(), 1),
@@ -187,22 +191,33 @@ def scores(confusion: Tensor) -> dict[str, float]:
 
 
 class _Scores:
-    """The Trainer's `compute_metrics`, batch by batch: keeps one confusion matrix, never an image."""
+    """The Trainer's `compute_metrics`, batch by batch: keeps a confusion matrix and losses, no image."""
 
-    def __init__(self) -> None:
+    def __init__(self, ignore_index: int) -> None:
+        self.ignore_index = ignore_index
         self.total: Tensor | None = None
+        self.losses: list[float] = []
 
     def __call__(self, prediction: Any, compute_result: bool) -> dict[str, float]:
         batch = prediction.predictions.sum(0)
         self.total = batch if self.total is None else self.total + batch
+        self.losses += prediction.label_ids.tolist()
         if not compute_result:
             return {}
         total, self.total = self.total, None
-        return scores(total)
+        losses, self.losses = self.losses, []
+        # The Trainer's own loss is a mean of batches' means. On several processes the last one has images in
+        # it that only fill it up.
+        return {**scores(total, self.ignore_index), "loss": math.fsum(losses) / len(losses)}
 
 
 class SegmentationTrainer(RecipeTrainer):
-    """A RecipeTrainer that judges whole images, each at its own size.
+    """A RecipeTrainer that judges whole images, each at its own size and by itself.
+
+    In evaluation each image of a batch goes through the model alone, without what makes it as large as the
+    others, which convolutions would see. All figures are therefore the same for every
+    `per_device_eval_batch_size` and number of processes. `eval_loss` is the mean over the images of their own
+    losses; that of an image without a pixel that counts is 0.
 
     Args:
         num_labels: classes.
@@ -215,7 +230,7 @@ class SegmentationTrainer(RecipeTrainer):
     def __init__(self, *, num_labels: int, ignore_index: int, args: Any, **kwargs: Any) -> None:
         self.num_labels, self.ignore_index = num_labels, ignore_index
         args.batch_eval_metrics = True
-        super().__init__(args=args, compute_metrics=_Scores(), **kwargs)
+        super().__init__(args=args, compute_metrics=_Scores(ignore_index), **kwargs)
         # Transformers' segmentation models take any keyword, and average over the batch all the same.
         self.model_accepts_loss_kwargs = False
 
@@ -226,22 +241,28 @@ class SegmentationTrainer(RecipeTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The loss, a confusion matrix for each image (n, classes, classes), and each one's pixels (n,)."""
-        inputs = dict(inputs)
-        truth, sizes = self._prepare_input(inputs.pop("masks")), inputs.pop("sizes")
-        loss, logits, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        if logits is None:
-            return loss, None, None
-        predicted = segment(logits, inputs["pixel_values"].shape[-2:], sizes, [mask.shape for mask in truth])
-        confusion = torch.stack(
-            [
-                multiclass_confusion_matrix(
-                    classes, mask, self.num_labels, ignore_index=self.ignore_index, validate_args=False
+        """The mean loss, a confusion matrix of each image (n, classes, classes), and each one's loss (n,)."""
+        batch: Any = self._prepare_input(dict(inputs))
+        truth, sizes = batch.pop("masks"), batch.pop("sizes")
+        losses, confusions = [], []
+        for i, (mask, (height, width)) in enumerate(zip(truth, sizes.tolist(), strict=True)):
+            alone = {key: value[i : i + 1, ..., :height, :width].contiguous() for key, value in batch.items()}
+            counts = (alone["labels"] != self.ignore_index).any()
+            loss: Any
+            loss, logits, _ = super().prediction_step(model, alone, prediction_loss_only, ignore_keys)
+            losses.append(loss.where(counts, 0))  # Transformers' own losses are NaN where nothing counts
+            if logits is not None:
+                confusions.append(
+                    multiclass_confusion_matrix(
+                        segment(logits, (height, width), mask.shape)[0],
+                        mask,
+                        self.num_labels,
+                        ignore_index=self.ignore_index,
+                        validate_args=False,
+                    )
                 )
-                for classes, mask in zip(predicted, truth, strict=True)
-            ]
-        )
-        return loss, confusion, confusion.sum((1, 2))
+        each = torch.stack(losses)
+        return (each.mean(), torch.stack(confusions), each) if confusions else (each.mean(), None, None)
 
     def counted(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The logits of the pixels that count, (count, classes)."""
@@ -254,22 +275,19 @@ def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
     return nn.functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def segment(
-    logits: Tensor, size: Sequence[int], sizes: Tensor, originals: Sequence[Sequence[int]]
-) -> list[Tensor]:
-    """The likeliest class of each pixel, as `post_process_semantic_segmentation` has it, for padded batches.
+def segment(logits: Tensor, size: Sequence[int], original: Sequence[int]) -> Tensor:
+    """The likeliest class of each pixel, as `post_process_semantic_segmentation` has it.
 
     Args:
-        logits: (n, classes, ., .), at the batch's resolution or a lower one.
-        size: the height and width of the batch.
-        sizes: (n, 2), the images' heights and widths in the batch, without what was added.
-        originals: the heights and widths to answer in.
+        logits: (n, classes, ., .), at the resolution of the images or a lower one.
+        size: the height and width of the images that the model has seen.
+        original: the height and width to answer in.
+
+    Returns:
+        Ids, (n, *original) int64.
     """
-    logits = _resized(logits.float(), size)
-    return [  # max, as argmax is several times slower on the CPU
-        _resized(one[None, :, :height, :width], original)[0].max(0).indices
-        for one, (height, width), original in zip(logits, sizes.tolist(), originals, strict=True)
-    ]
+    full = _resized(_resized(logits.float(), size), original)
+    return full.max(1).indices  # max, as argmax is several times slower on the CPU
 
 
 def make_trainer(recipe: Recipe) -> RecipeTrainer:
@@ -426,7 +444,7 @@ def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path, count: 
         (mask,) = batch["masks"]
         pixels = trainer._prepare_input(batch["pixel_values"])
         logits = model(pixel_values=pixels).logits
-        (predicted,) = segment(logits, pixels.shape[-2:], batch["sizes"], [mask.shape])
+        (predicted,) = segment(logits, pixels.shape[-2:], mask.shape)
         columns[f"row {row}"] = (np.asarray(data.picture(row)), mask.numpy(), predicted.cpu().numpy())
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     optim = getattr(recipe.training_arguments.optim, "value", recipe.training_arguments.optim)
