@@ -60,16 +60,29 @@ class Arguments(ImageArguments):
     """The fields of a recipe for semantic segmentation."""
 
     mask_column: str = dataclasses.field(
-        default="mask", metadata=doc("Column of the masks: images of one channel that holds class ids.")
+        default="mask",
+        metadata=doc("Column of the masks: images of one channel that holds class ids, or see mask_values."),
     )
     class_names: list[str] | None = dataclasses.field(
         default=None,
         metadata=doc(
-            "Names of the ids 0, 1, ... Default: numbers, up to the highest id in the training split."
+            "Names of the classes 0, 1, ... Default: numbers, as many as mask_values has, or up to the "
+            "highest id in the training split."
+        ),
+    )
+    mask_values: list[int] | None = dataclasses.field(
+        default=None,
+        metadata=doc(
+            "The values that stand in the masks for the classes 0, 1, ..., in that order: 0 255 for masks of "
+            "0 and 255. Default: the ids themselves."
         ),
     )
     ignore_index: int = dataclasses.field(
-        default=255, metadata=doc("Id of pixels that count neither in training nor in evaluation.")
+        default=255,
+        metadata=doc(
+            "Value of pixels in the masks that count neither in training nor in evaluation. One that "
+            "mask_values has is its class's."
+        ),
     )
     architecture: str | None = dataclasses.field(
         default=None,
@@ -109,12 +122,44 @@ class Arguments(ImageArguments):
             )
         names = self.class_names or []
         check_class_names(names)
-        if names and 0 <= self.ignore_index < len(names):
+        if len(names) == 1:
+            raise ValueError(
+                f"class_names: {names[0]!r} is the only one, and one class cannot be told from another; name "
+                "what is around it, too"
+            )
+        _check_mask_values(self.mask_values, names)
+        if self.mask_values is None and 0 <= self.ignore_index < len(names):
             raise ValueError(
                 f"ignore_index: {self.ignore_index} is the id of {names[self.ignore_index]!r} in class_names"
             )
         if self.architecture:
             _config(self.architecture, self.architecture_options)  # type: ignore[arg-type]
+
+    @property
+    def void_id(self) -> int:
+        """The id that pixels which do not count have in all that the model sees."""
+        return masks.void_id(self.ignore_index, self.mask_values)
+
+
+def _check_mask_values(values: list[int] | None, names: Sequence[str]) -> None:
+    """That each class has a value of its own, which a mask can hold.
+
+    Raises:
+        ValueError: they have not; names `mask_values`.
+    """
+    if values is None:
+        return
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not -(2**31) <= value < 2**31:
+            raise ValueError(f"mask_values: {value!r} is not a whole number of 32 bits, as masks hold them")
+        if values.count(value) > 1:
+            raise ValueError(f"mask_values: {value} is given twice; each class has a value of its own")
+    if len(values) < 2:
+        raise ValueError(f"mask_values: {values} is not two classes or more; give each class its value")
+    if names and len(values) != len(names):
+        raise ValueError(
+            f"mask_values: {len(values)} of them for {len(names)} class_names; give each class its value"
+        )
 
 
 def fast() -> dict[str, Any]:
@@ -294,7 +339,7 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     """The model, the data and the metrics of `recipe` in a Trainer."""
     arguments: Arguments = recipe.task_arguments
     columns: Any = {"image_column": arguments.image_column, "mask_column": arguments.mask_column}
-    void: Any = {"ignore_index": arguments.ignore_index}
+    void: Any = {"ignore_index": arguments.void_id}
     with recipe.training_arguments.main_process_first(desc="loading the data"):
         train, test = _synthetic(arguments) if recipe.synthetic_data else load_splits(arguments)
     for data in (train, test):
@@ -302,11 +347,15 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         for field, column in columns.items():
             check_images(data, field, column)
     quiet = recipe.training_arguments.quiet
-    check: Any = partial(masks.check_pairs, **columns, **void, quiet=quiet)
+    values: Any = {"mask_values": arguments.mask_values}
+    check: Any = partial(
+        masks.check_pairs, **columns, **values, ignore_index=arguments.ignore_index, quiet=quiet
+    )
     known = len(arguments.class_names or ()) or None
-    pixels = check(train, split=arguments.train_split, classes=known)
+    pixels, uncounted = check(train, split=arguments.train_split, classes=known)
     names = arguments.class_names or [str(i) for i in range(len(pixels))]
-    counts = check(test, split=arguments.eval_split, classes=len(names))
+    _check_several(arguments, names, pixels, uncounted)
+    counts, _ = check(test, split=arguments.eval_split, classes=len(names))
 
     normal: Any = {"mean": arguments.image_mean, "std": arguments.image_std}
     on_train = masks.train_transform(
@@ -319,7 +368,7 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     )
     on_eval = masks.eval_transform(image_size=arguments.image_size, **normal)
     dataset: Any = partial(
-        masks.SegmentationDataset, **columns, keep_decoded=arguments.keep_decoded, quiet=quiet
+        masks.SegmentationDataset, **columns, **values, keep_decoded=arguments.keep_decoded, quiet=quiet
     )
     trainer = SegmentationTrainer(
         num_labels=len(names),
@@ -336,14 +385,58 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         data_collator=partial(masks.collate, **void),
         processing_class=_processor(arguments),
     )
+    if note := _without_pixels(arguments, names, pixels):
+        trainer.notes.append(note)
     commonest = int(counts.argmax())
-    constant = torch.zeros(len(names), len(names))
+    constant = torch.zeros(len(names), len(names), dtype=torch.float64)
     constant[:, commonest] = torch.from_numpy(counts)
     trainer.notes.append(
-        f"{names[commonest]!r} everywhere would have a mean IoU of {scores(constant)['mean_iou']:.2f} % on "
-        f"{arguments.eval_split}"
+        f"{names[commonest]!r} everywhere would have a mean IoU of "
+        f"{scores(constant, arguments.void_id)['mean_iou']:.2f} % on {arguments.eval_split}"
     )
     return trainer
+
+
+def _check_several(arguments: Arguments, names: Sequence[str], pixels: np.ndarray, uncounted: int) -> None:
+    """That there are pixels of two classes or more to train on.
+
+    Raises:
+        RecipeError: all that count are of one class.
+    """
+    present = np.flatnonzero(pixels).tolist()
+    if len(present) > 1:
+        return
+    (only,) = present
+    value = arguments.mask_values[only] if arguments.mask_values else only
+    found = (
+        f"mask_values: the masks of {arguments.train_split} have pixels of one class only, {names[only]!r} "
+        f"(their value is {value})"
+    )
+    if not uncounted:
+        raise RecipeError(f"{found}; there has to be another to tell it from: take other masks, or more")
+    values = " ".join(map(str, sorted((value, arguments.ignore_index))))
+    if arguments.class_names and len(names) > 2:
+        values = " ".join(["VALUE"] * len(names))
+    raise RecipeError(
+        f"{found}; all others are {arguments.ignore_index}, ignore_index, which does not count; if that is a "
+        f"class, too: --mask_values {values}"
+    )
+
+
+def _without_pixels(arguments: Arguments, names: Sequence[str], pixels: np.ndarray) -> str | None:
+    """Says which classes the training split has no pixel of; None if it has of each."""
+    absent = [i for i in np.flatnonzero(pixels == 0).tolist() if i != arguments.void_id]
+    if not absent:
+        return None
+    if arguments.class_names or arguments.mask_values:
+        listed = ", ".join(repr(names[i]) for i in absent)
+        return f"{arguments.train_split} has no pixel of {listed}: such classes are not learned"
+    present = np.flatnonzero(pixels).tolist()
+    shown = " ".join(map(str, present)) if len(present) <= 20 else "VALUE VALUE ..."
+    return (
+        f"{len(absent)} of the ids 0 to {len(names) - 1} have no pixel in {arguments.train_split}; to have "
+        f"classes of the others alone: --mask_values {shown}"
+    )
 
 
 def _synthetic(arguments: Arguments) -> tuple[Any, Any]:
@@ -352,8 +445,9 @@ def _synthetic(arguments: Arguments) -> tuple[Any, Any]:
         masks.synthetic,
         image_column=arguments.image_column,
         mask_column=arguments.mask_column,
-        classes=len(arguments.class_names or ()) or 3,
+        classes=len(arguments.class_names or arguments.mask_values or ()) or 3,
         ignore_index=arguments.ignore_index,
+        mask_values=arguments.mask_values,
     )
     return make(arguments.max_train_samples or 64), make(arguments.max_eval_samples or 32, seed=1)
 
@@ -381,7 +475,7 @@ def _model(arguments: Arguments, names: list[str], recipe: Recipe, pixels: np.nd
     options = {
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
-        "semantic_loss_ignore_index": arguments.ignore_index,
+        "semantic_loss_ignore_index": arguments.void_id,
     }
     set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
     if arguments.model_name_or_path:
@@ -434,7 +528,7 @@ def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path, count: 
     """
     data: Any = trainer.eval_dataset
     model: Any = trainer.model
-    void = recipe.task_arguments.ignore_index
+    void = recipe.task_arguments.void_id
     model.eval()
     columns = {}
     for row in dict.fromkeys(

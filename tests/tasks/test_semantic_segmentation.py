@@ -330,8 +330,8 @@ def test_palette_and_grey_masks_are_ids():
     for i in range(2):
         assert torch.equal(pairs[i]["labels"], torch.from_numpy(grey).long())
         assert pairs[i]["pixel_values"].shape == (3, 2, 2)
-    counts = masks.check_pairs(data, split="train", **COLUMNS, classes=3, ignore_index=VOID)
-    assert counts.tolist() == [2, 2, 2]
+    counts, uncounted = masks.check_pairs(data, split="train", **COLUMNS, classes=3, ignore_index=VOID)
+    assert counts.tolist() == [2, 2, 2] and uncounted == 2
 
 
 def test_vocs_colours():
@@ -414,6 +414,28 @@ def test_an_image_that_breaks_off_is_named_when_it_is_read(tmp_path):
         pairs[1]
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_mask_that_breaks_off_is_named(kept, tmp_path):
+    """When it is read, and before that when pairs are checked."""
+    mask = np.random.default_rng(0).integers(0, 3, (60, 80), dtype=np.uint8)
+    Picture.fromarray(mask).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "part.png").write_bytes(whole[: len(whole) // 2])
+    data = Dataset.from_dict(
+        {
+            "image": [np.zeros((60, 80, 3), np.uint8)] * 2,
+            "mask": [str(tmp_path / name) for name in ("whole.png", "part.png")],
+        },
+        features=Features({"image": Image(), "mask": Image()}),
+    )
+    with pytest.raises(RecipeError, match=r"mask: row 1 of the split 'test' cannot be read .*truncated"):
+        masks.check_pairs(data, split="test", **COLUMNS, classes=3, ignore_index=VOID)
+    with pytest.raises(RecipeError, match=r"mask: row 1 of the split 'test' cannot be read .*truncated"):
+        masks.SegmentationDataset(
+            data, **COLUMNS, transform=lambda *pair: pair, split="test", keep_decoded=kept, quiet=True
+        )[1]
+
+
 @pytest.mark.parametrize("mask_too", [False, True])
 def test_a_picture_turned_by_its_camera_fits_its_mask(mask_too, tmp_path):
     turned = Picture.fromarray(np.zeros((6, 8, 3), np.uint8))
@@ -426,7 +448,7 @@ def test_a_picture_turned_by_its_camera_fits_its_mask(mask_too, tmp_path):
         {"image": [str(tmp_path / "turned.jpg")], "mask": [mask]},
         features=Features({"image": Image(), "mask": Image()}),
     )
-    counts = masks.check_pairs(data, split="train", **COLUMNS, classes=1, ignore_index=VOID)
+    counts, _ = masks.check_pairs(data, split="train", **COLUMNS, classes=1, ignore_index=VOID)
     assert counts.tolist() == [48]
     pair = masks.SegmentationDataset(data, **COLUMNS, transform=lambda image, mask: (image, mask))[0]
     assert pair["pixel_values"].shape[1:] == pair["labels"].shape == (8, 6)
