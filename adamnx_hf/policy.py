@@ -228,6 +228,7 @@ HUB: dict[str, Rule] = {
     **_fields(_list_of(_label, 10_000), "class_names"),
     **_fields(_number(-1e6, 1e6), "ignore_index"),
     **_fields(_word, "box_format box_unit"),
+    **_fields(_list_of(_number(-(2**31), 2**31 - 1), 10_000), "mask_values"),
     **_fields(_flag, "train_on_difficult"),
     # How images become a model's input.
     **_fields(_number(1, 8192), "image_size crop_size"),

@@ -20,6 +20,7 @@ from adamnx_hf.tasks.randomness import RowRandom
 __all__ = [
     "SegmentationDataset",
     "check_pairs",
+    "class_ids",
     "collate",
     "colours",
     "draw",
@@ -27,7 +28,48 @@ __all__ = [
     "shapes",
     "synthetic",
     "train_transform",
+    "void_id",
 ]
+
+
+def void_id(ignore_index: int, mask_values: Sequence[int] | None = None) -> int:
+    """The id of pixels that do not count, once :func:`class_ids` has read a mask.
+
+    Args:
+        ignore_index: the value that such pixels have in the masks.
+        mask_values: the values of the classes 0, 1, ... Default: the ids themselves.
+
+    Returns:
+        `ignore_index` itself by default. With `mask_values` 255, or the number of classes where that is more:
+        no class has this id, whatever the values are.
+    """
+    return ignore_index if mask_values is None else max(255, len(mask_values))
+
+
+def class_ids(values: np.ndarray, mask_values: Sequence[int] | None = None) -> np.ndarray:
+    """The class ids that the values in a mask stand for.
+
+    All that reads masks goes through here: the check, training, evaluation and pictures.
+
+    Args:
+        values: a mask, or some of its values: whole numbers of any shape. A 1-bit mask's are bool, and stand
+            for 0 and 1.
+        mask_values: the values of the classes 0, 1, ... Default: the ids themselves.
+
+    Returns:
+        Ids of the same shape, uint8 where they fit and int64 otherwise. A value that is not in `mask_values`
+        is :func:`void_id`; :func:`check_pairs` refuses those that should be something else.
+    """
+    if mask_values is None:
+        return values.astype(np.uint8 if values.dtype in (np.uint8, np.bool_) else np.int64, copy=False)
+    if values.dtype == np.uint8 and values.size > 256:  # a table of all that can be there is faster
+        return class_ids(np.arange(256), mask_values)[values]
+    order = np.argsort(mask_values)
+    known = np.asarray(mask_values)[order]
+    places = np.searchsorted(known, values).clip(max=len(known) - 1)
+    void = void_id(0, mask_values)
+    ids = np.where(known[places] == values, order[places], void)
+    return ids.astype(np.uint8 if void < 256 else np.int64)
 
 
 def check_pairs(
@@ -38,22 +80,25 @@ def check_pairs(
     mask_column: str,
     classes: int | None,
     ignore_index: int,
+    mask_values: Sequence[int] | None = None,
     quiet: bool = False,
-) -> np.ndarray:
-    """That every row has an image and a mask of its size, with known ids only.
+) -> tuple[np.ndarray, int]:
+    """That every row has an image and a mask of its size, with known values only.
 
-    Reads all masks, and of the images no more than their sizes.
+    Reads all masks, and of the images no more than PIL needs for their sizes.
 
     Args:
         data: a split.
         split: its name, for the message.
         image_column, mask_column: their names.
-        classes: how many ids there are, from 0. None: as many as are found.
-        ignore_index: the id of pixels that do not count.
+        classes: how many classes there are, with ids from 0. None: as many as `mask_values` has, or else up
+            to the highest id that is found, which is at most 1023.
+        ignore_index: the value of pixels that do not count. One that is among `mask_values` is its class's.
+        mask_values: the values of the classes 0, 1, ... Default: the ids themselves.
         quiet: no progress bar.
 
     Returns:
-        Pixels of each id.
+        How many pixels each class has, (classes,) int64, and how many do not count.
 
     Raises:
         RecipeError: a row that does not fit, which it names.
@@ -64,20 +109,25 @@ def check_pairs(
     raw = data.select_columns(list(columns))
     for column in columns:
         raw = raw.cast_column(column, Image(decode=False))
-    counts = np.zeros(classes or 0, dtype=np.int64)
+    classes = classes or len(mask_values or ()) or None
+    most = classes or 1024  # of more than 8 bits, values may be no ids, and that many classes take all memory
+    known = range(most) if mask_values is None else set(mask_values)
+    void = void_id(ignore_index, mask_values)
+    counts, uncounted = np.zeros(classes or 0, dtype=np.int64), 0
 
     for row, pair in enumerate(
         tqdm(raw, desc=f"checking {split}", unit=" masks", leave=False, disable=quiet)
     ):
-        image, mask = (
-            images.opened(pair[column], column, row, split, as_rgb=column == image_column)
-            for column in columns
-        )
+        shown = []
+        for column in columns:  # the mask comes last, and stays
+            mask = images.opened(pair[column], column, row, split, as_rgb=column == image_column)
+            with images.reading(column, row, split):  # of a PNG all is read, for its EXIF data
+                width, height = images.size(mask)
+            shown.append(f"{width} x {height}")
         where = images.named(mask_column, row, split)
-        shown = [f"{width} x {height}" for width, height in map(images.size, (mask, image))]
-        if len(set(shown)) > 1:
+        if shown[0] != shown[1]:
             raise RecipeError(
-                f"{where} is {shown[0]} pixels, its image {shown[1]}; a mask has to have its image's size"
+                f"{where} is {shown[1]} pixels, its image {shown[0]}; a mask has to have its image's size"
             )
         if len(mask.getbands()) != 1:
             raise RecipeError(
@@ -88,20 +138,27 @@ def check_pairs(
                 f"{where} holds fractions (PIL's mode F), not class ids; convert it to whole ones"
             )
         with images.reading(mask_column, row, split):
-            ids, pixels = np.unique(np.asarray(mask), return_counts=True)
-        counted = ids != ignore_index
-        ids, pixels = ids[counted].astype(np.int64), pixels[counted]
-        if classes is None and len(ids) and ids[-1] >= len(counts):
-            counts = np.pad(counts, (0, int(ids[-1]) + 1 - len(counts)))
-        if strange := [int(i) for i in ids if not 0 <= i < len(counts)]:
+            values, pixels = np.unique(np.asarray(mask), return_counts=True)
+        values = values.astype(np.int64)
+        if strange := [value for value in values.tolist() if value not in known and value != ignore_index]:
+            what, those = "class id", f"0 to {most - 1} and {ignore_index}, which does not count"
+            if mask_values is not None:
+                what, those = "value", f"mask_values and ignore_index, {ignore_index}"
             raise RecipeError(
-                f"{where} holds the class id {strange[0]}; known are 0 to {len(counts) - 1} and "
-                f"{ignore_index}, which does not count: see class_names and ignore_index"
+                f"{where} holds the {what} {strange[0]}; known are {those}: see class_names and ignore_index"
+                ", or give each class the value that stands for it: --mask_values VALUE VALUE ..."
             )
+        ids = class_ids(values, mask_values)
+        uncounted += int(pixels[ids == void].sum())
+        ids, pixels = ids[ids != void], pixels[ids != void]
+        counts = np.pad(counts, (0, max(int(ids.max(initial=0)) + 1 - len(counts), 0)))
         counts[ids] += pixels
     if not counts.sum():
-        raise RecipeError(f"{mask_column}: in the split {split!r} no pixel counts")
-    return counts
+        raise RecipeError(
+            f"{mask_column}: in the split {split!r} no pixel counts, all are {ignore_index}, ignore_index; "
+            f"if that is a class, give each one its value: --mask_values VALUE {ignore_index}"
+        )
+    return counts, uncounted
 
 
 class SegmentationDataset(torch.utils.data.Dataset):
@@ -115,11 +172,12 @@ class SegmentationDataset(torch.utils.data.Dataset):
         keep_mask: for evaluation, where the mask that counts is the one of the image's own size.
         keep_decoded: decode all images now and keep them, 4 bytes a pixel.
         split: its name, for messages.
+        mask_values: see :func:`class_ids`.
         quiet: no progress bar.
         random: what the transform draws, by row. None: what torch's global generator gives.
 
     Raises:
-        RecipeError: an image that cannot be read, when it is; names its row.
+        RecipeError: an image or a mask that cannot be read, when it is; names its row.
 
     Examples are `{"pixel_values": (3, height, width), "labels": (height, width) int64}` and, with
     `keep_mask`, `"mask"`, as `labels` before the transform.
@@ -135,13 +193,14 @@ class SegmentationDataset(torch.utils.data.Dataset):
         keep_mask: bool = False,
         keep_decoded: bool = False,
         split: str = "train",
+        mask_values: Sequence[int] | None = None,
         quiet: bool = False,
         random: RowRandom | None = None,
     ) -> None:
         self.random = random
         self.images, self.masks = data.select_columns([image_column]), data.select_columns([mask_column])
         self.image_column, self.mask_column, self.split = image_column, mask_column, split
-        self.transform, self.keep_mask = transform, keep_mask
+        self.transform, self.keep_mask, self.mask_values = transform, keep_mask, mask_values
         self.decoded: list[tuple[Tensor, Tensor]] | None = None
         if keep_decoded:
             rows = tqdm(range(len(data)), desc="decoding", unit=" images", leave=False, disable=quiet)
@@ -168,8 +227,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
         from torchvision.transforms.v2 import functional
 
         image = functional.pil_to_tensor(self.picture(index))
-        mask = np.array(self.masks[index][self.mask_column])
-        return image, torch.from_numpy(mask if mask.dtype == np.uint8 else mask.astype(np.int64))
+        with images.reading(self.mask_column, index, self.split):
+            mask = np.array(self.masks[index][self.mask_column])
+        return image, torch.from_numpy(class_ids(mask, self.mask_values))
 
 
 def train_transform(
@@ -251,12 +311,29 @@ def collate(examples: Sequence[Mapping[str, Tensor]], *, ignore_index: int) -> d
 
 
 def synthetic(
-    count: int, *, image_column: str, mask_column: str, classes: int, ignore_index: int, seed: int = 0
+    count: int,
+    *,
+    image_column: str,
+    mask_column: str,
+    classes: int,
+    ignore_index: int,
+    mask_values: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> Any:
-    """`count` pairs of :func:`shapes` as a `datasets.Dataset`."""
+    """`count` pairs of :func:`shapes` as a `datasets.Dataset`; masks hold `mask_values`, if there are any."""
     from datasets import Dataset, Features, Image
 
-    pairs = [shapes(np.random.default_rng([seed, i]), classes, ignore_index) for i in range(count)]
+    def made(row: int) -> tuple[np.ndarray, np.ndarray]:
+        void = void_id(ignore_index, mask_values)
+        image, ids = shapes(np.random.default_rng([seed, row]), classes, void)
+        if mask_values is None:
+            return image, ids
+        values = np.full(ids.shape, ignore_index, dtype=np.int32)
+        for i, value in enumerate(mask_values):
+            values[ids == i] = value
+        return image, values
+
+    pairs = [made(row) for row in range(count)]
     columns = {image_column: [image for image, _ in pairs], mask_column: [mask for _, mask in pairs]}
     return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Image())))
 
@@ -271,7 +348,7 @@ def shapes(
     """
     height, width = random.integers(side * 3 // 4, side + 1, 2)
     image = random.integers(60, 120, (height, width, 3))
-    mask = np.zeros((height, width), dtype=np.uint8)
+    mask = np.zeros((height, width), dtype=np.uint8 if 0 <= ignore_index < 256 else np.int32)
     y, x = np.mgrid[:height, :width]
     for _ in range(random.integers(1, 4)):
         label = int(random.integers(1, classes)) if classes > 1 else 0

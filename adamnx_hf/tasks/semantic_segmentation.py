@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -63,16 +64,29 @@ class Arguments(ImageArguments):
     """The fields of a recipe for semantic segmentation."""
 
     mask_column: str = dataclasses.field(
-        default="mask", metadata=doc("Column of the masks: images of one channel that holds class ids.")
+        default="mask",
+        metadata=doc("Column of the masks: images of one channel that holds class ids, or see mask_values."),
     )
     class_names: list[str] | None = dataclasses.field(
         default=None,
         metadata=doc(
-            "Names of the ids 0, 1, ... Default: numbers, up to the highest id in the training split."
+            "Names of the classes 0, 1, ... Default: numbers, as many as mask_values has, or up to the "
+            "highest id in the training split."
+        ),
+    )
+    mask_values: list[int] | None = dataclasses.field(
+        default=None,
+        metadata=doc(
+            "The values that stand in the masks for the classes 0, 1, ..., in that order: 0 255 for masks of "
+            "0 and 255. Default: the ids themselves."
         ),
     )
     ignore_index: int = dataclasses.field(
-        default=255, metadata=doc("Id of pixels that count neither in training nor in evaluation.")
+        default=255,
+        metadata=doc(
+            "Value of pixels in the masks that count neither in training nor in evaluation. One that "
+            "mask_values has is its class's."
+        ),
     )
     architecture: str | None = dataclasses.field(
         default=None,
@@ -112,12 +126,44 @@ class Arguments(ImageArguments):
             )
         names = self.class_names or []
         check_class_names(names)
-        if names and 0 <= self.ignore_index < len(names):
+        if len(names) == 1:
+            raise ValueError(
+                f"class_names: {names[0]!r} is the only one, and one class cannot be told from another; name "
+                "what is around it, too"
+            )
+        _check_mask_values(self.mask_values, names)
+        if self.mask_values is None and 0 <= self.ignore_index < len(names):
             raise ValueError(
                 f"ignore_index: {self.ignore_index} is the id of {names[self.ignore_index]!r} in class_names"
             )
         if self.architecture:
             _config(self.architecture, self.architecture_options)  # type: ignore[arg-type]
+
+    @property
+    def void_id(self) -> int:
+        """The id that pixels which do not count have in all that the model sees."""
+        return masks.void_id(self.ignore_index, self.mask_values)
+
+
+def _check_mask_values(values: list[int] | None, names: Sequence[str]) -> None:
+    """That each class has a value of its own, which a mask can hold.
+
+    Raises:
+        ValueError: they have not; names `mask_values`.
+    """
+    if values is None:
+        return
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not -(2**31) <= value < 2**31:
+            raise ValueError(f"mask_values: {value!r} is not a whole number of 32 bits, as masks hold them")
+        if values.count(value) > 1:
+            raise ValueError(f"mask_values: {value} is given twice; each class has a value of its own")
+    if len(values) < 2:
+        raise ValueError(f"mask_values: {values} is not two classes or more; give each class its value")
+    if names and len(values) != len(names):
+        raise ValueError(
+            f"mask_values: {len(values)} of them for {len(names)} class_names; give each class its value"
+        )
 
 
 def fast() -> dict[str, Any]:
@@ -169,21 +215,24 @@ def _config(architecture: str, options: Mapping[str, Any] | None, **more: Any) -
         raise ValueError(f"architecture_options: {' '.join(str(error).split())}") from error
 
 
-def scores(confusion: Tensor) -> dict[str, float]:
+def scores(confusion: Tensor, ignore_index: int | None = None) -> dict[str, float]:
     """What a confusion matrix over all pixels of all images comes to, in percent.
 
     Args:
-        confusion: (classes, classes), counts by true class (rows) and predicted one.
+        confusion: (classes, classes), pixels that count by true class (rows) and predicted one.
+        ignore_index: the id of the others. None, or one outside of the matrix: every id is a class.
 
     Returns:
         `mean_iou`: the mean over the classes of true positives / (true positives + false positives + false
-        negatives), without those that are neither there nor predicted. And `pixel_accuracy`. Both are 0
-        where there is no pixel.
+        negatives), without `ignore_index` and those that are neither there nor predicted. As torchmetrics'
+        `multiclass_jaccard_index` has it. And `pixel_accuracy`. Both are 0 where there is no pixel.
     """
     confusion = confusion.double()
     right = confusion.diagonal()
     union = confusion.sum(0) + confusion.sum(1) - right
     counted = union > 0
+    if ignore_index is not None and 0 <= ignore_index < len(counted):
+        counted[ignore_index] = False  # predicted of a pixel that counts, it is that class's error, no class
     return {
         "mean_iou": 100 * (right[counted] / union[counted]).sum().item() / max(int(counted.sum()), 1),
         "pixel_accuracy": 100 * right.sum().item() / max(confusion.sum().item(), 1),
@@ -191,22 +240,33 @@ def scores(confusion: Tensor) -> dict[str, float]:
 
 
 class _Scores:
-    """The Trainer's `compute_metrics`, batch by batch: keeps one confusion matrix, never an image."""
+    """The Trainer's `compute_metrics`, batch by batch: keeps a confusion matrix and losses, no image."""
 
-    def __init__(self) -> None:
+    def __init__(self, ignore_index: int) -> None:
+        self.ignore_index = ignore_index
         self.total: Tensor | None = None
+        self.losses: list[float] = []
 
     def __call__(self, prediction: Any, compute_result: bool) -> dict[str, float]:
         batch = prediction.predictions.sum(0)
         self.total = batch if self.total is None else self.total + batch
+        self.losses += prediction.label_ids.tolist()
         if not compute_result:
             return {}
         total, self.total = self.total, None
-        return scores(total)
+        losses, self.losses = self.losses, []
+        # The Trainer's own loss is a mean of batches' means. On several processes the last one has images in
+        # it that only fill it up.
+        return {**scores(total, self.ignore_index), "loss": math.fsum(losses) / len(losses)}
 
 
 class SegmentationTrainer(RecipeTrainer):
-    """A RecipeTrainer that judges whole images, each at its own size.
+    """A RecipeTrainer that judges whole images, each at its own size and by itself.
+
+    In evaluation each image of a batch goes through the model alone, without what makes it as large as the
+    others, which convolutions would see. All figures are therefore the same for every
+    `per_device_eval_batch_size` and number of processes. `eval_loss` is the mean over the images of their own
+    losses; that of an image without a pixel that counts is 0.
 
     Args:
         num_labels: classes.
@@ -219,7 +279,7 @@ class SegmentationTrainer(RecipeTrainer):
     def __init__(self, *, num_labels: int, ignore_index: int, args: Any, **kwargs: Any) -> None:
         self.num_labels, self.ignore_index = num_labels, ignore_index
         args.batch_eval_metrics = True
-        super().__init__(args=args, compute_metrics=_Scores(), **kwargs)
+        super().__init__(args=args, compute_metrics=_Scores(ignore_index), **kwargs)
         # Transformers' segmentation models take any keyword, and average over the batch all the same.
         self.model_accepts_loss_kwargs = False
 
@@ -230,22 +290,28 @@ class SegmentationTrainer(RecipeTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The loss, a confusion matrix for each image (n, classes, classes), and each one's pixels (n,)."""
-        inputs = dict(inputs)
-        truth, sizes = self._prepare_input(inputs.pop("masks")), inputs.pop("sizes")
-        loss, logits, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        if logits is None:
-            return loss, None, None
-        predicted = segment(logits, inputs["pixel_values"].shape[-2:], sizes, [mask.shape for mask in truth])
-        confusion = torch.stack(
-            [
-                multiclass_confusion_matrix(
-                    classes, mask, self.num_labels, ignore_index=self.ignore_index, validate_args=False
+        """The mean loss, a confusion matrix of each image (n, classes, classes), and each one's loss (n,)."""
+        batch: Any = self._prepare_input(dict(inputs))
+        truth, sizes = batch.pop("masks"), batch.pop("sizes")
+        losses, confusions = [], []
+        for i, (mask, (height, width)) in enumerate(zip(truth, sizes.tolist(), strict=True)):
+            alone = {key: value[i : i + 1, ..., :height, :width].contiguous() for key, value in batch.items()}
+            counts = (alone["labels"] != self.ignore_index).any()
+            loss: Any
+            loss, logits, _ = super().prediction_step(model, alone, prediction_loss_only, ignore_keys)
+            losses.append(loss.where(counts, 0))  # Transformers' own losses are NaN where nothing counts
+            if logits is not None:
+                confusions.append(
+                    multiclass_confusion_matrix(
+                        segment(logits, (height, width), mask.shape)[0],
+                        mask,
+                        self.num_labels,
+                        ignore_index=self.ignore_index,
+                        validate_args=False,
+                    )
                 )
-                for classes, mask in zip(predicted, truth, strict=True)
-            ]
-        )
-        return loss, confusion, confusion.sum((1, 2))
+        each = torch.stack(losses)
+        return (each.mean(), torch.stack(confusions), each) if confusions else (each.mean(), None, None)
 
     def counted(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The logits of the pixels that count, (count, classes)."""
@@ -258,29 +324,26 @@ def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
     return nn.functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def segment(
-    logits: Tensor, size: Sequence[int], sizes: Tensor, originals: Sequence[Sequence[int]]
-) -> list[Tensor]:
-    """The likeliest class of each pixel, as `post_process_semantic_segmentation` has it, for padded batches.
+def segment(logits: Tensor, size: Sequence[int], original: Sequence[int]) -> Tensor:
+    """The likeliest class of each pixel, as `post_process_semantic_segmentation` has it.
 
     Args:
-        logits: (n, classes, ., .), at the batch's resolution or a lower one.
-        size: the height and width of the batch.
-        sizes: (n, 2), the images' heights and widths in the batch, without what was added.
-        originals: the heights and widths to answer in.
+        logits: (n, classes, ., .), at the resolution of the images or a lower one.
+        size: the height and width of the images that the model has seen.
+        original: the height and width to answer in.
+
+    Returns:
+        Ids, (n, *original) int64.
     """
-    logits = _resized(logits.float(), size)
-    return [  # max, as argmax is several times slower on the CPU
-        _resized(one[None, :, :height, :width], original)[0].max(0).indices
-        for one, (height, width), original in zip(logits, sizes.tolist(), originals, strict=True)
-    ]
+    full = _resized(_resized(logits.float(), size), original)
+    return full.max(1).indices  # max, as argmax is several times slower on the CPU
 
 
 def make_trainer(recipe: Recipe) -> RecipeTrainer:
     """The model, the data and the metrics of `recipe` in a Trainer."""
     arguments: Arguments = recipe.task_arguments
     columns: Any = {"image_column": arguments.image_column, "mask_column": arguments.mask_column}
-    void: Any = {"ignore_index": arguments.ignore_index}
+    void: Any = {"ignore_index": arguments.void_id}
     with recipe.training_arguments.main_process_first(desc="loading the data"):
         train, test = _synthetic(arguments) if recipe.synthetic_data else load_splits(arguments)
     for data in (train, test):
@@ -288,11 +351,15 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         for field, column in columns.items():
             check_images(data, field, column)
     quiet = recipe.training_arguments.quiet
-    check: Any = partial(masks.check_pairs, **columns, **void, quiet=quiet)
+    values: Any = {"mask_values": arguments.mask_values}
+    check: Any = partial(
+        masks.check_pairs, **columns, **values, ignore_index=arguments.ignore_index, quiet=quiet
+    )
     known = len(arguments.class_names or ()) or None
-    pixels = check(train, split=arguments.train_split, classes=known)
+    pixels, uncounted = check(train, split=arguments.train_split, classes=known)
     names = arguments.class_names or [str(i) for i in range(len(pixels))]
-    counts = check(test, split=arguments.eval_split, classes=len(names))
+    _check_several(arguments, names, pixels, uncounted)
+    counts, _ = check(test, split=arguments.eval_split, classes=len(names))
 
     normal: Any = {"mean": arguments.image_mean, "std": arguments.image_std}
     on_train = masks.train_transform(
@@ -305,7 +372,7 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     )
     on_eval = masks.eval_transform(image_size=arguments.image_size, **normal)
     dataset: Any = partial(
-        masks.SegmentationDataset, **columns, keep_decoded=arguments.keep_decoded, quiet=quiet
+        masks.SegmentationDataset, **columns, **values, keep_decoded=arguments.keep_decoded, quiet=quiet
     )
     trainer = SegmentationTrainer(
         num_labels=len(names),
@@ -322,14 +389,58 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         data_collator=partial(masks.collate, **void),
         processing_class=_processor(arguments),
     )
+    if note := _without_pixels(arguments, names, pixels):
+        trainer.notes.append(note)
     commonest = int(counts.argmax())
-    constant = torch.zeros(len(names), len(names))
+    constant = torch.zeros(len(names), len(names), dtype=torch.float64)
     constant[:, commonest] = torch.from_numpy(counts)
     trainer.notes.append(
-        f"{names[commonest]!r} everywhere would have a mean IoU of {scores(constant)['mean_iou']:.2f} % on "
-        f"{arguments.eval_split}"
+        f"{names[commonest]!r} everywhere would have a mean IoU of "
+        f"{scores(constant, arguments.void_id)['mean_iou']:.2f} % on {arguments.eval_split}"
     )
     return trainer
+
+
+def _check_several(arguments: Arguments, names: Sequence[str], pixels: np.ndarray, uncounted: int) -> None:
+    """That there are pixels of two classes or more to train on.
+
+    Raises:
+        RecipeError: all that count are of one class.
+    """
+    present = np.flatnonzero(pixels).tolist()
+    if len(present) > 1:
+        return
+    (only,) = present
+    value = arguments.mask_values[only] if arguments.mask_values else only
+    found = (
+        f"mask_values: the masks of {arguments.train_split} have pixels of one class only, {names[only]!r} "
+        f"(their value is {value})"
+    )
+    if not uncounted:
+        raise RecipeError(f"{found}; there has to be another to tell it from: take other masks, or more")
+    values = " ".join(map(str, sorted((value, arguments.ignore_index))))
+    if arguments.class_names and len(names) > 2:
+        values = " ".join(["VALUE"] * len(names))
+    raise RecipeError(
+        f"{found}; all others are {arguments.ignore_index}, ignore_index, which does not count; if that is a "
+        f"class, too: --mask_values {values}"
+    )
+
+
+def _without_pixels(arguments: Arguments, names: Sequence[str], pixels: np.ndarray) -> str | None:
+    """Says which classes the training split has no pixel of; None if it has of each."""
+    absent = [i for i in np.flatnonzero(pixels == 0).tolist() if i != arguments.void_id]
+    if not absent:
+        return None
+    if arguments.class_names or arguments.mask_values:
+        listed = ", ".join(repr(names[i]) for i in absent)
+        return f"{arguments.train_split} has no pixel of {listed}: such classes are not learned"
+    present = np.flatnonzero(pixels).tolist()
+    shown = " ".join(map(str, present)) if len(present) <= 20 else "VALUE VALUE ..."
+    return (
+        f"{len(absent)} of the ids 0 to {len(names) - 1} have no pixel in {arguments.train_split}; to have "
+        f"classes of the others alone: --mask_values {shown}"
+    )
 
 
 def _synthetic(arguments: Arguments) -> tuple[Any, Any]:
@@ -338,8 +449,9 @@ def _synthetic(arguments: Arguments) -> tuple[Any, Any]:
         masks.synthetic,
         image_column=arguments.image_column,
         mask_column=arguments.mask_column,
-        classes=len(arguments.class_names or ()) or 3,
+        classes=len(arguments.class_names or arguments.mask_values or ()) or 3,
         ignore_index=arguments.ignore_index,
+        mask_values=arguments.mask_values,
     )
     return make(arguments.max_train_samples or 64), make(arguments.max_eval_samples or 32, seed=1)
 
@@ -367,7 +479,7 @@ def _model(arguments: Arguments, names: list[str], recipe: Recipe, pixels: np.nd
     options = {
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
-        "semantic_loss_ignore_index": arguments.ignore_index,
+        "semantic_loss_ignore_index": arguments.void_id,
     }
     set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
     if arguments.model_name_or_path:
@@ -420,7 +532,7 @@ def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path, count: 
     """
     data: Any = trainer.eval_dataset
     model: Any = trainer.model
-    void = recipe.task_arguments.ignore_index
+    void = recipe.task_arguments.void_id
     model.eval()
     columns = {}
     for row in dict.fromkeys(
@@ -430,7 +542,7 @@ def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path, count: 
         (mask,) = batch["masks"]
         pixels = trainer._prepare_input(batch["pixel_values"])
         logits = model(pixel_values=pixels).logits
-        (predicted,) = segment(logits, pixels.shape[-2:], batch["sizes"], [mask.shape])
+        (predicted,) = segment(logits, pixels.shape[-2:], mask.shape)
         columns[f"row {row}"] = (np.asarray(data.picture(row)), mask.numpy(), predicted.cpu().numpy())
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     optim = getattr(recipe.training_arguments.optim, "value", recipe.training_arguments.optim)

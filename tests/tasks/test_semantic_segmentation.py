@@ -10,7 +10,8 @@ import yaml
 from datasets import Dataset, Features, Image, load_dataset
 from PIL import Image as Picture
 from torchmetrics.classification import MulticlassJaccardIndex
-from transformers import pipeline
+from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
 from adamnx_hf import cli, recipe
 from adamnx_hf.errors import RecipeError
@@ -95,15 +96,38 @@ def test_many_pixels_are_counted_exactly():
     assert task.scores(confusion) == {"mean_iou": 100, "pixel_accuracy": 100}
 
 
-def trainer_of(tmp_path, data, batch, size=24, **more):
-    torch.manual_seed(0)
-    model = UNetForSemanticSegmentation(UNetConfig(base_width=4, depth=2, num_labels=3)).eval()
-    with torch.no_grad():
-        model.classifier.weight *= 100  # of its own, each class is somewhere the likeliest
+@pytest.mark.parametrize("void", [0, 1, 3, -1, 4, 255])
+def test_the_id_of_void_counts_nowhere(void):
+    """torchmetrics', with the void id at either end of the ids, among them and outside."""
+    draws = torch.Generator().manual_seed(void + 1)
+    for _ in range(4):
+        true = torch.randint(4, (200,), generator=draws)
+        true[torch.rand(200, generator=draws) < 0.3] = void
+        predicted = torch.randint(4, (200,), generator=draws)  # also the void id, where it is one of the four
+        confusion = multiclass_confusion_matrix(predicted, true, 4, ignore_index=void)
+        expected = multiclass_jaccard_index(predicted, true, 4, average="macro", ignore_index=void)
+        assert task.scores(confusion, void)["mean_iou"] == pytest.approx(100 * expected.item(), rel=1e-6)
+
+
+def test_void_among_the_ids_by_hand():
+    """Of class 1's four pixels one is taken for the void id 0: 3 of 4. Class 2: 2 of 2. Not a third for 0."""
+    confusion = torch.tensor([[0, 0, 0], [1, 3, 0], [0, 0, 2]])
+    assert task.scores(confusion, 0)["mean_iou"] == pytest.approx(100 * (3 / 4 + 1) / 2)
+    assert task.scores(confusion, 0)["pixel_accuracy"] == pytest.approx(100 * 5 / 6)
+    assert task.scores(confusion)["mean_iou"] == pytest.approx(100 * (0 + 3 / 4 + 1) / 3)
+
+
+def trainer_of(tmp_path, data, batch, size=24, void=VOID, model=None, **more):
+    if model is None:
+        torch.manual_seed(0)
+        config = UNetConfig(base_width=4, depth=2, num_labels=3, semantic_loss_ignore_index=void)
+        model = UNetForSemanticSegmentation(config).eval()
+        with torch.no_grad():
+            model.classifier.weight *= 100  # of its own, each class is somewhere the likeliest
     normal = {"mean": [0.5] * 3, "std": [0.5] * 3}
     return task.SegmentationTrainer(
         num_labels=3,
-        ignore_index=VOID,
+        ignore_index=void,
         model=model,
         args=RecipeTrainingArguments(
             str(tmp_path),
@@ -117,25 +141,64 @@ def trainer_of(tmp_path, data, batch, size=24, **more):
         eval_dataset=masks.SegmentationDataset(
             data, **COLUMNS, transform=masks.eval_transform(image_size=size, **normal), keep_mask=True
         ),
-        data_collator=lambda examples: masks.collate(examples, ignore_index=VOID),
+        data_collator=lambda examples: masks.collate(examples, ignore_index=void),
     )
 
 
-def test_evaluation_is_torchmetrics_over_all_images(tmp_path):
-    """Images of different sizes, void pixels, batches of one: as torchmetrics has it, image by image."""
+@pytest.mark.parametrize(("batch", "void"), [(1, VOID), (3, VOID), (2, 0), (2, 2)])
+def test_evaluation_is_torchmetrics_over_all_images(batch, void, tmp_path):
+    """Images of different sizes, void pixels: as torchmetrics has it, and the model image by image."""
     data = made_up(7, 3)
-    trainer = trainer_of(tmp_path, data, batch=1)
+    trainer = trainer_of(tmp_path, data, batch=batch, void=void)
+    if void != VOID:  # among the ids: what the made-up masks call void is another class, then
+        rename = trainer.eval_dataset._decode
+        trainer.eval_dataset._decode = lambda row: (rename(row)[0], rename(row)[1].clamp(max=2))
     scores = trainer.evaluate()
-    metric = MulticlassJaccardIndex(3, ignore_index=VOID)
+    metric, losses = MulticlassJaccardIndex(3, ignore_index=void), []
     for row in trainer.eval_dataset:
         with torch.no_grad():
-            logits = trainer.model(row["pixel_values"][None]).logits
-        full = torch.nn.functional.interpolate(logits, size=row["mask"].shape, mode="bilinear")
+            output = trainer.model(row["pixel_values"][None], labels=row["labels"][None])
+        full = torch.nn.functional.interpolate(output.logits, size=row["mask"].shape, mode="bilinear")
         metric.update(full.argmax(1)[0], row["mask"])
+        losses.append(output.loss.item())
     assert len({row["mask"].shape for row in trainer.eval_dataset}) > 3
     assert scores["eval_mean_iou"] == pytest.approx(100 * metric.compute().item(), rel=1e-5)
-    assert 5 < scores["eval_mean_iou"] < 95
-    assert trainer.evaluate()["eval_mean_iou"] == scores["eval_mean_iou"]  # nothing is left of the first
+    assert scores["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+    assert 2 < scores["eval_mean_iou"] < 95
+    again = trainer.evaluate()  # nothing is left of the first
+    assert all(again[key] == scores[key] for key in ("eval_mean_iou", "eval_loss"))
+
+
+def test_figures_do_not_depend_on_the_batch(tmp_path):
+    data = made_up(7, 3)
+    found = [trainer_of(tmp_path, data, batch=batch).evaluate() for batch in (1, 2, 7)]
+    for key in ("eval_mean_iou", "eval_pixel_accuracy", "eval_loss"):
+        assert found[0][key] == found[1][key] == found[2][key]
+
+
+def test_an_image_that_is_all_void_has_the_loss_0(tmp_path):
+    """Transformers' own losses are NaN there, and one would make NaN of the mean."""
+    torch.manual_seed(0)
+    small = {"num_encoder_blocks": 1, "depths": [1], "hidden_sizes": [8], "decoder_hidden_size": 8}
+    small |= {
+        "sr_ratios": [2],
+        "patch_sizes": [7],
+        "strides": [4],
+        "num_attention_heads": [1],
+        "mlp_ratios": [2],
+    }
+    config = SegformerConfig(**small, num_labels=3, semantic_loss_ignore_index=VOID)
+    model = SegformerForSemanticSegmentation(config).eval()
+    data = made_up(2, 4)
+    first, second = (np.array(mask) for mask in data["mask"])
+    half_void = Dataset.from_dict(
+        {"image": data["image"], "mask": [first, np.full_like(second, VOID)]}, features=data.features
+    )
+    trainer = trainer_of(tmp_path, half_void, batch=2, model=model)
+    alone = trainer.eval_dataset[0]
+    with torch.no_grad():
+        loss = model(alone["pixel_values"][None], labels=alone["labels"][None]).loss.item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx((loss + 0) / 2, rel=1e-6)
 
 
 def test_void_pixels_do_not_count_whatever_is_predicted(tmp_path):
@@ -151,22 +214,21 @@ def test_void_pixels_do_not_count_whatever_is_predicted(tmp_path):
 def test_no_more_than_a_confusion_matrix_is_kept_of_a_batch(tmp_path):
     trainer = trainer_of(tmp_path, made_up(5, 5), batch=5)
     batch = next(iter(trainer.get_eval_dataloader()))
-    loss, confusion, counted = trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
-    assert loss.ndim == 0 and confusion.shape == (5, 3, 3)
+    loss, confusion, losses = trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
+    assert loss.ndim == 0 and confusion.shape == (5, 3, 3) and losses.shape == (5,)
     true = torch.stack([torch.bincount(mask[mask != VOID], minlength=3) for mask in batch["masks"]])
-    assert torch.equal(confusion.sum(2), true) and torch.equal(counted, true.sum(1))
+    assert torch.equal(confusion.sum(2), true) and torch.equal(loss, losses.mean())
     assert "masks" in batch  # the batch is whole still
+    assert trainer.prediction_step(trainer.model, batch, prediction_loss_only=True) == (loss, None, None)
 
 
-def test_logits_of_a_lower_resolution_and_padded_images():
-    """What `post_process_semantic_segmentation` does with each image alone."""
+def test_logits_of_a_lower_resolution():
+    """What `post_process_semantic_segmentation` does."""
     logits = torch.randn(2, 4, 6, 8)
-    sizes = torch.tensor([[12, 16], [9, 10]])
-    first, second = task.segment(logits, (12, 16), sizes, [(24, 32), (13, 14)])
+    found = task.segment(logits, (12, 16), (13, 14))
     upsample = torch.nn.functional.interpolate
     full = upsample(logits, size=(12, 16), mode="bilinear")
-    assert torch.equal(first, upsample(full[:1], size=(24, 32), mode="bilinear").argmax(1)[0])
-    assert torch.equal(second, upsample(full[1:, :, :9, :10], size=(13, 14), mode="bilinear").argmax(1)[0])
+    assert torch.equal(found, upsample(full, size=(13, 14), mode="bilinear").argmax(1))
 
 
 def test_curvature_is_of_the_pixels_that_count(tmp_path):
@@ -268,8 +330,8 @@ def test_palette_and_grey_masks_are_ids():
     for i in range(2):
         assert torch.equal(pairs[i]["labels"], torch.from_numpy(grey).long())
         assert pairs[i]["pixel_values"].shape == (3, 2, 2)
-    counts = masks.check_pairs(data, split="train", **COLUMNS, classes=3, ignore_index=VOID)
-    assert counts.tolist() == [2, 2, 2]
+    counts, uncounted = masks.check_pairs(data, split="train", **COLUMNS, classes=3, ignore_index=VOID)
+    assert counts.tolist() == [2, 2, 2] and uncounted == 2
 
 
 def test_vocs_colours():
@@ -352,6 +414,28 @@ def test_an_image_that_breaks_off_is_named_when_it_is_read(tmp_path):
         pairs[1]
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_mask_that_breaks_off_is_named(kept, tmp_path):
+    """When it is read, and before that when pairs are checked."""
+    mask = np.random.default_rng(0).integers(0, 3, (60, 80), dtype=np.uint8)
+    Picture.fromarray(mask).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "part.png").write_bytes(whole[: len(whole) // 2])
+    data = Dataset.from_dict(
+        {
+            "image": [np.zeros((60, 80, 3), np.uint8)] * 2,
+            "mask": [str(tmp_path / name) for name in ("whole.png", "part.png")],
+        },
+        features=Features({"image": Image(), "mask": Image()}),
+    )
+    with pytest.raises(RecipeError, match=r"mask: row 1 of the split 'test' cannot be read .*truncated"):
+        masks.check_pairs(data, split="test", **COLUMNS, classes=3, ignore_index=VOID)
+    with pytest.raises(RecipeError, match=r"mask: row 1 of the split 'test' cannot be read .*truncated"):
+        masks.SegmentationDataset(
+            data, **COLUMNS, transform=lambda *pair: pair, split="test", keep_decoded=kept, quiet=True
+        )[1]
+
+
 @pytest.mark.parametrize("mask_too", [False, True])
 def test_a_picture_turned_by_its_camera_fits_its_mask(mask_too, tmp_path):
     turned = Picture.fromarray(np.zeros((6, 8, 3), np.uint8))
@@ -364,7 +448,7 @@ def test_a_picture_turned_by_its_camera_fits_its_mask(mask_too, tmp_path):
         {"image": [str(tmp_path / "turned.jpg")], "mask": [mask]},
         features=Features({"image": Image(), "mask": Image()}),
     )
-    counts = masks.check_pairs(data, split="train", **COLUMNS, classes=1, ignore_index=VOID)
+    counts, _ = masks.check_pairs(data, split="train", **COLUMNS, classes=1, ignore_index=VOID)
     assert counts.tolist() == [48]
     pair = masks.SegmentationDataset(data, **COLUMNS, transform=lambda image, mask: (image, mask))[0]
     assert pair["pixel_values"].shape[1:] == pair["labels"].shape == (8, 6)
