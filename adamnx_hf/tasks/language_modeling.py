@@ -310,8 +310,8 @@ def _notes_on_length(trainer: RecipeSFTTrainer) -> list[str]:
         asked = len(trainer.asked)
         if without := asked - len(trainer.fitting(range(asked))):
             notes.append(
-                f"exact_match: of the first {asked:,} examples of eval_split, {without:,} have prompts that "
-                "leave no room within max_length; they count as not matched"
+                "exact_match: counted as not matched, since their prompts leave no room within max_length: "
+                f"{without:,} of the first {asked:,} examples of eval_split"
             )
     return notes
 

@@ -403,8 +403,8 @@ def test_exact_match_is_over_all_that_were_asked(mine, long_prompts):
     assert trainer.evaluate()["eval_exact_match"] == 75.0
     assert asked == ["ab", "abc", "pppppppp"]
     assert trainer.notes[-1] == (
-        "exact_match: of the first 4 examples of eval_split, 1 have prompts that leave no room within "
-        "max_length; they count as not matched"
+        "exact_match: counted as not matched, since their prompts leave no room within max_length: 1 of the "
+        "first 4 examples of eval_split"
     )
 
 
