@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import importlib
 
 import numpy as np
@@ -7,6 +8,27 @@ import torch
 import torch._dynamo
 
 from adamnx_hf.optim.engines import choose_engine, triton
+
+
+def replace_language_once_a_launch(interpreter, patch):
+    """Functions that a kernel calls have all of triton.language replaced anew, at each call: once will do."""
+    launch, call = interpreter.GridExecutor.__call__, interpreter.InterpretedFunction.__call__
+    replaced = set()
+
+    def launch_anew(self, *args, **kwargs):
+        replaced.clear()
+        replaced.add(id(self.fn.__globals__))
+        return launch(self, *args, **kwargs)
+
+    def call_as_it_is(self, *args, **kwargs):
+        module = id(self.fn.__globals__)
+        if module in replaced:
+            return self.rewrite()(*args, **kwargs)
+        replaced.add(module)
+        return call(self, *args, **kwargs)
+
+    patch.setattr(interpreter.GridExecutor, "__call__", launch_anew)
+    patch.setattr(interpreter.InterpretedFunction, "__call__", call_as_it_is)
 
 
 @pytest.fixture
@@ -27,8 +49,13 @@ def interpreted(monkeypatch):
             return rounded.view(torch.uint16).numpy()
         return convert(values, source, target, mode)
 
+    builder = interpreter.interpreter_builder
     with monkeypatch.context() as patch:
         patch.setattr(interpreter, "_convert_float", convert_rounding)
+        # Integers that overflow would be looked for at length, and found for nobody: that takes debug=True.
+        assert not builder.options.debug
+        patch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+        replace_language_once_a_launch(interpreter, patch)
         patch.setenv("TRITON_INTERPRET", "1")
         patch.setattr(triton, "INTERPRETED", True)
         importlib.reload(standard)
