@@ -96,8 +96,12 @@ def golden_error(i, dtype, flags, between_steps=lambda param, optimizer: (param,
     return max(errors)
 
 
-@every_engine
-@pytest.mark.parametrize("rounding", [EXACT, NAIVE])
+# float64 is not our kernel's. That the authors' rounding is all that is between us is to be shown once.
+@pytest.mark.parametrize(
+    ("rounding", "flags"),
+    [*((EXACT, FLAGS[name]) for name in FLAGS if name != "triton"), (NAIVE, FLAGS["reference"])],
+    ids=[*(name for name in FLAGS if name != "triton"), f"reference, {NAIVE}"],
+)
 @pytest.mark.parametrize("i", range(len(CASES)))
 def test_authors_trajectory_float64(i, rounding, flags, monkeypatch):
     tolerance = 1e-10
@@ -452,7 +456,7 @@ def test_working_copies_are_made_in_batches_of_bounded_size(flags, is_triton, de
 @pytest.mark.parametrize("grad_scale", [None, 4.0])
 def test_rows_at_a_time_are_the_whole_to_the_last_bit(flags, storage, grad_scale, device, monkeypatch):
     # Multiples of 16: at the ends of vectors torch's kernels round in another way.
-    shapes = [(96, 80), (9, 4, 16), (2, 16, 3, 3), (480,), (), (1, 400)]
+    shapes = [(16, 80), (9, 4, 16), (2, 16, 3, 3), (480,), (), (1, 400)]
     dtypes = [torch.bfloat16, torch.float32] if storage else [torch.float16, torch.float32]
 
     def run(most):
