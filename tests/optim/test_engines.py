@@ -574,18 +574,20 @@ def test_compiled_once_for_all_values_of_beta1(schedule, kind, flags):
     assert backend.frame_count <= 2
 
 
-#: What PyTorch's own tests compile of AdamW(fused=True), and what only AdamNX has. capturable=True needs
-#: torch.compile here: eager, fused=True on the CPU has the schedule on the host.
+#: What PyTorch's own tests compile of AdamW(fused=True), and what only AdamNX has: each option in one group
+#: at least. capturable=True needs torch.compile here: eager, fused=True on the CPU has the schedule on the host.
 COMPILED = {
     "default": {},
-    "tensor lr": {"lr": torch.tensor(0.01)},
-    "tensor lr and betas": {"lr": torch.tensor(0.01), "betas": (torch.tensor(0.0), torch.tensor(0.9))},
-    "weight decay, maximize": {"weight_decay": 0.9, "maximize": True},
-    "maximize, not foreach": {"maximize": True, "foreach": False},
-    "capturable": {"capturable": True},
+    "tensor lr and betas, weight decay, maximize, not foreach": {
+        "lr": torch.tensor(0.01),
+        "betas": (torch.tensor(0.0), torch.tensor(0.9)),
+        "weight_decay": 0.9,
+        "maximize": True,
+        "foreach": False,
+    },
     "capturable, tensor lr": {"capturable": True, "lr": torch.tensor(0.01), "eps": 1e-3},
     "bfloat16 moments": {"state_dtype": "bfloat16"},
-    "AdamW": {"beta2_schedule": "adam", "betas": (0.9, 0.999)},
+    "AdamW, maximize": {"beta2_schedule": "adam", "betas": (0.9, 0.999), "maximize": True},
 }
 
 
