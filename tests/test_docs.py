@@ -367,6 +367,9 @@ def own_data(namespace, patch):
     write_lines("chats.jsonl", [{"messages": turns}] * 40)
     Path("book.txt").write_text("It was a dark and stormy night.\n" * 400)
     tiny_model(namespace, patch)
+    config = Path("path/to/model/config.json")
+    longer = json.loads(config.read_text()) | {"max_position_embeddings": 64}
+    config.write_text(json.dumps(longer))
     tokenizer = AutoTokenizer.from_pretrained("path/to/model")
     tokenizer.chat_template = _CHAT_TEMPLATE
     tokenizer.save_pretrained("path/to/model")

@@ -131,6 +131,18 @@ class DataArguments:
             if getattr(self, name) and not getattr(self, rows):
                 raise ValueError(f"{name}: nothing is held out; set {rows}, too")
 
+    @property
+    def trained_split(self) -> str:
+        """How messages name the rows that are trained on; their numbers are those among these rows."""
+        held_out = self.hold_out or self.sweep_hold_out
+        return f"{self.train_split} without the rows held out" if held_out else self.train_split
+
+    @property
+    def judged_split(self) -> str:
+        """How messages name the rows that are judged on; their numbers are those among these rows."""
+        held_out = self.eval_on_held_out or self.eval_on_sweep_rows
+        return f"{self.train_split}, the rows held out" if held_out else self.eval_split
+
 
 @dataclasses.dataclass
 class ImageArguments(DataArguments):
@@ -470,11 +482,9 @@ def choose_column(
         if column not in split.column_names:
             there = [name for name, feature in split.features.items() if fits(name, feature)]
             if field in given or len(there) != 1:
+                near = nearest(column, split.column_names, most=0 if there else 12)
                 remedy = f"; pass --{field} with one of those that hold {what}: {', '.join(there)}"
-                raise RecipeError(
-                    f"{field}: the data set has no column {column!r}"
-                    + (remedy if there else nearest(column, split.column_names))
-                )
+                raise RecipeError(f"{field}: the data set has no column {column!r}{near or remedy}")
             notes.append(f"{field}: the data set has no {column!r}; {there[0]!r} holds {what}")
             return choose_column(
                 data, field, there[0], given=(*given, field), fits=fits, what=what, notes=notes
@@ -483,29 +493,35 @@ def choose_column(
 
 
 def choose_image_column(
-    data: Sequence[Any], arguments: ImageArguments, given: Collection[str], notes: list[str]
+    data: Sequence[Any],
+    arguments: ImageArguments,
+    given: Collection[str],
+    notes: list[str],
+    field: str = "image_column",
+    other: str | None = None,
 ) -> None:
-    """Sets `image_column` to the only column of images where the recipe's is not there.
+    """Sets a field of `arguments` to the only column of images where the recipe's is not there.
 
     Args:
         data: the splits.
         arguments: the task's.
         given, notes: see :func:`choose_column`.
+        field: names the column.
+        other: a field that names another column of images, which this one cannot be.
 
     Raises:
         RecipeError: none is there, several are, or the column does not hold images.
     """
-    arguments.image_column = choose_column(
-        data,
-        "image_column",
-        arguments.image_column,
-        given=given,
-        fits=lambda _, feature: _holds_images(feature),
-        what="images",
-        notes=notes,
-    )
+    taken = getattr(arguments, other) if other else None
+
+    def fits(name: str, feature: Any) -> bool:
+        return _holds_images(feature) and name != taken
+
+    wanted = getattr(arguments, field)
+    chosen = choose_column(data, field, wanted, given=given, fits=fits, what="images", notes=notes)
+    setattr(arguments, field, chosen)
     for split in data:
-        check_images(split, "image_column", arguments.image_column)
+        check_images(split, field, chosen)
 
 
 def _holds_images(feature: Any) -> bool:

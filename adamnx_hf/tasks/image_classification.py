@@ -217,10 +217,8 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     choose_image_column(splits, arguments, recipe.given, notes)
     arguments.label_column = _choose_label_column(splits, arguments, recipe.given, notes)
     train, test = splits
-    held_out = arguments.eval_on_held_out or arguments.eval_on_sweep_rows
-    judged = f"{arguments.train_split}, held out" if held_out else arguments.eval_split
-    classes, train_labels, test_labels = _number_classes(splits, arguments, judged, recipe.arguments.smoke)
-    notes += _tell_unseen(classes, train_labels, test_labels, judged)
+    classes, train_labels, test_labels = _number_classes(splits, arguments, recipe.arguments.smoke)
+    notes += _tell_unseen(classes, train_labels, test_labels, arguments.judged_split)
 
     on_train = transforms.train_transform(
         mean=arguments.image_mean,
@@ -266,11 +264,11 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         train_dataset=dataset(
             train,
             train_labels,
-            arguments.train_split,
+            arguments.trained_split,
             on_train,
             RowRandom(len(train), recipe.training_arguments.seed, on_train.draws),
         ),
-        eval_dataset=dataset(test, test_labels, judged, on_eval),
+        eval_dataset=dataset(test, test_labels, arguments.judged_split, on_eval),
         data_collator=as_it_is,
         compute_metrics=compute_metrics,
         processing_class=_processor(arguments),
@@ -354,14 +352,13 @@ def _read_labels(data: Any, column: str, split: str) -> np.ndarray:
 
 
 def _number_classes(
-    splits: Sequence[Any], arguments: Arguments, judged: str, smoke: bool
+    splits: Sequence[Any], arguments: Arguments, smoke: bool
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Numbers the classes from 0.
 
     Args:
         splits: what is trained on and what is judged.
         arguments: name the column.
-        judged: the latter's name, for messages.
         smoke: whether the rows are a handful, in which classes may be missing.
 
     Returns:
@@ -375,7 +372,7 @@ def _number_classes(
     column = arguments.label_column
     train, test = (
         _read_labels(data, column, name)
-        for data, name in zip(splits, (arguments.train_split, judged), strict=True)
+        for data, name in zip(splits, (arguments.trained_split, arguments.judged_split), strict=True)
     )
     named_classes = [list(getattr(data.features[column], "names", None) or ()) for data in splits]
     if all(named_classes):
@@ -387,18 +384,18 @@ def _number_classes(
     else:
         classes = [str(name) for name in np.unique(np.concatenate([train, test]) if smoke else train)]
         train, test = (_as_ids(labels, classes, column, name) for labels, name in (
-            (train, arguments.train_split), (test, judged)))  # fmt: skip
-    for labels, name in ((train, arguments.train_split), (test, judged)):
+            (train, arguments.trained_split), (test, arguments.judged_split)))  # fmt: skip
+    for labels, name in ((train, arguments.trained_split), (test, arguments.judged_split)):
         strange = np.flatnonzero((labels < 0) | (labels >= len(classes)))
         if len(strange):
             row = int(strange[0])
             raise RecipeError(
                 f"{named(column, row, name)} has the class {labels[row]}; those of "
-                f"{arguments.train_split!r} are 0 to {len(classes) - 1}"
+                f"{arguments.trained_split!r} are 0 to {len(classes) - 1}"
             )
     if not smoke and len(np.unique(train)) == 1:
         raise RecipeError(
-            f"label_column: every row of {arguments.train_split!r} is of one class, {classes[train[0]]!r}; "
+            f"label_column: every row of {arguments.trained_split!r} is of one class, {classes[train[0]]!r}; "
             "if the rows are sorted by class, pass the whole split with --hold_out 20 --eval_on_held_out true"
         )
     return classes, train, test

@@ -323,7 +323,7 @@ def _for_trl(
     splits: Sequence[Any], arguments: Arguments, args: RecipeSFTConfig
 ) -> tuple[list[Any], list[str]]:
     """The splits with the columns TRL knows (prompt and completion, messages, or text), and notes."""
-    names = (arguments.train_split, arguments.eval_split)
+    names = (arguments.trained_split, arguments.judged_split)
     for field, name, data in zip(("train_split", "eval_split"), names, splits, strict=True):
         if not len(data):
             raise RecipeError(f"{field}: the split {name!r} has no rows")

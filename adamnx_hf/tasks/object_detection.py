@@ -446,13 +446,13 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
     learned = dataset(
         train,
         arguments,
-        arguments.train_split,
+        arguments.trained_split,
         augment=augment,
         with_difficult=arguments.train_on_difficult,
         random=RowRandom(len(train), recipe.training_arguments.seed),
     )
     notes += _check_learned(learned, augment, classes, arguments)
-    judged = dataset(test, arguments, arguments.eval_split)
+    judged = dataset(test, arguments, arguments.judged_split)
     if all((objects[:, 1] > 0).all() for objects in judged.objects):
         raise RecipeError("eval_split: there is no object in it that has to be found")
     trainer = DetectionTrainer(
@@ -917,7 +917,7 @@ def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path) -> None
                 )  # fmt: skip
     axes[0, 0].set_ylabel("in the data")
     axes[1, 0].set_ylabel("found (likelihood above 0.3)")
-    title = f"{recipe.name}: the first images of the split {recipe.task_arguments.eval_split!r}"
+    title = f"{recipe.name}: the first images of the split {recipe.task_arguments.judged_split!r}"
     if any(objects[:, 1].any() for objects in data.objects[:count]):
         title += "; ? marks what need not be found"
     figure.suptitle(title, fontsize=11)

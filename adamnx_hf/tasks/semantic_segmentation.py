@@ -21,8 +21,7 @@ from adamnx_hf.tasks.data import (
     IMAGES_DISPLACE,
     ImageArguments,
     check_class_names,
-    check_columns,
-    check_images,
+    choose_image_column,
     doc,
     load_splits,
 )
@@ -65,27 +64,32 @@ class Arguments(ImageArguments):
 
     mask_column: str = dataclasses.field(
         default="mask",
-        metadata=doc("Column of the masks: images of one channel that holds class ids, or see mask_values."),
+        metadata=doc(
+            "Column of the masks: images of one channel that holds class ids, or see mask_values.", data=True
+        ),
     )
     class_names: list[str] | None = dataclasses.field(
         default=None,
         metadata=doc(
             "Names of the classes 0, 1, ... Default: numbers, as many as mask_values has, or up to the "
-            "highest id in the training split."
+            "highest id in the training split.",
+            data=True,
         ),
     )
     mask_values: list[int] | None = dataclasses.field(
         default=None,
         metadata=doc(
             "The values that stand in the masks for the classes 0, 1, ..., in that order: 0 255 for masks of "
-            "0 and 255. Default: the ids themselves."
+            "0 and 255. Default: the ids themselves.",
+            data=True,
         ),
     )
     ignore_index: int = dataclasses.field(
         default=255,
         metadata=doc(
             "Value of pixels in the masks that count neither in training nor in evaluation. One that "
-            "mask_values has is its class's."
+            "mask_values has is its class's.",
+            data=True,
         ),
     )
     architecture: str | None = dataclasses.field(
@@ -342,24 +346,26 @@ def segment(logits: Tensor, size: Sequence[int], original: Sequence[int]) -> Ten
 def make_trainer(recipe: Recipe) -> RecipeTrainer:
     """The model, the data and the metrics of `recipe` in a Trainer."""
     arguments: Arguments = recipe.task_arguments
+    notes: list[str] = []
+    with recipe.training_arguments.main_process_first(desc="loading the data"):
+        if recipe.synthetic_data:
+            train, test = _synthetic(arguments)
+        else:
+            train, test = load_splits(arguments, spread=recipe.arguments.smoke)
+    for field, other in (("mask_column", "image_column"), ("image_column", "mask_column")):
+        choose_image_column((train, test), arguments, recipe.given, notes, field, other)
     columns: Any = {"image_column": arguments.image_column, "mask_column": arguments.mask_column}
     void: Any = {"ignore_index": arguments.void_id}
-    with recipe.training_arguments.main_process_first(desc="loading the data"):
-        train, test = _synthetic(arguments) if recipe.synthetic_data else load_splits(arguments)
-    for data in (train, test):
-        check_columns(data, columns)
-        for field, column in columns.items():
-            check_images(data, field, column)
     quiet = recipe.training_arguments.quiet
     values: Any = {"mask_values": arguments.mask_values}
     check: Any = partial(
         masks.check_pairs, **columns, **values, ignore_index=arguments.ignore_index, quiet=quiet
     )
     known = len(arguments.class_names or ()) or None
-    pixels, uncounted = check(train, split=arguments.train_split, classes=known)
+    pixels, uncounted = check(train, split=arguments.trained_split, classes=known)
     names = arguments.class_names or [str(i) for i in range(len(pixels))]
     _check_several(arguments, names, pixels, uncounted)
-    counts, _ = check(test, split=arguments.eval_split, classes=len(names))
+    counts, _ = check(test, split=arguments.judged_split, classes=len(names))
 
     normal: Any = {"mean": arguments.image_mean, "std": arguments.image_std}
     on_train = masks.train_transform(
@@ -381,14 +387,15 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         args=recipe.training_arguments,
         train_dataset=dataset(
             train,
-            split=arguments.train_split,
+            split=arguments.trained_split,
             transform=on_train,
             random=RowRandom(len(train), recipe.training_arguments.seed),
         ),
-        eval_dataset=dataset(test, split=arguments.eval_split, transform=on_eval, keep_mask=True),
+        eval_dataset=dataset(test, split=arguments.judged_split, transform=on_eval, keep_mask=True),
         data_collator=partial(masks.collate, **void),
         processing_class=_processor(arguments),
     )
+    trainer.notes += notes
     if note := _without_pixels(arguments, names, pixels):
         trainer.notes.append(note)
     commonest = int(counts.argmax())
@@ -396,7 +403,7 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     constant[:, commonest] = torch.from_numpy(counts)
     trainer.notes.append(
         f"{names[commonest]!r} everywhere would have a mean IoU of "
-        f"{scores(constant, arguments.void_id)['mean_iou']:.2f} % on {arguments.eval_split}"
+        f"{scores(constant, arguments.void_id)['mean_iou']:.2f} % on {arguments.judged_split}"
     )
     return trainer
 
@@ -413,7 +420,7 @@ def _check_several(arguments: Arguments, names: Sequence[str], pixels: np.ndarra
     (only,) = present
     value = arguments.mask_values[only] if arguments.mask_values else only
     found = (
-        f"mask_values: the masks of {arguments.train_split} have pixels of one class only, {names[only]!r} "
+        f"mask_values: the masks of {arguments.trained_split} have pixels of one class only, {names[only]!r} "
         f"(their value is {value})"
     )
     if not uncounted:
@@ -434,11 +441,11 @@ def _without_pixels(arguments: Arguments, names: Sequence[str], pixels: np.ndarr
         return None
     if arguments.class_names or arguments.mask_values:
         listed = ", ".join(repr(names[i]) for i in absent)
-        return f"{arguments.train_split} has no pixel of {listed}: such classes are not learned"
+        return f"{arguments.trained_split} has no pixel of {listed}: such classes are not learned"
     present = np.flatnonzero(pixels).tolist()
     shown = " ".join(map(str, present)) if len(present) <= 20 else "VALUE VALUE ..."
     return (
-        f"{len(absent)} of the ids 0 to {len(names) - 1} have no pixel in {arguments.train_split}; to have "
+        f"{len(absent)} of the ids 0 to {len(names) - 1} have no pixel in {arguments.trained_split}; to have "
         f"classes of the others alone: --mask_values {shown}"
     )
 

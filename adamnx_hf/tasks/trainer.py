@@ -183,6 +183,8 @@ class RecipeTrainer(Trainer):
 
     def _check_batches(self) -> None:
         """Checks that an epoch has a batch: the Trainer would stop at once, and leave an untrained model."""
+        if self.train_dataset is None:  # it only evaluates
+            return
         examples, processes = len(self.train_dataset), self.args.world_size  # type: ignore[arg-type]
         needed = self.args.train_batch_size * processes
         if self.args.dataloader_drop_last and examples < needed:

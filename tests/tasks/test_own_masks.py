@@ -51,7 +51,7 @@ def trainer_for(tmp_path, monkeypatch):
         path = tmp_path / "own.yaml"
         path.write_text(yaml.safe_dump({**RECIPE, "output_dir": str(tmp_path / "out"), **fields}))
         resolved = recipe.resolve(str(path))
-        monkeypatch.setattr(task, "load_splits", lambda arguments: (data, data))
+        monkeypatch.setattr(task, "load_splits", lambda arguments, **_: (data, data))
         return task.make_trainer(resolved), resolved
 
     return make
