@@ -575,7 +575,8 @@ def test_compiled_once_for_all_values_of_beta1(schedule, kind, flags):
 
 
 #: What PyTorch's own tests compile of AdamW(fused=True), and what only AdamNX has: each option in one group
-#: at least. capturable=True needs torch.compile here: eager, fused=True on the CPU has the schedule on the host.
+#: at least. capturable=True needs torch.compile here: eager, fused=True on the CPU has the schedule on the
+#: host.
 COMPILED = {
     "default": {},
     "tensor lr and betas, weight decay, maximize, not foreach": {
