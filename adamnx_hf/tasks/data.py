@@ -325,7 +325,10 @@ def _load(arguments: DataArguments) -> Mapping[str, Any]:
         }
         files = list(_class_names_by_file(builder))
     except Exception as error:  # of many libraries' kinds: the Hub's, HTTP's, the reader's
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        cause: BaseException = error
+        while local and cause.__cause__:  # datasets' own says no more than that there was one
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:160]}"
         if local:
             raise RecipeError(f"dataset_name: {name} cannot be read as a data set ({reason})") from error
         raise RecipeError(

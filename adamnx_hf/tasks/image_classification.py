@@ -41,6 +41,9 @@ UNIT = "images"
 
 DISPLACES = IMAGES_DISPLACE
 
+#: The highest class id without a name: a network has an output for each.
+HIGHEST_ID = 100_000
+
 #: Names of columns that hold classes, where nothing else tells.
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target")
 
@@ -369,34 +372,43 @@ def _number_classes(
         RecipeError: a row has no class, or one that no row to train on has and that has no name; both splits
             number their classes differently; or there is one class alone.
     """
-    column = arguments.label_column
-    train, test = (
-        _read_labels(data, column, name)
-        for data, name in zip(splits, (arguments.trained_split, arguments.judged_split), strict=True)
-    )
-    named_classes = [list(getattr(data.features[column], "names", None) or ()) for data in splits]
-    if all(named_classes):
-        check_same_classes(*named_classes)
-        classes = named_classes[0]
-    elif train.dtype.kind in "iu":
-        known = max(train.max(), test.max()) if smoke else train.max()
-        classes = named_classes[0] or [str(i) for i in range(int(known) + 1)]
-    else:
-        classes = [str(name) for name in np.unique(np.concatenate([train, test]) if smoke else train)]
-        train, test = (_as_ids(labels, classes, column, name) for labels, name in (
-            (train, arguments.trained_split), (test, arguments.judged_split)))  # fmt: skip
-    for labels, name in ((train, arguments.trained_split), (test, arguments.judged_split)):
-        strange = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+    column, names = arguments.label_column, (arguments.trained_split, arguments.judged_split)
+    labels = [_read_labels(data, column, name) for data, name in zip(splits, names, strict=True)]
+    own = [list(getattr(data.features[column], "names", None) or ()) for data in splits]
+    check_same_classes(*own)
+    classes = own[0]
+    if any(ids.dtype.kind not in "iu" for ids in labels):
+        for i, name in enumerate(names):
+            if labels[i].dtype.kind in "iu":  # of a split in which the other's names are numbers
+                if not own[i]:
+                    raise RecipeError(
+                        f"label_column: {column!r} holds numbers in the split {name!r}, and names in the "
+                        "other; write both alike"
+                    )
+                labels[i] = np.asarray(own[i])[labels[i]]
+        classes = classes or [str(name) for name in np.unique(np.concatenate(labels) if smoke else labels[0])]
+        labels = [_as_ids(words, classes, column, name) for words, name in zip(labels, names, strict=True)]
+    elif not classes:
+        highest = int(max(ids.max() for ids in labels) if smoke else labels[0].max())
+        if highest > HIGHEST_ID:
+            raise RecipeError(
+                f"label_column: {column!r} goes up to {highest}, and class ids are counted from 0; count "
+                "them anew, or is it another column: --label_column NAME?"
+            )
+        classes = [str(i) for i in range(highest + 1)]
+    for ids, name in zip(labels, names, strict=True):
+        strange = np.flatnonzero((ids < 0) | (ids >= len(classes)))
         if len(strange):
             row = int(strange[0])
             raise RecipeError(
-                f"{named(column, row, name)} has the class {labels[row]}; those of "
-                f"{arguments.trained_split!r} are 0 to {len(classes) - 1}"
+                f"{named(column, row, name)} has the class {ids[row]}; those of {names[0]!r} are 0 to "
+                f"{len(classes) - 1}"
             )
+    train, test = labels
     if not smoke and len(np.unique(train)) == 1:
         raise RecipeError(
-            f"label_column: every row of {arguments.trained_split!r} is of one class, {classes[train[0]]!r}; "
-            "if the rows are sorted by class, pass the whole split with --hold_out 20 --eval_on_held_out true"
+            f"label_column: every row of {names[0]!r} is of one class, {classes[train[0]]!r}; if the rows "
+            "are sorted by class, pass the whole split with --hold_out 20 --eval_on_held_out true"
         )
     return classes, train, test
 

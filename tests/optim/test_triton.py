@@ -749,7 +749,10 @@ PAIRS = [
 #: The same, and whether scalars are in memory: of each kind on one card, of each card for some kinds.
 WHERE_SCALARS_ARE = [
     *((*pair, False) for pair in PAIRS),
-    *((kind, CAPABILITIES[i % 3] if KINDS[kind][3] == "nearest" else 90, True) for i, kind in enumerate(KINDS)),
+    *(
+        (kind, CAPABILITIES[i % 3] if KINDS[kind][3] == "nearest" else 90, True)
+        for i, kind in enumerate(KINDS)
+    ),
 ]
 
 

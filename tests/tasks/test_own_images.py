@@ -62,6 +62,17 @@ def names_of(trainer):
         ([0, 1], [-2], "fine_label: row 0 of the split 'test' has the class -2; those of 'train' are 0 to 1"),
         (["a", "b"], ["b", "c"], "row 1 of the split 'test' has the class 'c', which no row to train on has"),
         (["a", ""], ["b"], "row 1 of the split 'train' has the class '', which stands for none"),
+        ([0, 10**6], [0], "label_column: 'fine_label' goes up to 1000000, and class ids are counted from 0"),
+        (
+            ["a", "b"],
+            [0],
+            "label_column: 'fine_label' holds numbers in the split 'test', and names in the other",
+        ),
+        (
+            [0, 1],
+            ["a"],
+            "label_column: 'fine_label' holds numbers in the split 'train', and names in the other",
+        ),
         ([1, 1], [1], "label_column: every row of 'train' is of one class, '1'; if the rows are sorted"),
     ],
 )
@@ -84,6 +95,28 @@ def test_names_are_numbered_in_their_order_in_both_splits(tmp_path, make):
     assert names_of(trainer) == ["cat", "dog", "eel"]
     assert trainer.train_dataset.labels.tolist() == [1, 0, 2, 1]
     assert trainer.eval_dataset.labels.tolist() == [2, 0]
+
+
+def test_names_in_one_split_and_their_numbers_in_the_other(tmp_path, make):
+    """Each split of save_to_disk has its own features."""
+    labelled = Features({"img": Image(), "fine_label": ClassLabel(names=["eel", "cat", "dog"])})
+    numbers = Dataset.from_dict({"img": [picture()] * 3, "fine_label": [0, 1, 2]}, features=labelled)
+    words = Dataset.from_dict({"img": [picture()] * 3, "fine_label": ["cat", "dog", "eel"]})
+    words = words.cast_column("img", Image())
+    for train, test, names in (
+        (numbers, words, ["eel", "cat", "dog"]),
+        (words, numbers, ["cat", "dog", "eel"]),
+    ):
+        datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / names[0])
+        trainer = make(tmp_path / names[0])
+        assert names_of(trainer) == names
+        shown = [[names[i] for i in part.labels] for part in (trainer.train_dataset, trainer.eval_dataset)]
+        assert sorted(map(tuple, shown)) == [("cat", "dog", "eel"), ("eel", "cat", "dog")]
+    bare = numbers.cast_column("fine_label", Value("int64"))
+    for name, parts in (("train", (bare, words)), ("test", (words, bare))):
+        datasets.DatasetDict(zip(("train", "test"), parts, strict=True)).save_to_disk(tmp_path / name)
+        with pytest.raises(RecipeError, match=f"'fine_label' holds numbers in the split '{name}', and names"):
+            make(tmp_path / name)
 
 
 def test_splits_that_number_their_classes_differently(tmp_path, make):
