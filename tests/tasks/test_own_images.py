@@ -63,16 +63,6 @@ def names_of(trainer):
         (["a", "b"], ["b", "c"], "row 1 of the split 'test' has the class 'c', which no row to train on has"),
         (["a", ""], ["b"], "row 1 of the split 'train' has the class '', which stands for none"),
         ([0, 10**6], [0], "label_column: 'fine_label' goes up to 1000000, and class ids are counted from 0"),
-        (
-            ["a", "b"],
-            [0],
-            "label_column: 'fine_label' holds numbers in the split 'test', and names in the other",
-        ),
-        (
-            [0, 1],
-            ["a"],
-            "label_column: 'fine_label' holds numbers in the split 'train', and names in the other",
-        ),
         ([1, 1], [1], "label_column: every row of 'train' is of one class, '1'; if the rows are sorted"),
     ],
 )
