@@ -159,6 +159,9 @@ class Commands:
     def cli(self, words):
         """Runs `adamnx-hf` up to training."""
         module = importlib.import_module(f"adamnx_hf.{words[0]}")
+        for word in words:  # the reader's own
+            if word.startswith("path/to/"):
+                Path(word).mkdir(parents=True, exist_ok=True)
         begins = {"compare": "_carry_out"} | dict.fromkeys(ARGUMENTS_ONLY, "run")
         with self.patch.context() as patch:
             if words[0] in begins:

@@ -794,8 +794,9 @@ def test_what_the_weights_are_is_recorded(tiny, tmp_path, monkeypatch):
     """Those of the largest loss, so that they are not the last step's; and that one is not judged by them."""
     monkeypatch.setattr("adamnx_hf.report.draw", lambda *_: None)
     out = tmp_path / "out"
-    words = [*BEST, "--max_steps", "5", "--load_best_model_at_end", "true", "--greater_is_better", "true"]
+    words = [*BEST, "--max_steps", "5", "--load_best_model_at_end", "true"]
     resolved = recipe.resolve(tiny, [*words, "--output_dir", str(out)])
+    resolved.training_arguments.greater_is_better = True
     rows = run.train(resolved, bare=True, keep_model=True)["per_epoch"]
     assert [row["step"] for row in rows] == [2, 4, 5]
     worst = max(rows, key=lambda row: row["eval_loss"])

@@ -33,6 +33,7 @@ def write(root, sets, objects):
 
 def read(name, folder, tmp_path, *more):
     words = ["--dataset_name", str(folder), "--smoke", "--output_dir", str(tmp_path / "out"), *more]
+    words.append("--per_device_train_batch_size=1")
     return object_detection.make_trainer(recipe.resolve(name, words))
 
 
