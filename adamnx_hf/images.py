@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from adamnx_hf.errors import RecipeError
+from adamnx_hf.splits import place
 
 __all__ = ["named", "opened", "picture", "pictures", "reading", "size", "to_rgb"]
 
 
 def named(column: str, row: int, split: str) -> str:
-    """How messages name the image in a row."""
-    return f"{column}: row {row} of the split {split!r}"
+    """How messages name what stands in a row; see :func:`adamnx_hf.splits.place`."""
+    name, number = place(split, row)
+    return f"{column}: row {number} of the split {name!r}"
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -592,10 +592,15 @@ def _displace(from_file: dict[str, Any], from_flags: Mapping[str, Any], task: An
     Returns:
         Their names, save those that flags set.
     """
-    rules = {"dataset_name": ("data_files",), **getattr(task, "DISPLACES", {})}
+    rules = {
+        "dataset_name": ("data_files",),
+        "lr_scheduler_type": ("lr_scheduler_kwargs",),
+        **getattr(task, "DISPLACES", {}),
+    }
     displaced = []
     for key, others in rules.items():
-        if from_flags.get(key) is not None and from_flags[key] != from_file.get(key):
+        value, was = (getattr(given.get(key), "value", given.get(key)) for given in (from_flags, from_file))
+        if value is not None and value != was:
             displaced += [other for other in others if other in from_file and other not in from_flags]
     for key in displaced:
         from_file.pop(key, None)

@@ -235,7 +235,8 @@ def draw_runs(
         left.set_title("Loss")
         middle.set_title("Metrics (star: best epoch)")
         right.set_title("Learning rate, last logged in the epoch")
-        right.set_yscale("log")
+        if any((row["learning_rate"] or 0) > 0 for rows in runs.values() for row in rows):
+            right.set_yscale("log")
         for axes in (left, middle):
             if axes.lines:
                 axes.legend(frameon=False, fontsize=9)

@@ -1,10 +1,39 @@
-"""Whether a run is judged on rows that it was trained on."""
+"""Rows of splits: their numbers in the split itself, and whether some are both trained and judged on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["judged_on_training_rows", "overlap", "training_rows"]
+__all__ = ["PartOfSplit", "judged_on_training_rows", "overlap", "place", "training_rows"]
+
+
+class PartOfSplit(str):
+    """The name of a part of a split, which knows its rows.
+
+    Args:
+        name: what messages call the part.
+        split: the name of the split.
+        rows: the number in the split of each row of the part.
+    """
+
+    whole: str
+    rows: Sequence[int]
+
+    def __new__(cls, name: str, split: str, rows: Sequence[int]) -> PartOfSplit:
+        """Makes the name; see the class."""
+        part = super().__new__(cls, name)
+        part.whole, part.rows = split, rows
+        return part
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        """What a worker of a data loader makes it of."""
+        return str(self), self.whole, self.rows
+
+
+def place(part: str, row: int) -> tuple[str, int]:
+    """The split, and the number there, of a row of a part of it; both as they are where that is not known."""
+    return (part.whole, int(part.rows[row])) if isinstance(part, PartOfSplit) else (part, row)
 
 
 def overlap(first: str, second: str, most: tuple[int | None, int | None] = (None, None)) -> bool:

@@ -455,6 +455,8 @@ def test_a_flag_displaces_what_cannot_stand_beside_it():
     assert (asked.prompt_template, asked.completion_template, asked.answer_pattern) == (None, None, None)
     same = recipe.resolve("cifar100_nano", ["--architecture=efficientnet_v2_s"])
     assert same.task_arguments.architecture_options is not None and same.changes == {}
+    constant = recipe.resolve("cifar100_nano", ["--lr_scheduler_type=constant"]).training_arguments
+    assert not constant.lr_scheduler_kwargs  # those of the recipe's schedule
     voc = recipe.resolve("voc_yolov7_tiny", ["--dataset_name=me/data"])
     assert voc.task_arguments.data_files is None
     assert recipe.resolve("voc_yolov7_tiny").task_arguments.data_files

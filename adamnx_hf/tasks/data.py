@@ -13,6 +13,7 @@ import numpy as np
 
 from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.plain_values import read_json
+from adamnx_hf.splits import PartOfSplit
 
 __all__ = [
     "IMAGES_DISPLACE",
@@ -133,15 +134,20 @@ class DataArguments:
 
     @property
     def trained_split(self) -> str:
-        """How messages name the rows that are trained on; their numbers are those among these rows."""
+        """How messages name the rows that are trained on."""
         held_out = self.hold_out or self.sweep_hold_out
-        return f"{self.train_split} without the rows held out" if held_out else self.train_split
+        name = f"{self.train_split} without the rows held out" if held_out else self.train_split
+        return self._part_named(name, 0)
 
     @property
     def judged_split(self) -> str:
-        """How messages name the rows that are judged on; their numbers are those among these rows."""
+        """How messages name the rows that are judged on."""
         held_out = self.eval_on_held_out or self.eval_on_sweep_rows
-        return f"{self.train_split}, the rows held out" if held_out else self.eval_split
+        return self._part_named(f"{self.train_split}, the rows held out" if held_out else self.eval_split, 1)
+
+    def _part_named(self, name: str, which: int) -> str:
+        loaded: Any = getattr(self, "_loaded", None)
+        return name if loaded is None else PartOfSplit(name, *loaded[which])
 
 
 @dataclasses.dataclass
@@ -223,61 +229,82 @@ def load_splits(
     *,
     labels: Callable[[Any], Sequence[Any]] | None = None,
     spread: bool = False,
+    notes: list[str] | None = None,
 ) -> tuple[Any, Any]:
     """The training and the evaluation split, as `datasets.Dataset`.
 
     Args:
-        arguments: say which.
+        arguments: say which. Their `trained_split` and `judged_split` know from then on which rows they are.
         labels: returns a class for each row of the training split. What is held out then has of each class
             its share.
         spread: `max_train_samples` and `max_eval_samples` take rows from all over a split, not its first.
+        notes: gets a line on rows that the splits of the recipe leave out.
 
     Raises:
         RecipeError: the data set, or one of the splits, is not there or has no rows; or files of the data
             set number their classes differently.
     """
     data = _load(arguments)
+    used: dict[str, set[int]] = {}
 
-    def rows(field: str, most: str) -> Any:
-        chosen = _part(data, getattr(arguments, field), field, arguments.dataset_name)
-        if isinstance(arguments, ImageArguments):
-            chosen = _with_images(chosen)
-        count = min(getattr(arguments, most) or len(chosen), len(chosen))
-        return chosen.select(_spread(len(chosen), count) if spread else range(count))
+    def choose(field: str, most: str) -> tuple[str, np.ndarray]:
+        name, rows = _part(data, getattr(arguments, field), field, arguments.dataset_name)
+        used.setdefault(name, set()).update(rows)
+        count = min(getattr(arguments, most) or len(rows), len(rows))
+        return name, np.asarray(rows)[_spread(len(rows), count) if spread else slice(count)]
 
-    train = rows("train_split", "max_train_samples")
+    split, train = choose("train_split", "max_train_samples")
+    arguments._loaded = (split, train), (split, train)  # type: ignore[attr-defined]
     evaluation = None
     for field, judged_by in (("hold_out", "eval_on_held_out"), ("sweep_hold_out", "eval_on_sweep_rows")):
         if percent := getattr(arguments, field):
-            train, held_out = _hold_out(train, percent, field, arguments.hold_out_seed, labels)
-            evaluation = held_out if getattr(arguments, judged_by) else evaluation
-    return train, rows("eval_split", "max_eval_samples") if evaluation is None else evaluation
+            classes = None if labels is None else labels(data[split].select(train))
+            left, held_out = _hold_out(len(train), percent, field, arguments.hold_out_seed, classes)
+            if getattr(arguments, judged_by):
+                evaluation = split, train[held_out]
+            train = train[left]
+    if evaluation is None:
+        evaluation = choose("eval_split", "max_eval_samples")
+    arguments._loaded = (split, train), evaluation  # type: ignore[attr-defined]
+    for name, rows in used.items():
+        if notes is not None and (unused := len(data[name]) - len(rows)):
+            notes.append(
+                f"{unused:,} of the {len(data[name]):,} rows of the split {name!r} are neither trained nor "
+                f"judged on: see --train_split ({arguments.train_split}) and --eval_split "
+                f"({arguments.eval_split})"
+            )
+    chosen = [data[name].select(rows) for name, rows in ((split, train), evaluation)]
+    if isinstance(arguments, ImageArguments):
+        chosen = list(map(_with_images, chosen))
+    return chosen[0], chosen[1]
 
 
 def _hold_out(
-    train: Any, percent: int, field: str, seed: int, labels: Callable[[Any], Sequence[Any]] | None
-) -> tuple[Any, Any]:
-    """Parts `train` in what is trained on and what is held out, each in the order of `train`.
+    rows: int, percent: int, field: str, seed: int, classes: Sequence[Any] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the rows that are held out.
 
     Args:
-        train: a `datasets.Dataset`.
-        percent: of its rows are held out, at least one.
+        rows: how many there are.
+        percent: of them are held out, at least one.
         field: says so, for messages.
         seed: of the draw.
-        labels: see :func:`load_splits`.
+        classes: of the rows; each has its share of what is held out. None: rows have none.
+
+    Returns:
+        The places of the rows that are left, and of those that are held out, in their order.
 
     Raises:
         RecipeError: there is one row or none.
     """
-    rows = len(train)
     if rows < 2:
         raise RecipeError(f"{field}: of {rows} training row none can be held out")
     order = np.random.default_rng(seed).permutation(rows)
-    if labels is not None:  # one class after the other: rows at even distances are of each class its share
-        _, classes = np.unique(np.asarray(labels(train)), return_inverse=True)
-        order = order[np.argsort(classes[order], kind="stable")]
-    held_out = order[_spread(rows, max(1, round(rows * percent / 100)))]
-    return train.select(np.setdiff1d(order, held_out)), train.select(np.sort(held_out))
+    if classes is not None:  # one class after the other: rows at even distances are of each class its share
+        _, ids = np.unique(np.asarray(classes), return_inverse=True)
+        order = order[np.argsort(ids[order], kind="stable")]
+    held_out = np.sort(order[_spread(rows, max(1, round(rows * percent / 100)))])
+    return np.setdiff1d(order, held_out), held_out
 
 
 def _spread(rows: int, count: int) -> list[int]:
@@ -405,8 +432,8 @@ def _check_numbering(files: Sequence[tuple[str, dict[str, list[str]]]]) -> None:
                 first[column] = (file, names)
 
 
-def _part(data: Mapping[str, Any], spec: str, field: str, dataset: str | None) -> Any:
-    """A split by its name, or rows of it as `datasets` writes them: `train[:90%]`, `train[100:200]`."""
+def _part(data: Mapping[str, Any], spec: str, field: str, dataset: str | None) -> tuple[str, range]:
+    """A split and rows of it, as `datasets` writes them: `train`, `train[:90%]`, `train[100:200]`."""
     import datasets
 
     where = f"{field}: {dataset}"
@@ -419,7 +446,7 @@ def _part(data: Mapping[str, Any], spec: str, field: str, dataset: str | None) -
     if not len(data[name]):
         raise RecipeError(f"{where}: the split {name!r} has no rows")
     if not bracket:
-        return data[name]
+        return name, range(len(data[name]))
     try:
         (part,) = datasets.ReadInstruction.from_spec(spec).to_absolute({name: len(data[name])})
     except (ValueError, AssertionError) as error:
@@ -427,7 +454,7 @@ def _part(data: Mapping[str, Any], spec: str, field: str, dataset: str | None) -
     rows = range(part.from_, part.to)
     if not rows:
         raise RecipeError(f"{where}: {spec!r} holds no rows; {name} has {len(data[name])}")
-    return data[name].select(rows)
+    return name, rows
 
 
 def check_class_names(names: Sequence[str]) -> None:

@@ -210,13 +210,13 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
 
     def labels_of(data: Any) -> list[Any]:
         column = _choose_label_column([data], arguments, recipe.given, [])
-        return list(_read_labels(data, column, arguments.train_split))
+        return list(_read_labels(data, column, arguments.trained_split))
 
     with recipe.training_arguments.main_process_first(desc="loading the data"):
         if recipe.synthetic_data:
             splits = _synthetic(arguments)
         else:
-            splits = load_splits(arguments, labels=labels_of, spread=recipe.arguments.smoke)
+            splits = load_splits(arguments, labels=labels_of, spread=recipe.arguments.smoke, notes=notes)
     choose_image_column(splits, arguments, recipe.given, notes)
     arguments.label_column = _choose_label_column(splits, arguments, recipe.given, notes)
     train, test = splits
@@ -247,11 +247,12 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
 
     metric = metrics.load("top_k_error")
     k = [int(name.removeprefix("top").removesuffix("_error")) for name in METRICS]
-    k = [most for most in k if most < len(classes)]  # the others are never wrong
+    learned = len(np.unique(train_labels))
+    k = [most for most in k if most < learned]  # the others are never wrong
     by = (recipe.training_arguments.metric_for_best_model or "").removeprefix("eval_")
     if by in METRICS and by not in [f"top{most}_error" for most in k]:
         raise RecipeError(
-            f"metric_for_best_model: {by} is always 0 with {len(classes)} classes; pass "
+            f"metric_for_best_model: {by} is always 0 with {learned} classes; pass "
             "--metric_for_best_model top1_error"
         )
 
@@ -294,17 +295,38 @@ def _model(arguments: Arguments, classes: list[str], recipe: Recipe) -> Any:
     set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
     if arguments.model_name_or_path:
         check_pretrained(arguments.model_name_or_path)
-        return AutoModelForImageClassification.from_pretrained(
+        model = AutoModelForImageClassification.from_pretrained(
             arguments.model_name_or_path,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
             trust_remote_code=False,  # None would ask whoever sits at the terminal
             **labels,
         )
+        _check_size(model, arguments.image_size)
+        return model
     config = TorchvisionNetConfig(
         arguments.architecture, arguments.architecture_options, image_size=arguments.image_size, **labels
     )
     return TorchvisionNetForImageClassification(config)
+
+
+@torch.no_grad()
+def _check_size(model: Any, size: int) -> None:
+    """Checks that a model takes images of `size` pixels, which not every one does.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    try:
+        model.eval()(pixel_values=torch.zeros(1, 3, size, size))
+    except (ValueError, RuntimeError) as error:
+        own = getattr(model.config, "image_size", None)
+        remedy = f"pass --image_size {own}" if isinstance(own, int) and own != size else "choose another size"
+        raise RecipeError(
+            f"image_size: the model does not take images of {size} x {size} pixels; {remedy} ({error})"
+        ) from error
+    finally:
+        model.train()
 
 
 def _processor(arguments: Arguments) -> Any:
@@ -430,8 +452,20 @@ def _tell_unseen(classes: Sequence[str], train: np.ndarray, test: np.ndarray, ju
     unseen = np.flatnonzero((learned == 0) & (asked > 0))
     remedy = "if the rows are sorted by class, pass the whole split with --hold_out 20 --eval_on_held_out"
     notes = []
+    without = np.flatnonzero(learned == 0)
+    if len(without):
+        notes.append(
+            f"{len(without):,} of the {len(classes):,} classes have no row to train on: "
+            f"{_list_some([classes[i] for i in without.tolist()])}"
+        )
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            notes.append(f"these are different classes: {_list_some(names)}")
     if len(unseen):
-        shown = ", ".join(repr(classes[i]) for i in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
+        shown = _list_some([classes[i] for i in unseen.tolist()])
         notes.append(
             f"{asked[unseen].sum():,} of the {len(test):,} rows of {judged} are of classes that no row to "
             f"train on has: {shown}; {remedy}"
@@ -439,6 +473,10 @@ def _tell_unseen(classes: Sequence[str], train: np.ndarray, test: np.ndarray, ju
     if np.count_nonzero(asked) == 1 < np.count_nonzero(learned):
         notes.append(f"every row of {judged} is of one class, {classes[int(asked.argmax())]!r}; {remedy}")
     return notes
+
+
+def _list_some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def _synthetic(arguments: Arguments, classes: int = 100) -> tuple[Any, Any]:

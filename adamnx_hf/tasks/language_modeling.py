@@ -216,12 +216,14 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
     arguments: Arguments = recipe.task_arguments
     args: RecipeSFTConfig = recipe.training_arguments
     _check_fields(arguments, args)
+    notes: list[str] = []
     with args.main_process_first(desc="loading the data"):
         if recipe.synthetic_data:
             splits = _made_up(arguments, args)
         else:
-            splits = load_splits(arguments, spread=recipe.arguments.smoke)
-        (train, test), notes = _for_trl(splits, arguments, args)
+            splits = load_splits(arguments, spread=recipe.arguments.smoke, notes=notes)
+        (train, test), of_rows = _for_trl(splits, arguments, args)
+        notes += of_rows
         args.dataset_text_field = texts.TEXT
         if recipe.arguments.smoke:
             arguments.model_name_or_path = str(_make_toy(arguments, args))
@@ -306,6 +308,10 @@ def _notes_on_length(trainer: RecipeSFTTrainer) -> list[str]:
                 f"{name}_split: of {counts['examples']:,} examples, max_length ({trainer.args.max_length} "
                 f"tokens) leaves {counts['dropped']:,} out and cuts {counts['shortened']:,} short{rest}"
             )
+    data: Any = trainer.train_dataset
+    if trainer.args.packing and "train" in trainer.truncated:
+        left = trainer.truncated["train"]["examples"] - trainer.truncated["train"]["dropped"]
+        notes.append(f"train_split: {left:,} examples are packed into {len(data):,} sequences")
     if trainer.exact_match is not None:
         asked = len(trainer.asked)
         if without := asked - len(trainer.fitting(range(asked))):

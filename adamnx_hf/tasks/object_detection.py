@@ -17,6 +17,7 @@ from tqdm import tqdm
 from adamnx_hf import images, metrics
 from adamnx_hf.errors import RecipeError, nearest
 from adamnx_hf.files import save_figure
+from adamnx_hf.splits import place
 from adamnx_hf.tasks.data import (
     IMAGES_DISPLACE,
     ImageArguments,
@@ -427,12 +428,13 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
             f"one process for each, by accelerate launch --num_processes {gpus} -m adamnx_hf.cli run ..., or "
             "show it one of them alone, by CUDA_VISIBLE_DEVICES=0"
         )
+    notes: list[str] = []
     with recipe.training_arguments.main_process_first(desc="loading the data"):
         if recipe.synthetic_data:
             train, test = _synthetic(arguments)
         else:
-            train, test = load_splits(arguments, spread=recipe.arguments.smoke)
-    arguments, notes = find_fields(train, arguments, recipe.given)
+            train, test = load_splits(arguments, spread=recipe.arguments.smoke, notes=notes)
+    notes += find_fields(train, arguments, recipe.given)
     choose_image_column((train, test), arguments, recipe.given, notes)
     for data in (train, test):
         check_columns(data, {"objects_column": arguments.objects_column})
@@ -600,28 +602,26 @@ def _is_text(data: Any, arguments: Arguments) -> bool:
     return getattr(_kind(data, arguments), "dtype", None) in ("string", "large_string")
 
 
-def find_fields(data: Any, arguments: Arguments, given: Collection[str]) -> tuple[Arguments, list[str]]:
-    """The recipe's names for a column and fields, those that the data lack replaced by usual ones.
+def find_fields(data: Any, arguments: Arguments, given: Collection[str]) -> list[str]:
+    """Replaces the recipe's names for a column and fields, those that the data lack, by usual ones.
 
     `objects_column` becomes the one column that holds objects with boxes, if there is one only. `box_field`
     and `category_field` become the one of :data:`USUAL` that the objects have, if they have one only.
 
     Args:
         data: the training split.
-        arguments: the recipe's.
+        arguments: the recipe's, which are changed.
         given: fields that flags have set, which stay as they are.
 
     Returns:
-        The arguments, and a note for each name that was replaced.
+        A note for each name that was replaced.
     """
     notes = []
 
     def replace(name: str, there: Collection[str], candidates: Sequence[str]) -> None:
-        nonlocal arguments
         wanted = getattr(arguments, name)
         if wanted not in there and name not in given and len(candidates) == 1:
-            changes: Any = {name: candidates[0]}
-            arguments = dataclasses.replace(arguments, **changes)
+            setattr(arguments, name, candidates[0])
             note = f"{name}: {candidates[0]!r} is used, as there is no {wanted!r}"
             if name == "box_field":
                 note += f"; its boxes are read as {arguments.box_format} in {arguments.box_unit}"
@@ -633,7 +633,7 @@ def find_fields(data: Any, arguments: Arguments, given: Collection[str]) -> tupl
         fields = _fields(data, arguments.objects_column)
         for name, usual in USUAL.items():
             replace(name, fields, [field for field in usual if field in fields])
-    return arguments, notes
+    return notes
 
 
 def _holds_boxes(data: Any, column: str, arguments: Arguments) -> bool:
@@ -735,13 +735,13 @@ def _objects(
         tqdm(headers, desc=f"checking {split}", unit=" images", leave=False, disable=quiet)
     ):
         width, height = images.size(images.opened(row[column], column, i, split, as_rgb=True))
-        numbers.append(_numbers(row[arguments.objects_column], arguments, classes, f"{split}, row {i}"))
+        numbers.append(_numbers(row[arguments.objects_column], arguments, classes, _where(split, i)))
         sizes.append((height, width))
     if arguments.box_unit == "pixels":
         _check_pixels([boxes for boxes, _, _ in numbers], sizes, split)
     objects = []
     for i, ((boxes, labels, difficult), (height, width)) in enumerate(zip(numbers, sizes, strict=True)):
-        corners = _corners(boxes, arguments, width, height, f"{split}, row {i}")
+        corners = _corners(boxes, arguments, width, height, _where(split, i))
         rows = np.concatenate([labels[:, None], difficult[:, None], corners], 1)
         objects.append(torch.as_tensor(rows, dtype=torch.float32))
     return objects, sizes
@@ -797,6 +797,12 @@ def _corners(boxes: np.ndarray, arguments: Arguments, width: int, height: int, w
                 "is --box_format another?"
             )
     return inside
+
+
+def _where(split: str, row: int) -> str:
+    """How messages name a row's objects; see :func:`adamnx_hf.splits.place`."""
+    name, number = place(split, row)
+    return f"{name}, row {number}"
 
 
 def _numbers(

@@ -351,7 +351,7 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         if recipe.synthetic_data:
             train, test = _synthetic(arguments)
         else:
-            train, test = load_splits(arguments, spread=recipe.arguments.smoke)
+            train, test = load_splits(arguments, spread=recipe.arguments.smoke, notes=notes)
     for field, other in (("mask_column", "image_column"), ("image_column", "mask_column")):
         choose_image_column((train, test), arguments, recipe.given, notes, field, other)
     columns: Any = {"image_column": arguments.image_column, "mask_column": arguments.mask_column}

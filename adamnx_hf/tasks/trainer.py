@@ -253,6 +253,43 @@ class RecipeTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = given
 
+    #: Whether the weights that were loaded last have other names in the file than in the model.
+    _renamed = False
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_renamed(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_renamed(str(self.state.best_model_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        not_saved = set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
+        self._renamed = bool(set(load_result.missing_keys) - not_saved or load_result.unexpected_keys)
+        if not self._renamed:
+            super()._issue_warnings_after_load(load_result)
+
+    def _load_renamed(self, folder: str) -> None:
+        """Loads weights that Transformers has saved by other names than the model's, as its ViT's are.
+
+        The Trainer itself loads those with names that are alike and leaves the rest of the model as it is.
+
+        Raises:
+            RecipeError: the checkpoint is not one of this model.
+        """
+        if not self._renamed:
+            return
+        self._renamed = False
+        model: Any = self.model
+        read, told = type(model).from_pretrained(
+            folder, config=model.config, dtype=model.dtype, output_loading_info=True
+        )
+        if told["missing_keys"] or told["unexpected_keys"]:
+            keys = sorted({*told["missing_keys"], *told["unexpected_keys"]})
+            raise RecipeError(f"{folder}: its weights are not those of this model ({', '.join(keys)[:200]})")
+        model.load_state_dict(read.state_dict())
+
     #: The checkpoints that were there when this run saved its first one.
     _earlier: frozenset[Path] | None = None
 

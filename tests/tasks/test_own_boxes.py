@@ -323,7 +323,8 @@ def test_a_list_of_objects_is_found_by_what_it_holds():
         {"image": [np.zeros((8, 8, 3), np.uint8)], "labels": [[{"box": [1, 2, 3, 4], "label": 0}]]},
         features=Features({"image": Image(), "labels": List(kinds)}),
     )
-    found, notes = task.find_fields(data, arguments(), set())
+    found = arguments()
+    notes = task.find_fields(data, found, set())
     assert (found.objects_column, found.box_field, found.category_field) == ("labels", "box", "label")
     assert len(notes) == 3
 
@@ -331,16 +332,18 @@ def test_a_list_of_objects_is_found_by_what_it_holds():
 def test_what_a_flag_says_or_what_is_not_clear_is_left_alone():
     data = split_of([(CORNERS, [0, 1])], fields=("boxes", "classes"), column="labels")
     for given in ("objects_column", "box_field", "category_field"):
-        found, _ = task.find_fields(data, arguments(), {given})
+        found = arguments()
+        task.find_fields(data, found, {given})
         assert getattr(found, given) == getattr(arguments(), given)
     two = data.add_column("annotations", data["labels"][:], feature=data.features["labels"])
-    assert task.find_fields(two, arguments(), set()) == (arguments(), [])
+    assert task.find_fields(two, arguments(), set()) == []
     both = split_of([(CORNERS, [0, 1])], fields=("boxes", "classes"))
     both = both.map(lambda row: {"objects": {**row["objects"], "labels": [0, 1]}})
-    found, notes = task.find_fields(both, arguments(), set())
+    found = arguments()
+    notes = task.find_fields(both, found, set())
     assert (found.box_field, found.category_field, len(notes)) == ("boxes", "category", 1)
     own = split_of([(CORNERS, [0, 1])])
-    assert task.find_fields(own, arguments(), set()) == (arguments(), [])
+    assert task.find_fields(own, arguments(), set()) == []
 
 
 def test_boxes_of_centres_are_what_torchvision_makes_of_them():

@@ -5,6 +5,7 @@ import json
 import datasets
 import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
@@ -220,6 +221,81 @@ def test_top5_is_judged_where_there_are_more_classes(tmp_path, make):
         make(five, "--metric_for_best_model=eval_top5_error")
     six = write(tmp_path / "six", {"train": range(6), "test": [0]})
     assert metrics(make(six)).keys() == {"top1_error", "top5_error"}
+
+
+@pytest.fixture
+def vit(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=32)).save_pretrained(tmp_path / "vit")
+    return str(tmp_path / "vit")
+
+
+@pytest.mark.parametrize("load", ["best", "resume"])
+def test_weights_saved_by_other_names_are_loaded_whole(load, vit, tmp_path, make):
+    """Transformers 5 saves a ViT by the names of before, of which its Trainer then knows but a few."""
+    place = write(tmp_path / "data", {"train": [0, 1], "test": [0]})
+    trainer = make(place, f"--model_name_or_path={vit}", "--image_size=32")
+    saved = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.save_model(str(tmp_path / "checkpoint-1"))
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter += 1
+    if load == "best":
+        trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+        trainer._load_best_model()
+    else:
+        trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, saved[name]), name
+
+
+def test_weights_of_another_model_are_refused(vit, tmp_path, make):
+    place = write(tmp_path / "data", {"train": [0, 1], "test": [0]})
+    make(place).save_model(str(tmp_path / "checkpoint-1"))
+    trainer = make(place, f"--model_name_or_path={vit}", "--image_size=32")
+    with pytest.raises(RecipeError, match="checkpoint-1: its weights are not those of this model"):
+        trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
+
+
+def test_a_size_that_the_model_does_not_take(vit, tmp_path, make):
+    place = write(tmp_path / "data", {"train": [0, 1], "test": [0]})
+    with pytest.raises(RecipeError, match=r"^image_size: the model does not take .* pass --image_size 32 \("):
+        make(place, f"--model_name_or_path={vit}", "--image_size=48")
+
+
+def test_a_row_is_named_by_its_number_in_the_data(tmp_path, make):
+    """Also where rows before it are held out, or not of the part that is trained on."""
+    labels = [0, 1] * 10
+    labels[17] = None
+    place = write(tmp_path / "data", {"train": labels, "test": [0]})
+    part = "--train_split=train[10:]"
+    for words in (
+        [part],
+        ["--hold_out=40"],
+        [part, "--hold_out=40"],
+        ["--hold_out=40", "--sweep_hold_out=10"],
+    ):
+        with pytest.raises(RecipeError, match="fine_label: row 17 of the split 'train' has no class"):
+            make(place, *words)
+
+
+def test_what_is_said_of_classes_and_rows(tmp_path, make):
+    place = write(tmp_path / "data", {"train": ["cat", "dog", "cat ", "Dog", "eel"], "test": ["cat"]})
+    notes = make(place).notes
+    assert "these are different classes: 'cat', 'cat '" in notes
+    assert "these are different classes: 'Dog', 'dog'" in notes
+    gaps = write(tmp_path / "gaps", {"train": [1, 2, 10, 1], "test": [1, 2]})
+    trainer = make(gaps, "--train_split=train[:3]")
+    assert trainer.notes[:2] == [
+        "1 of the 4 rows of the split 'train' are neither trained nor judged on: see --train_split "
+        "(train[:3]) and --eval_split (test)",
+        "8 of the 11 classes have no row to train on: '0', '3', '4', '5', '6', ...",
+    ]
+    logits = np.eye(11)[[1, 2]]
+    prediction = type("P", (), {"predictions": logits, "label_ids": np.array([1, 2])})
+    assert trainer.compute_metrics(prediction) == {"top1_error": 0.0}  # of three classes
 
 
 @pytest.mark.parametrize("rows", [7, 8])
