@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trainer_patches import accelerate, optim_args, transformers
+from trainer_patches import deepspeed_warnings, optim_args, patch
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -40,7 +40,7 @@ class RunInfo:
 
     def write(self, field: str, value: float) -> None:
         """Sets a field of `args` for this run: until `train()` ends, or another optimizer is made of them."""
-        transformers.write(self.args, field, value, for_run=True)
+        patch.write(self.args, field, value, for_run=True)
 
     @property
     def num_training_steps(self) -> int:
@@ -153,7 +153,7 @@ class RegisteredOptimizer:
                 objects = (*objects, fields[field].default)
             is_number = isinstance(own[field], int | float)
             if is_number and any(getattr(args, field) is default for default in objects):
-                transformers.write(args, field, float(own[field]))
+                patch.write(args, field, float(own[field]))
 
     def optimizer_class(self) -> type[Optimizer]:
         """The class that `Trainer.get_optimizer_cls_and_kwargs` returns for this name."""
@@ -187,10 +187,10 @@ class RegisteredOptimizer:
         fitted = frozenset(key for key in kwargs if key not in before or kwargs[key] is not before[key])
 
         if betas:
-            transformers.write(args, "adam_beta1", kwargs["betas"][0])
-            transformers.write(args, "adam_beta2", kwargs["betas"][1])
+            patch.write(args, "adam_beta1", kwargs["betas"][0])
+            patch.write(args, "adam_beta2", kwargs["betas"][1])
         if isinstance(kwargs.get("eps"), float):
-            transformers.write(args, "adam_epsilon", kwargs["eps"])
+            patch.write(args, "adam_epsilon", kwargs["eps"])
         logger.info("optim=%r: %s", self.name, ", ".join(f"{key}={value}" for key, value in kwargs.items()))
         return kwargs, fitted
 
@@ -291,10 +291,10 @@ def register_optimizer(
     if not isinstance(optimizer, str):
         registered.check_defaults()
 
-    transformers.add_name(name)
+    patch.add_name(name)
     _REGISTERED[name] = registered
     return optimizer
 
 
-transformers.install(_REGISTERED)
-accelerate.install()
+patch.install(_REGISTERED)
+deepspeed_warnings.install()

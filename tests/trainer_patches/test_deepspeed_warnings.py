@@ -9,7 +9,7 @@ import torch
 
 import adamnx_hf
 from adamnx_hf import AdamNX
-from trainer_patches import accelerate as guards
+from trainer_patches import deepspeed_warnings as guards
 
 pytest.importorskip("transformers")
 accelerator = pytest.importorskip("accelerate.accelerator")
