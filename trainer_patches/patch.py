@@ -1,7 +1,7 @@
-"""The patch of Transformers: an enum member per name, and a few methods that look our names up first.
+"""The patch of Transformers: an enum member per name, and a few methods that look registered names up first.
 
-Nothing is imported from Transformers: its modules are patched when somebody imports them. Where a
-version does not fit, one warning says so and Transformers is left as it was.
+Nothing is imported from Transformers: its modules are patched when somebody imports them. If a version of
+Transformers does not fit, one warning says so, and Transformers is left as it was.
 """
 
 from __future__ import annotations
@@ -14,29 +14,27 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from trainer_patches.registry import RegisteredOptimizer
+from trainer_patches.arguments import read_optim, take_back
+from trainer_patches.registered import RegisteredOptimizer
 
-__all__ = ["add_name", "install", "take_back", "write"]
+__all__ = ["add_name", "install"]
 
 OLDEST = (4, 57)
 
-# The fields of TrainingArguments that give way to an optimizer's own default, and the parameter of
+# Fields of TrainingArguments that give way to an optimizer's own default, and the parameter of
 # `set_optimizer` that sets each.
 _FIELDS = {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "epsilon"}
 
-# The Trainer's methods that know the number of optimizer steps while they create the optimizer. They begin
-# every run, also one that keeps the optimizer of the last.
+# Methods of the Trainer that know the number of optimizer steps while they create the optimizer. They begin
+# every run, including a run that keeps the optimizer of the one before.
 _STEPS = {
     "create_optimizer_and_scheduler": "num_training_steps",  # called by train() up to 5.0
     "_prepare_for_training": "max_steps",  # called by train() in later versions
 }
 
-# What the Trainer does with the norm of all gradients: it computes one to log (since 5.0, also where it does
-# not clip), and logs it.
+# Methods of the Trainer that compute the norm of all gradients (since 5.0, also without clipping) and log it.
 _NORM, _LOG = "_get_grad_norm", "_maybe_log_save_evaluate"
 
 _OWN_NAME = "optim={!r} is one of Transformers' own names and stays so; register another"
@@ -59,8 +57,8 @@ def install(registered: Mapping[str, RegisteredOptimizer]) -> None:
         return
     from wrapt import register_post_import_hook
 
-    register_post_import_hook(_guarded(_patch_training_args), "transformers.training_args")
-    register_post_import_hook(_guarded(_patch_trainer), "transformers.trainer")
+    register_post_import_hook(_guard(_patch_training_args), "transformers.training_args")
+    register_post_import_hook(_guard(_patch_trainer), "transformers.trainer")
 
 
 def add_name(name: str) -> None:
@@ -76,55 +74,15 @@ def add_name(name: str) -> None:
     if optimizer_names is not None and not _failed:
         if name in optimizer_names._value2member_map_:
             raise ValueError(_OWN_NAME.format(name))
-        _guarded(lambda module: _add_member(module.OptimizerNames, name))(training_args)
+        _guard(lambda module: _add_member(module.OptimizerNames, name))(training_args)
     _names.append(name)
 
 
-def write(args: Any, field: str, value: float, *, for_run: bool = False) -> None:
-    """Writes a value of the optimizer's into TrainingArguments, so that it can be told from a user's.
-
-    Args:
-        args: TrainingArguments.
-        field: of `args`.
-        value: what it is to hold until :func:`take_back`.
-        for_run: whether the value is taken back already when `train()` ends.
-    """
-    written, run_fields = _written(args)
-    _, before = written.get(field, (None, getattr(args, field)))
-    args._written_for_optim = {**written, field: (value, before)}
-    args._written_for_run = run_fields | {field} if for_run else run_fields - {field}
-    setattr(args, field, value)
+# ---------------------------------------------------------------- patching
 
 
-def take_back(args: Any, *, run_only: bool = False) -> None:
-    """Undoes what :func:`write` did, save where the user has set the field since.
-
-    So that arguments made for one optimizer, or one run, can be used for another. By identity, as a
-    pickled copy no longer knows which values were untouched: it keeps what it holds.
-
-    Args:
-        args: TrainingArguments.
-        run_only: takes back only what was written for one run.
-    """
-    written, run_fields = _written(args)
-    taken = {field: pair for field, pair in written.items() if field in run_fields or not run_only}
-    if not taken:
-        return
-    for field, (value, before) in taken.items():
-        if getattr(args, field) is value:
-            setattr(args, field, before)
-    # New ones, as a shallow copy of the arguments holds the same.
-    args._written_for_optim = {field: pair for field, pair in written.items() if field not in taken}
-    args._written_for_run = run_fields.difference(taken)
-
-
-def _written(args: Any) -> tuple[dict[str, tuple[Any, Any]], frozenset[str]]:
-    """The fields that are written, with the value and the one before it; and which of them for one run."""
-    return vars(args).get("_written_for_optim", {}), vars(args).get("_written_for_run", frozenset())
-
-
-def _guarded(patch: Callable[[Any], None]) -> Callable[[Any], None]:
-    """`patch`, but a failure ends in a warning and takes everything back."""
+def _guard(patch: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Returns `patch` so that its failure ends in a warning, after all patches are undone."""
 
     def apply(module: Any) -> None:
         global _failed
@@ -163,158 +121,24 @@ def _patch_training_args(module: Any) -> None:
     set_optimizer = inspect.signature(cls.set_optimizer).parameters
     for field, parameter in _FIELDS.items():
         _pristine[field] = (cls.__dataclass_fields__[field].default, set_optimizer[parameter].default)
-
-    def settle(args: Any) -> None:
-        take_back(args)
-        if registered := _lookup(args.optim):
-            registered.settle(args, _pristine)
-            registered.parse_optim_args(args.optim_args)  # errors now, not when training starts
-
-    def after(wrapped: Any, args: Any, arguments: Any, keywords: Any) -> Any:
-        result = wrapped(*arguments, **keywords)
-        settle(args)
-        return result
-
-    _wrap(cls, "__post_init__", after)
-    _wrap(cls, "set_optimizer", after)
+    _wrap(cls, "__post_init__", _settle_arguments)
+    _wrap(cls, "set_optimizer", _settle_arguments)
 
 
 def _patch_trainer(module: Any) -> None:
     cls = module.Trainer
     _require(cls, "get_optimizer_cls_and_kwargs", "args", "model")
-
-    def get_optimizer_cls_and_kwargs(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
-        args = arguments[0] if arguments else keywords["args"]
-        take_back(args)
-        if registered := _lookup(args.optim):
-            kwargs, fitted = _keywords(registered, args)
-            _made.set((registered, kwargs, fitted))
-            return registered.optimizer_class(), kwargs
-        return wrapped(*arguments, **keywords)
-
-    def note_optimizer(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-        before, token = _unwrapped(trainer.optimizer), _made.set(None)
-        try:
-            result = wrapped(*arguments, **keywords)
-            optimizer, made = _unwrapped(trainer.optimizer), _made.get()
-            if optimizer is not before and made is not None:
-                trainer._made_for_optim = _Made(optimizer, *made)
-            return result
-        finally:
-            _made.reset(token)
-
-    def begin_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-        given = inspect.signature(wrapped).bind(*arguments, **keywords).arguments
-        token = _planned_steps.set(given[_STEPS[wrapped.__name__]])
-        try:
-            _fit_again(trainer)
-            return note_optimizer(wrapped, trainer, arguments, keywords)
-        finally:
-            _planned_steps.reset(token)
-
-    def end_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-        try:
-            return wrapped(*arguments, **keywords)
-        finally:
-            take_back(trainer.args, run_only=True)
-
-    def find_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-        given = inspect.signature(wrapped).bind(*arguments, **keywords).arguments
-        if given.get("grad_norm") is None and _finds_norm(trainer.optimizer, given["model"]):
-            return None
-        return wrapped(*arguments, **keywords)
-
-    def log_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-        given = inspect.signature(wrapped).bind(*arguments, **keywords)
-        if given.arguments["grad_norm"] is None:
-            optimizer = _unwrapped(trainer.optimizer)
-            if not trainer.accelerator.optimizer_step_was_skipped:
-                given.arguments["grad_norm"] = getattr(optimizer, "grad_norm", None)
-            elif _clips(optimizer):  # it has found none: in fp16 the gradients overflowed
-                given.arguments["grad_norm"] = math.inf
-        return wrapped(*given.args, **given.kwargs)
-
-    _wrap(cls, "get_optimizer_cls_and_kwargs", get_optimizer_cls_and_kwargs)
-    _wrap(cls, "create_optimizer", note_optimizer)
-    _wrap(cls, "train", end_run)
+    _wrap(cls, "get_optimizer_cls_and_kwargs", _choose_optimizer)
+    _wrap(cls, "create_optimizer", _note_optimizer)
+    _wrap(cls, "train", _end_run)
     for method, parameters, wrapper in (
-        (_NORM, ("model", "grad_norm"), find_norm),
-        (_LOG, ("grad_norm",), log_norm),
+        (_NORM, ("model", "grad_norm"), _skip_norm),
+        (_LOG, ("grad_norm",), _log_norm),
+        *((method, (parameter,), _begin_run) for method, parameter in _STEPS.items()),
     ):
         if method in cls.__dict__:
             _require(cls, method, *parameters)
             _wrap(cls, method, wrapper)
-    for method, parameter in _STEPS.items():
-        if method in cls.__dict__:
-            _require(cls, method, parameter)
-            _wrap(cls, method, begin_run)
-
-
-class _Made:
-    """An optimizer that a Trainer made for one of our names."""
-
-    def __init__(
-        self, optimizer: Any, registered: RegisteredOptimizer, kwargs: dict[str, Any], fitted: Iterable[str]
-    ) -> None:
-        self.optimizer, self.registered = optimizer, registered
-        # Of what was made for its run: the groups that have it. Others have a value of their own.
-        self.groups = {
-            key: [i for i, group in enumerate(optimizer.param_groups) if group.get(key) == kwargs[key]]
-            for key in fitted
-        }
-
-
-def _keywords(registered: RegisteredOptimizer, args: Any) -> tuple[dict[str, Any], frozenset[str]]:
-    registered.settle(args, _pristine)  # again: `args.optim` may have been assigned since
-    return registered.keywords(args, _planned_steps.get())
-
-
-def _fit_again(trainer: Any) -> None:
-    """Fits an optimizer that the Trainer has kept to the run that begins.
-
-    It keeps it in a second `train()`, and where auto_find_batch_size tries again: then the number of steps is
-    another, and what was written into the arguments for a run has been taken back.
-    """
-    made: _Made | None = getattr(trainer, "_made_for_optim", None)
-    if made is None or made.optimizer is not _unwrapped(trainer.optimizer):
-        return
-    args, optimizer = trainer.args, made.optimizer
-    # A run that broke off may have left gradients behind; the Trainer calls the model's zero_grad() alone.
-    optimizer.zero_grad()
-    if _lookup(args.optim) is not made.registered:
-        return  # another name was assigned since; the Trainer keeps the optimizer all the same
-    take_back(args)
-    kwargs, fitted = _keywords(made.registered, args)
-    for key in fitted & made.groups.keys():
-        for i in made.groups[key]:
-            optimizer.param_groups[i][key] = kwargs[key]
-
-
-def _unwrapped(optimizer: Any) -> Any:
-    """What Accelerate has wrapped."""
-    return getattr(optimizer, "optimizer", optimizer)
-
-
-def _finds_norm(optimizer: Any, model: Any) -> bool:
-    """Whether the optimizer, and only it, knows the norm of all gradients.
-
-    It clips within its step (it has `max_grad_norm`, and the norm in `grad_norm` afterwards), so that reading
-    and writing all gradients for a norm to log would cost what that saves. Or it has used and freed them
-    already, and the Trainer would log 0.
-    """
-    optimizer = _unwrapped(optimizer)
-    return _clips(optimizer) or (
-        hasattr(optimizer, "grad_norm") and all(param.grad is None for param in model.parameters())
-    )
-
-
-def _clips(optimizer: Any) -> bool:
-    return hasattr(optimizer, "grad_norm") and getattr(optimizer, "max_grad_norm", None) is not None
-
-
-def _lookup(optim: Any) -> RegisteredOptimizer | None:
-    name = optim.value if isinstance(optim, Enum) else optim
-    return _registered.get(name) if name in _added else None
 
 
 def _require(cls: type, method: str, *parameters: str) -> None:
@@ -325,6 +149,7 @@ def _require(cls: type, method: str, *parameters: str) -> None:
 
 
 def _wrap(cls: type, method: str, wrapper: Callable[..., Any]) -> None:
+    """Puts `wrapper(wrapped, instance, args, kwargs)` around a method, as wrapt has it."""
     from wrapt import wrap_function_wrapper
 
     original = cls.__dict__[method]
@@ -332,8 +157,168 @@ def _wrap(cls: type, method: str, wrapper: Callable[..., Any]) -> None:
     _undo.append(lambda: setattr(cls, method, original))
 
 
+def _bind(wrapped: Any, arguments: Any, keywords: Any) -> inspect.BoundArguments:
+    return inspect.signature(wrapped).bind(*arguments, **keywords)
+
+
+# ---------------------------------------------------------------- TrainingArguments
+
+
+def _settle_arguments(wrapped: Any, args: Any, arguments: Any, keywords: Any) -> Any:
+    """Around `__post_init__` and `set_optimizer`: writes the optimizer's defaults into the arguments."""
+    result = wrapped(*arguments, **keywords)
+    take_back(args)
+    if registered := _look_up(args):
+        registered.write_defaults(args, _pristine)
+        registered.parse_optim_args(args.optim_args)  # raises errors now, not when training starts
+    return result
+
+
+def _look_up(args: Any) -> RegisteredOptimizer | None:
+    """Returns the optimizer that `args.optim` names, if that name is ours."""
+    name = read_optim(args)
+    return None if name is None or name not in _added else _registered.get(name)
+
+
+def _build_keywords(registered: RegisteredOptimizer, args: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    registered.write_defaults(args, _pristine)  # again: `args.optim` may have been assigned since
+    return registered.build_keywords(args, _planned_steps.get())
+
+
+# ---------------------------------------------------------------- making the optimizer
+
+
+class _Made:
+    """An optimizer that a Trainer made for a registered name."""
+
+    def __init__(
+        self, optimizer: Any, registered: RegisteredOptimizer, kwargs: dict[str, Any], fitted: Iterable[str]
+    ) -> None:
+        self.optimizer, self.registered = optimizer, registered
+        # The groups that hold each value that was made for the run. Other groups have a value of their own.
+        self.groups = {
+            key: [i for i, group in enumerate(optimizer.param_groups) if group.get(key) == kwargs[key]]
+            for key in fitted
+        }
+
+
+def _choose_optimizer(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
+    """Around `get_optimizer_cls_and_kwargs(args, model)`: answers for registered names."""
+    args = arguments[0] if arguments else keywords["args"]
+    take_back(args)
+    if registered := _look_up(args):
+        kwargs, fitted = _build_keywords(registered, args)
+        _made.set((registered, kwargs, fitted))
+        return registered.load_class(), kwargs
+    return wrapped(*arguments, **keywords)
+
+
+def _note_optimizer(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
+    """Around what creates the optimizer: notes on the Trainer whether it was made for a registered name."""
+    before, token = _read_optimizer(trainer), _made.set(None)
+    try:
+        result = wrapped(*arguments, **keywords)
+        optimizer, made = _read_optimizer(trainer), _made.get()
+        if optimizer is not before and made is not None:
+            trainer._made_for_optim = _Made(optimizer, *made)
+        return result
+    finally:
+        _made.reset(token)
+
+
+def _begin_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
+    """Around the methods of `_STEPS`: fits the optimizer to the number of steps of this run."""
+    steps = _bind(wrapped, arguments, keywords).arguments[_STEPS[wrapped.__name__]]
+    token = _planned_steps.set(steps)
+    try:
+        _fit_again(trainer)
+        return _note_optimizer(wrapped, trainer, arguments, keywords)
+    finally:
+        _planned_steps.reset(token)
+
+
+def _end_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
+    """Around `train`: takes back what was written into the arguments for one run."""
+    try:
+        return wrapped(*arguments, **keywords)
+    finally:
+        take_back(trainer.args, run_only=True)
+
+
+def _fit_again(trainer: Any) -> None:
+    """Fits an optimizer that the Trainer has kept to the run that begins.
+
+    The Trainer keeps its optimizer in a second `train()`, and where auto_find_batch_size tries again. The
+    number of steps is then another, and what was written into the arguments for a run has been taken back.
+    """
+    made: _Made | None = getattr(trainer, "_made_for_optim", None)
+    if made is None or made.optimizer is not _read_optimizer(trainer):
+        return
+    args, optimizer = trainer.args, made.optimizer
+    # A run that broke off may have left gradients behind; the Trainer calls the model's zero_grad() alone.
+    optimizer.zero_grad()
+    if _look_up(args) is not made.registered:
+        return  # another name was assigned since; the Trainer keeps the optimizer all the same
+    take_back(args)
+    kwargs, fitted = _build_keywords(made.registered, args)
+    for key in fitted & made.groups.keys():
+        for i in made.groups[key]:
+            optimizer.param_groups[i][key] = kwargs[key]
+
+
+def _read_optimizer(trainer: Any) -> Any:
+    """Returns the Trainer's optimizer out of Accelerate's wrapper.
+
+    Not by :func:`unwrap_optimizer`: DeepSpeed's wrapper inside it has to stay, because under DeepSpeed the
+    gradients are DeepSpeed's, and so is their norm.
+    """
+    return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+
+
+# ---------------------------------------------------------------- the norm of all gradients
+
+
+def _skip_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
+    """Around `_get_grad_norm(model, grad_norm)`: None where the optimizer knows the norm, and only it."""
+    given = _bind(wrapped, arguments, keywords).arguments
+    if given.get("grad_norm") is None and _finds_norm(_read_optimizer(trainer), given["model"]):
+        return None
+    return wrapped(*arguments, **keywords)
+
+
+def _log_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
+    """Around `_maybe_log_save_evaluate(..., grad_norm, ...)`: puts in the norm that the optimizer found."""
+    given = _bind(wrapped, arguments, keywords)
+    if given.arguments["grad_norm"] is None:
+        optimizer = _read_optimizer(trainer)
+        if not trainer.accelerator.optimizer_step_was_skipped:
+            given.arguments["grad_norm"] = getattr(optimizer, "grad_norm", None)
+        elif _clips(optimizer):  # no norm was found: in fp16 the gradients overflowed
+            given.arguments["grad_norm"] = math.inf
+    return wrapped(*given.args, **given.kwargs)
+
+
+def _finds_norm(optimizer: Any, model: Any) -> bool:
+    """Whether the optimizer, and only it, knows the norm of all gradients.
+
+    Either it clips within its step: it has `max_grad_norm`, and the norm in `grad_norm` afterwards. Reading
+    all gradients for a norm to log would then cost what the step saves. Or it has used and freed the
+    gradients already, and the Trainer would log 0.
+    """
+    return _clips(optimizer) or (
+        hasattr(optimizer, "grad_norm") and all(param.grad is None for param in model.parameters())
+    )
+
+
+def _clips(optimizer: Any) -> bool:
+    return hasattr(optimizer, "grad_norm") and getattr(optimizer, "max_grad_norm", None) is not None
+
+
+# ---------------------------------------------------------------- the enum
+
+
 def _add_member(enum: Any, value: str) -> None:
-    """Adds a member to a str enum after its class was made. Python has no way of its own to do this."""
+    """Adds a member to a str enum after its class was made, for which Python has no way of its own."""
     name = re.sub(r"\W", "_", value).upper()
     while name in enum._member_map_:  # "RMSprop" beside Transformers' own "rmsprop"
         name += "_"
@@ -342,7 +327,7 @@ def _add_member(enum: Any, value: str) -> None:
     member._value_ = value
     member.__objclass__ = enum
     member._sort_order_ = len(enum._member_names_)
-    # Pickled as plain text: a training_args.bin opens where this package is not imported.
+    # Pickled as plain text, so that a training_args.bin opens where this package is not imported.
     member.__reduce_ex__ = lambda protocol: (str, (value,))
 
     def remove() -> None:
