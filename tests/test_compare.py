@@ -11,9 +11,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adamnx_hf import cli, compare, recipe, run
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.paired import compared, paired_difference
+from adamnx_hf import cli
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf.runs import train as run
+from adamnx_hf.studies import compare
+from adamnx_hf.studies.paired import compared, paired_difference
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 

@@ -12,8 +12,11 @@ from forks import APART, forking
 from hub_server import TOKEN, set_endpoint
 from huggingface_hub import ModelCard, constants, hf_hub_download
 
-from adamnx_hf import cli, hub, publish, recipe
-from adamnx_hf.errors import RecipeError
+from adamnx_hf import cli
+from adamnx_hf.common import hub
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf.runs import publish
 from adamnx_hf.tasks import TASKS, load_task
 
 

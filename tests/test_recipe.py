@@ -7,8 +7,9 @@ import sys
 import pytest
 import yaml
 
-from adamnx_hf import cli, recipe
-from adamnx_hf.errors import RecipeError
+from adamnx_hf import cli
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.tasks import TASKS, load_task
 
 NAMES = list(recipe.named())

@@ -21,8 +21,11 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Picture
 from transformers import TrainerControl, pipeline
 
-from adamnx_hf import cli, recipe, report, run
-from adamnx_hf.errors import RecipeError
+from adamnx_hf import cli
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf.runs import report
+from adamnx_hf.runs import train as run
 from adamnx_hf.tasks import image_classification, load_task
 from adamnx_hf.tasks.image_classification import ImageDataset
 from adamnx_hf.tasks.trainer import RecipeTrainer, ResumingCallback
@@ -383,7 +386,7 @@ def holder(tmp_path):
     code = """
 import os, sys, time
 from pathlib import Path
-from adamnx_hf.files import sole_writer
+from adamnx_hf.common.files import sole_writer
 with sole_writer(Path(sys.argv[1])):
     if os.fork() == 0:  # as a data loader's worker
         os.close(1)
@@ -792,7 +795,7 @@ BEST = ["--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "ste
 
 def test_what_the_weights_are_is_recorded(tiny, tmp_path, monkeypatch):
     """Those of the largest loss, so that they are not the last step's; and that one is not judged by them."""
-    monkeypatch.setattr("adamnx_hf.report.draw", lambda *_: None)
+    monkeypatch.setattr("adamnx_hf.runs.report.draw", lambda *_: None)
     out = tmp_path / "out"
     words = [*BEST, "--max_steps", "5", "--load_best_model_at_end", "true"]
     resolved = recipe.resolve(tiny, [*words, "--output_dir", str(out)])
@@ -880,7 +883,7 @@ def test_a_run_on_other_data_than_the_recipes(tiny, tmp_path, folder, capsys, mo
         return trainer
 
     monkeypatch.setattr(image_classification, "make_trainer", with_dropped)
-    monkeypatch.setattr("adamnx_hf.report.draw", lambda *_: None)
+    monkeypatch.setattr("adamnx_hf.runs.report.draw", lambda *_: None)
     out = tmp_path / "out"
     monkeypatch.chdir(folder.parent)
     words = ["--title", "Flowers", "--max_steps", "1", "--eval_split", "train[:8]", "--output_dir", str(out)]

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adamnx_hf import metrics
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.images import named, pictures
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.images import named, pictures
 from adamnx_hf.tasks.data import (
     IMAGES_DISPLACE,
     ImageArguments,
@@ -30,7 +30,7 @@ from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
-    from adamnx_hf.recipe import Recipe
+    from adamnx_hf.recipes.resolve import Recipe
 
 __all__ = ["DISPLACES", "METRICS", "UNIT", "Arguments", "ImageDataset", "fast", "make_trainer", "smoke"]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.plain_values import read_json
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.plain_values import read_json
 from adamnx_hf.tasks import texts
 from adamnx_hf.tasks.data import DataArguments, doc, load_splits
 from adamnx_hf.tasks.pretrained import check_pretrained
@@ -27,7 +27,7 @@ from adamnx_hf.tasks.sft_trainer import (
 )
 
 if TYPE_CHECKING:
-    from adamnx_hf.recipe import Recipe
+    from adamnx_hf.recipes.resolve import Recipe
 
 __all__ = [
     "DISPLACES",

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adamnx_hf import images, metrics
-from adamnx_hf.errors import RecipeError, nearest
-from adamnx_hf.files import save_figure
-from adamnx_hf.splits import place
+from adamnx_hf import metrics
+from adamnx_hf.common import images
+from adamnx_hf.common.errors import RecipeError, nearest
+from adamnx_hf.common.files import save_figure
+from adamnx_hf.common.splits import place
 from adamnx_hf.tasks.data import (
     IMAGES_DISPLACE,
     ImageArguments,
@@ -33,7 +34,7 @@ from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
-    from adamnx_hf.recipe import Recipe
+    from adamnx_hf.recipes.resolve import Recipe
 
 __all__ = [
     "DISPLACES",
@@ -800,7 +801,7 @@ def _corners(boxes: np.ndarray, arguments: Arguments, width: int, height: int, w
 
 
 def _where(split: str, row: int) -> str:
-    """How messages name a row's objects; see :func:`adamnx_hf.splits.place`."""
+    """How messages name a row's objects; see :func:`adamnx_hf.common.splits.place`."""
     name, number = place(split, row)
     return f"{name}, row {number}"
 

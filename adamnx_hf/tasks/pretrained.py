@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.policy import implementations
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.recipes.policy import implementations
 
 __all__ = ["check_pretrained"]
 

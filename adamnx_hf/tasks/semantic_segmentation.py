@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from adamnx_hf.errors import RecipeError, nearest
+from adamnx_hf.common.errors import RecipeError, nearest
 from adamnx_hf.tasks import masks
 from adamnx_hf.tasks.data import (
     IMAGES_DISPLACE,
@@ -30,7 +30,7 @@ from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
-    from adamnx_hf.recipe import Recipe
+    from adamnx_hf.recipes.resolve import Recipe
 
 __all__ = [
     "DISPLACES",

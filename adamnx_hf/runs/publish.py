@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adamnx_hf import hub
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.files import beside
-from adamnx_hf.policy import NAME_OR_PATH, Origin, why_not
-from adamnx_hf.recipe import NEUTRAL, read
-from adamnx_hf.report import fits_title, run_command
+from adamnx_hf.common import hub
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.files import beside
+from adamnx_hf.recipes.policy import NAME_OR_PATH, Origin, why_not
+from adamnx_hf.recipes.resolve import NEUTRAL, read
+from adamnx_hf.runs.report import fits_title, run_command
 
 __all__ = ["EXTRA", "HUB_METRICS", "Package", "add_arguments", "package", "push", "run"]
 
@@ -160,7 +160,7 @@ def push(
 
     Args:
         run_dir: what `adamnx-hf run` wrote.
-        repo_id, private, token: see :func:`adamnx_hf.hub.upload`.
+        repo_id, private, token: see :func:`adamnx_hf.common.hub.upload`.
         update: commit to the repository if there is one. What an earlier run put there and this one has
             not is removed in the same commit. Other files, other metadata of the card and what its owner
             wrote above or below ours stay.
@@ -170,7 +170,7 @@ def push(
         The repository's address.
 
     Raises:
-        RecipeError: see :func:`package` and :func:`adamnx_hf.hub.upload`; nothing has been sent by then,
+        RecipeError: see :func:`package` and :func:`adamnx_hf.common.hub.upload`; nothing has been sent by then,
             save where it says so.
     """
     made = package(run_dir, repo_id, license=license, license_name=license_name)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.plain_values import walk
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.plain_values import walk
 
 __all__ = [
     "FLAGS_ONLY",

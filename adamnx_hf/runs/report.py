@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adamnx_hf.files import save_figure, write_text
+from adamnx_hf.common.files import save_figure, write_text
 
 __all__ = [
     "best_and_last",
@@ -92,7 +92,7 @@ def fits_title(changes: Mapping[str, Any], data_changes: Mapping[str, Any]) -> b
     """Whether a recipe's title is true of a run: flags changed neither which data nor which network.
 
     Args:
-        changes: by flags, see :class:`adamnx_hf.recipe.Recipe`.
+        changes: by flags, see :class:`adamnx_hf.recipes.resolve.Recipe`.
         data_changes: those of fields about the data.
     """
     from adamnx_hf.tasks.data import DataArguments
@@ -103,7 +103,7 @@ def fits_title(changes: Mapping[str, Any], data_changes: Mapping[str, Any]) -> b
 
 def _commit() -> str | None:
     """The commit of the checkout this package runs from; where there is none, GIT_COMMIT's or None."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return os.environ.get("GIT_COMMIT")
 
@@ -125,7 +125,7 @@ def _processor() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content`, whole or not at all; see :func:`adamnx_hf.files.beside`."""
+    """Writes `content`, whole or not at all; see :func:`adamnx_hf.common.files.beside`."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -201,7 +201,7 @@ def draw_runs(
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    from adamnx_hf.figures import PALETTE, RC
+    from adamnx_hf.common.drawing import PALETTE, RC
 
     plt.switch_backend("agg")
     with plt.rc_context(RC):

@@ -18,10 +18,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from adamnx_hf import hub, policy
-from adamnx_hf.errors import RecipeError, nearest, printable
-from adamnx_hf.plain_values import LONGEST, read_json, read_yaml, walk
-from adamnx_hf.policy import Origin
+from adamnx_hf.common import hub
+from adamnx_hf.common.errors import RecipeError, nearest, printable
+from adamnx_hf.common.plain_values import LONGEST, read_json, read_yaml, walk
+from adamnx_hf.recipes import policy
+from adamnx_hf.recipes.policy import Origin
 
 __all__ = [
     "NEUTRAL",
@@ -38,8 +39,8 @@ __all__ = [
 
 def folder() -> Path:
     """Where the package's recipes are: inside it, or in a checkout beside it."""
-    inside = Path(__file__).parent / "recipe_files"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "recipes"
+    inside = Path(__file__).parents[1] / "recipe_files"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def named() -> dict[str, Path]:
