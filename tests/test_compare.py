@@ -45,7 +45,7 @@ def trained(monkeypatch):
                    "learning_rate": args.learning_rate, "environment": {}}  # fmt: skip
         out = recipe.Path(args.output_dir)
         out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.yaml").write_text(yaml.safe_dump(resolved.resolved()))
+        (out / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_file(resolved)))
         (out / "results.json").write_text(json.dumps(results))
         return results
 

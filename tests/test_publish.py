@@ -325,9 +325,9 @@ def test_a_licence_that_does_not_fit(words, message, server, trained, capsys):
 
 
 def test_every_metric_is_one_of_the_hub():
-    ours = [name for task in TASKS for name in load_task(task).METRICS]
-    assert set(ours) == set(publish.HUB_METRICS) and len(ours) == len(set(ours))
-    converted = {name: convert(40.0) for name, (_, _, convert) in publish.HUB_METRICS.items()}
+    ours = [(name, metric) for task in TASKS for name, metric in load_task(task).METRICS.items()]
+    assert len(ours) == len(dict(ours)) and all(metric.hub_type and metric.hub_name for _, metric in ours)
+    converted = {name: metric.to_hub(40.0) for name, metric in ours}
     assert converted == {
         "top1_error": 0.6, "top5_error": 0.6, "mean_iou": 0.4, "pixel_accuracy": 0.4, "map_50": 0.4,
         "map_75": 0.4, "perplexity": 40.0, "exact_match": 0.4,

@@ -30,7 +30,7 @@ def format_table(rows: Iterable[Sequence[str]], align: str = "") -> str:
     """Returns a Markdown table, whose first row is its head.
 
     Args:
-        rows: of cells, all of the same length.
+        rows: of cells, all of the same length. A bar in a cell is escaped.
         align: `l` or `r` for each column, from the first; columns that are not named are left as they are.
     """
     head, *body = rows
@@ -39,4 +39,4 @@ def format_table(rows: Iterable[Sequence[str]], align: str = "") -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

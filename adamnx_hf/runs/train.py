@@ -26,7 +26,7 @@ from adamnx_hf.common.splits import judged_on_training_rows, training_rows
 from trainer_patches import checkpoints
 
 if TYPE_CHECKING:
-    from adamnx_hf.recipes.resolve import Recipe
+    from adamnx_hf.tasks.base import Recipe
 
 __all__ = [
     "EXTRA",
@@ -239,11 +239,11 @@ def _check_same_run(recipe: Recipe, checkpoint: str, written: dict[str, Any] | N
         RecipeError: a field is another, which the message names.
     """
     from adamnx_hf.recipes.policy import NAME_OR_PATH
-    from adamnx_hf.recipes.resolve import NEUTRAL
+    from adamnx_hf.recipes.resolve import NEUTRAL, as_file
 
     if written is None:  # by a Trainer of the user's own
         return
-    now = json.loads(json.dumps(recipe.resolved(), default=str))
+    now = json.loads(json.dumps(as_file(recipe), default=str))
     for key in sorted({*written, *now}):
         if _MAY_DIFFER.fullmatch(key) or (NEUTRAL.fullmatch(key) and key not in _IS_ANOTHER):
             continue
@@ -351,6 +351,7 @@ def _train(
     import yaml
     from transformers.trainer_callback import ExportableState
 
+    from adamnx_hf.recipes.resolve import as_file
     from adamnx_hf.runs import report
     from adamnx_hf.runs.memory import as_it_is
     from adamnx_hf.runs.throughput import TrainClock, measure
@@ -395,7 +396,7 @@ def _train(
 
         def state(self) -> dict[str, Any]:
             """Tells a checkpoint what it is to know of the run; :func:`_record_of` reads it."""
-            run = {"recipe": recipe.resolved(), "memory": self.memory, "clock": clock.state()}
+            run = {"recipe": as_file(recipe), "memory": self.memory, "clock": clock.state()}
             return {"args": {}, "attributes": {"run": run}}
 
         def on_optimizer_step(self, *_: Any, **now: Any) -> None:
@@ -414,7 +415,7 @@ def _train(
                     [*report.run_command(environment["processes"]), f"{folder.name}/recipe.yaml"]
                 )
                 head = f"# {recipe.name} as it was run. Again: {again}\n"
-                fields = recipe.resolved()
+                fields = as_file(recipe)
                 if not report.fits_title(recipe.changes, data_changes(recipe)):  # nor when the file is run
                     fields.pop("title", None)
                 text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)

@@ -259,7 +259,7 @@ def _compare(args: argparse.Namespace, base: Any, folder: Path) -> dict[str, Any
     from adamnx_hf.runs.train import data_changes, true_title
 
     contenders = _contenders(args.optim)
-    metrics = {LOSS: "min", **base.task.METRICS}
+    metrics = {LOSS: "min", **{name: metric.best for name, metric in base.task.METRICS.items()}}
     chosen_by = args.metric or next(iter(base.task.METRICS), LOSS)
     if chosen_by not in metrics:
         raise RecipeError(f"--metric: {chosen_by!r} is none of {', '.join(metrics)}")
@@ -497,13 +497,13 @@ def _look(item: _Run, args: argparse.Namespace) -> None:
     """
     import yaml
 
-    from adamnx_hf.recipes.resolve import read
+    from adamnx_hf.recipes.resolve import as_file, read
 
     resolved, path = _resolve(item, args), item.folder / "results.json"
     _try_optimizer(resolved, item)
     if not path.is_file():
         return
-    expected = yaml.safe_load(yaml.safe_dump(resolved.resolved()))
+    expected = yaml.safe_load(yaml.safe_dump(as_file(resolved)))
     there = read(item.folder / "recipe.yaml") if (item.folder / "recipe.yaml").is_file() else {}
     for fields in (expected, there):  # a run writes the title down only where it is true of the data
         fields.pop("title", None)

@@ -19,6 +19,7 @@ from adamnx_hf.common import images
 from adamnx_hf.common.errors import RecipeError, nearest
 from adamnx_hf.common.files import save_figure
 from adamnx_hf.common.splits import place
+from adamnx_hf.tasks.base import Metric
 from adamnx_hf.tasks.data import (
     IMAGES_DISPLACE,
     ImageArguments,
@@ -34,7 +35,7 @@ from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
-    from adamnx_hf.recipes.resolve import Recipe
+    from adamnx_hf.tasks.base import Recipe
 
 __all__ = [
     "DISPLACES",
@@ -52,7 +53,10 @@ __all__ = [
 ]
 
 #: Reported best and last, in percent.
-METRICS = {"map_50": "max", "map_75": "max"}
+METRICS = {
+    "map_50": Metric("max", "map", "mAP at IoU 0.5"),
+    "map_75": Metric("max", "map", "mAP at IoU 0.75"),
+}
 
 UNIT = "images"
 
