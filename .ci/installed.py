@@ -39,7 +39,7 @@ def base() -> None:
 
     import adamnx_hf
     import trainer_patches
-    from adamnx_hf.recipe import folder
+    from adamnx_hf.recipes.resolve import folder
 
     optimizer()
     for package in (adamnx_hf, trainer_patches):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from adamnx_hf import models, names
+from adamnx_hf import models
+from adamnx_hf.catalog import names
 from trainer_patches import register_optimizer
 
 if TYPE_CHECKING:

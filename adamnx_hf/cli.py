@@ -1,8 +1,8 @@
 """The `adamnx-hf` command.
 
-A subcommand is a module of this package with `add_arguments(parser)` and `run(args) -> int | None`, and with
-`TAKES_FLAGS = True` if it takes a recipe's flags, as `args.flags`, beside its own. Such a module is imported
-only when it is called, and imports what is slow to import inside `run`.
+A command is a module of `adamnx_hf.commands` with `add_arguments(parser)` and `run(args) -> int | None`. It
+sets `TAKES_FLAGS = True` if it takes a recipe's flags, as `args.flags`, beside its own. The module is
+imported only when the command is called, and imports what is slow to import inside `run`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from adamnx_hf import __version__, interrupts
-from adamnx_hf.errors import close_bars
-from adamnx_hf.files import no_room
+from adamnx_hf import __version__
+from adamnx_hf.common import interrupts
+from adamnx_hf.common.errors import RecipeError, close_bars
+from adamnx_hf.common.files import no_room
 
 __all__ = ["COMMANDS", "main"]
 
@@ -89,10 +90,11 @@ def _main(argv: Sequence[str]) -> int:
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
         )
         if list(argv[:1]) == [name]:
-            module = importlib.import_module(f"adamnx_hf.{name}")
+            module = importlib.import_module(f"adamnx_hf.commands.{name}")
             module.add_arguments(command)
             command.set_defaults(
                 run=module.run,
+                prog=command.prog,
                 extra=getattr(module, "EXTRA", "demo"),
                 takes_flags=getattr(module, "TAKES_FLAGS", False),
             )
@@ -102,6 +104,9 @@ def _main(argv: Sequence[str]) -> int:
     args.flags = [*getattr(args, "flags", []), *unknown]
     try:
         return args.run(args) or 0
+    except RecipeError as error:
+        print(f"{args.prog}: error: {error}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRAS[args.extra]:

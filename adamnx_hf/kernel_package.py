@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adamnx_hf import __version__
-from adamnx_hf.files import write_text
+from adamnx_hf.common.files import write_text
 
 __all__ = ["BACKENDS", "NAME", "VERSION", "build", "main", "relative_imports"]
 

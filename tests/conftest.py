@@ -75,7 +75,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def timed_briefly():
     """A run's throughput is measured, at its end, for a tenth of a second instead of 3, twice."""
-    from adamnx_hf.tasks import throughput
+    from adamnx_hf.runs import throughput
 
     measure = throughput.measure
     with pytest.MonkeyPatch.context() as patch:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from adamnx_hf import AdamNX, horizon, names
-from adamnx_hf.baselines import AdaX, SophiaG
+from adamnx_hf import AdamNX, horizon
+from adamnx_hf.catalog import names
+from adamnx_hf.catalog.baselines import AdaX, SophiaG
 
 
 def trajectory(make, steps=30, seed=0):

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adamnx_hf import bench, cli
+from adamnx_hf import cli
+from adamnx_hf.bench import run as bench
 from adamnx_hf.optim.engines import triton as engine
 
 pytest.importorskip("matplotlib")
@@ -382,7 +383,8 @@ def test_tuning_under_the_interpreter(tmp_path):
     argv = f"bench --device cpu --tune --rounds 1 --steps 1 --seconds 100 --output {tmp_path / 'tune'}"
     code = f"""if True:
         import sys
-        from adamnx_hf import bench, cli
+        from adamnx_hf import cli
+        from adamnx_hf.bench import run as bench
         own = bench._candidates
         bench._candidates = lambda shipped: own(shipped)[:2]
         sys.exit(cli.main({argv.split()}))

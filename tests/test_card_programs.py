@@ -19,8 +19,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from adamnx_hf import AdamNX
-from adamnx_hf.baselines import AdaX
-from adamnx_hf.errors import RecipeError
+from adamnx_hf.catalog.baselines import AdaX
+from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.optim.schedules import beta2_for_horizon, horizon
 
 CARD = Path(__file__).parents[1] / ".ci" / "card"

@@ -95,7 +95,7 @@ def test_the_command_does_not_load_what_it_does_not_need():
 
 
 def test_other_missing_modules_are_not_blamed_on_the_extra(monkeypatch):
-    from adamnx_hf import demo
+    from adamnx_hf.commands import demo
 
     def run(args):
         raise ModuleNotFoundError("No module named 'nonsense'", name="nonsense")
@@ -106,7 +106,7 @@ def test_other_missing_modules_are_not_blamed_on_the_extra(monkeypatch):
 
 
 def test_interrupted(monkeypatch, capsys):
-    from adamnx_hf import demo
+    from adamnx_hf.commands import demo
 
     def run(args):
         raise KeyboardInterrupt

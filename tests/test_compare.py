@@ -11,9 +11,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adamnx_hf import cli, compare, recipe, run
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.paired import compared, paired_difference
+from adamnx_hf import cli
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf.runs import train as run
+from adamnx_hf.studies import compare
+from adamnx_hf.studies.paired import compared, paired_difference
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -42,7 +45,7 @@ def trained(monkeypatch):
                    "learning_rate": args.learning_rate, "environment": {}}  # fmt: skip
         out = recipe.Path(args.output_dir)
         out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.yaml").write_text(yaml.safe_dump(resolved.resolved()))
+        (out / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_file(resolved)))
         (out / "results.json").write_text(json.dumps(results))
         return results
 

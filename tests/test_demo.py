@@ -4,9 +4,11 @@ import math
 import numpy as np
 import pytest
 
-from adamnx_hf import cli, demo, figures
-from adamnx_hf.demo import verdict
-from adamnx_hf.paired import Difference, paired_difference
+from adamnx_hf import cli
+from adamnx_hf.figures import draw as figures
+from adamnx_hf.studies import decay, demo
+from adamnx_hf.studies.demo import verdict
+from adamnx_hf.studies.paired import Difference, paired_difference
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -165,26 +167,26 @@ def test_verdict_says_neither_where_it_cannot(open_):
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("schedule", sorted(figures.BETA2))
+@pytest.mark.parametrize("schedule", sorted(decay.BETA2))
 def test_shares_add_up_to_one(schedule):
-    assert figures.shares(schedule, 5000).sum() == pytest.approx(1, abs=1e-12)
+    assert decay.shares(schedule, 5000).sum() == pytest.approx(1, abs=1e-12)
 
 
 def test_shares_are_those_of_the_running_average():
-    weights = figures.newest_weights("adamnx", range(1, 8))
+    weights = decay.newest_weights("adamnx", range(1, 8))
     expected = np.zeros(7)
     for i, weight in enumerate(weights):
         expected *= 1 - weight
         expected[i] = weight
-    np.testing.assert_allclose(figures.shares("adamnx", 7), expected, rtol=1e-12)
+    np.testing.assert_allclose(decay.shares("adamnx", 7), expected, rtol=1e-12)
 
 
 def test_shares_in_closed_form():
     age = np.arange(999, -1, -1)
     adam = 0.999**age
-    np.testing.assert_allclose(figures.shares("adam", 1000), adam / adam.sum(), rtol=1e-9)
+    np.testing.assert_allclose(decay.shares("adam", 1000), adam / adam.sum(), rtol=1e-9)
     adamnx = 0.99 ** (0.01 * np.arange(1000))
-    np.testing.assert_allclose(figures.shares("adamnx", 1000), adamnx / adamnx.sum(), rtol=1e-9)
+    np.testing.assert_allclose(decay.shares("adamnx", 1000), adamnx / adamnx.sum(), rtol=1e-9)
 
 
 def test_figure_is_drawn(tmp_path):

@@ -10,8 +10,8 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 from torch.utils.data import DataLoader
 
-from adamnx_hf import images
-from adamnx_hf.errors import RecipeError, in_one_line
+from adamnx_hf.common import images
+from adamnx_hf.common.errors import RecipeError, in_one_line
 from adamnx_hf.tasks import image_classification, masks, object_detection
 
 COLUMNS = {"image_column": "image", "mask_column": "mask"}

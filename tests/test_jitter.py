@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from adamnx_hf import cli
-from adamnx_hf.figures import shares
-from adamnx_hf.jitter import gradients_of, simulate, squared_shares
+from adamnx_hf.studies.decay import shares, squared_shares
+from adamnx_hf.studies.jitter import gradients_of, simulate
 
 
 @pytest.mark.parametrize("schedule", ["adam", "adamnx", "adax", "adafactor"])

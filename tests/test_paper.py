@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from adamnx_hf import cli, paper
+from adamnx_hf import cli
+from adamnx_hf.studies import paper
 
 
 def result(folder, name, **changes):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adamnx_hf.plain_values import read_json, read_yaml, walk
+from adamnx_hf.common.plain_values import read_json, read_yaml, walk
 
 NINES = "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9 if i else 'x')}]\n" for i in range(40))
 MERGES = "".join(

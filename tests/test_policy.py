@@ -11,9 +11,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adamnx_hf import cli, policy, recipe
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.plain_values import walk
+from adamnx_hf import cli
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.plain_values import walk
+from adamnx_hf.recipes import policy
+from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.tasks import TASKS, load_task
 
 #: The least that makes a recipe of each task.

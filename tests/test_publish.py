@@ -12,8 +12,11 @@ from forks import APART, forking
 from hub_server import TOKEN, set_endpoint
 from huggingface_hub import ModelCard, constants, hf_hub_download
 
-from adamnx_hf import cli, hub, publish, recipe
-from adamnx_hf.errors import RecipeError
+from adamnx_hf import cli
+from adamnx_hf.common import hub
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf.runs import publish
 from adamnx_hf.tasks import TASKS, load_task
 
 
@@ -322,9 +325,9 @@ def test_a_licence_that_does_not_fit(words, message, server, trained, capsys):
 
 
 def test_every_metric_is_one_of_the_hub():
-    ours = [name for task in TASKS for name in load_task(task).METRICS]
-    assert set(ours) == set(publish.HUB_METRICS) and len(ours) == len(set(ours))
-    converted = {name: convert(40.0) for name, (_, _, convert) in publish.HUB_METRICS.items()}
+    ours = [(name, metric) for task in TASKS for name, metric in load_task(task).METRICS.items()]
+    assert len(ours) == len(dict(ours)) and all(metric.hub_type and metric.hub_name for _, metric in ours)
+    converted = {name: metric.to_hub(40.0) for name, metric in ours}
     assert converted == {
         "top1_error": 0.6, "top5_error": 0.6, "mean_iou": 0.4, "pixel_accuracy": 0.4, "map_50": 0.4,
         "map_75": 0.4, "perplexity": 40.0, "exact_match": 0.4,

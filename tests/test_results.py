@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from adamnx_hf import bench, figures
-from adamnx_hf.compare import MINUS
+from adamnx_hf.bench import run as bench
+from adamnx_hf.figures import draw as figures
 from adamnx_hf.optim.schedules import horizon
+from adamnx_hf.studies.compare import MINUS
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 PAGES = ("ablation", "adax", "cifar100_h200", "flatness", "horizon", "jitter")

@@ -21,9 +21,13 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Picture
 from transformers import TrainerControl, pipeline
 
-from adamnx_hf import cli, recipe, report, run
-from adamnx_hf.errors import RecipeError
+from adamnx_hf import cli
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf.runs import report
+from adamnx_hf.runs import train as run
 from adamnx_hf.tasks import image_classification, load_task
+from adamnx_hf.tasks.base import Metric
 from adamnx_hf.tasks.image_classification import ImageDataset
 from adamnx_hf.tasks.trainer import RecipeTrainer, ResumingCallback
 from trainer_patches import checkpoints
@@ -383,7 +387,7 @@ def holder(tmp_path):
     code = """
 import os, sys, time
 from pathlib import Path
-from adamnx_hf.files import sole_writer
+from adamnx_hf.common.files import sole_writer
 with sole_writer(Path(sys.argv[1])):
     if os.fork() == 0:  # as a data loader's worker
         os.close(1)
@@ -792,7 +796,7 @@ BEST = ["--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "ste
 
 def test_what_the_weights_are_is_recorded(tiny, tmp_path, monkeypatch):
     """Those of the largest loss, so that they are not the last step's; and that one is not judged by them."""
-    monkeypatch.setattr("adamnx_hf.report.draw", lambda *_: None)
+    monkeypatch.setattr("adamnx_hf.runs.report.draw", lambda *_: None)
     out = tmp_path / "out"
     words = [*BEST, "--max_steps", "5", "--load_best_model_at_end", "true"]
     resolved = recipe.resolve(tiny, [*words, "--output_dir", str(out)])
@@ -880,7 +884,7 @@ def test_a_run_on_other_data_than_the_recipes(tiny, tmp_path, folder, capsys, mo
         return trainer
 
     monkeypatch.setattr(image_classification, "make_trainer", with_dropped)
-    monkeypatch.setattr("adamnx_hf.report.draw", lambda *_: None)
+    monkeypatch.setattr("adamnx_hf.runs.report.draw", lambda *_: None)
     out = tmp_path / "out"
     monkeypatch.chdir(folder.parent)
     words = ["--title", "Flowers", "--max_steps", "1", "--eval_split", "train[:8]", "--output_dir", str(out)]
@@ -907,19 +911,20 @@ def test_a_smoke_run_does_not_bear_the_title_of_its_recipe():
 
 def test_metrics_that_are_not_there_or_are_no_numbers(tmp_path, monkeypatch):
     kinds = {"top1_error": "min", "top5_error": "min", "mean_iou": "max"}
+    metrics = {name: Metric(kind, "", "") for name, kind in kinds.items()}
     values = [(math.nan, math.nan), (30.0, 50.0), (40.0, 60.0)]
     rows = [
         {"epoch": i, "learning_rate": 0.1, "train_loss": 1.0, "eval_loss": 1.0}
         | {"top1_error": error, "mean_iou": iou, "top5_error": None}
         for i, (error, iou) in enumerate(values, 1)
     ]
-    assert report.best_and_last(rows, kinds) == {
+    assert report.best_and_last(rows, metrics) == {
         "top1_error": {"best": 30.0, "best_epoch": 2, "last": 40.0},
         "mean_iou": {"best": 60.0, "best_epoch": 3, "last": 60.0},
     }
     drawn = []
     monkeypatch.setattr(report, "save_figure", lambda figure, path: drawn.append(figure))
-    report.draw(tmp_path / "curves.png", "a run", rows, kinds)
+    report.draw(tmp_path / "curves.png", "a run", rows, metrics)
     labels = [text.get_text() for text in drawn[0].axes[1].get_legend().get_texts()]
     assert labels == ["top-1 error, best 30.00", "mean iou, best 60.00"]
 

@@ -11,7 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adamnx_hf import cli
-from adamnx_hf.sharpness import MEASURES, ascent, filter_sizes, largest_eigenvalue, measure, random_rise
+from adamnx_hf.studies.sharpness import (
+    MEASURES,
+    ascent,
+    filter_sizes,
+    largest_eigenvalue,
+    measure,
+    random_rise,
+)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from adamnx_hf.splits import judged_on_training_rows, overlap, training_rows
+from adamnx_hf.common.splits import judged_on_training_rows, overlap, training_rows
 from adamnx_hf.tasks.data import DataArguments
 
 

@@ -26,7 +26,7 @@ from loop import main
 from plan import Plan
 from torch import Tensor, nn
 
-from adamnx_hf.errors import RecipeError
+from adamnx_hf.common.errors import RecipeError
 
 #: Goes before a package's name. With it the largest packages that most machines have are training rows, and
 #: numpy, matplotlib and others test rows.

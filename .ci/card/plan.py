@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from contenders import CONTENDERS
 
-from adamnx_hf.errors import RecipeError, nearest
+from adamnx_hf.common.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
     from lanes import Task

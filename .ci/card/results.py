@@ -14,7 +14,7 @@ from typing import Any
 
 from plan import Plan
 
-from adamnx_hf.errors import RecipeError
+from adamnx_hf.common.errors import RecipeError
 
 
 class Lines:

@@ -20,7 +20,7 @@ from results import (
     value_of,
 )
 
-from adamnx_hf.paired import paired_difference
+from adamnx_hf.studies.paired import paired_difference
 
 #: What is kept of the line with which a process begins.
 OF_START = ["program", "commit", "device", "torch", "data", "parameters"]

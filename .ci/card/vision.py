@@ -30,7 +30,7 @@ from plan import Plan
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from adamnx_hf.errors import RecipeError
+from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.models.nets import efficientnet_v2
 from adamnx_hf.tasks.transforms import eval_transform, train_transform
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from adamnx_hf.errors import nearest
+from adamnx_hf.common.errors import nearest
 
 __all__ = ["NETS", "Net", "build", "convnext", "efficientnet_v2", "options_of", "swin_v2", "tiny_options"]
 

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.image_utils import make_list_of_images
 
-from adamnx_hf.images import to_rgb
+from adamnx_hf.common.images import to_rgb
 
 __all__ = ["Yolov7TinyImageProcessor", "letterbox", "letterbox_boxes", "unletterbox_boxes"]
 

@@ -3,8 +3,7 @@
 A task's module has:
 
 - `Arguments`: a dataclass of the recipe's fields that are the task's own.
-- `METRICS`: the metrics reported best and last, each with `"min"` or `"max"`, the best it can be.
-  :data:`adamnx_hf.publish.HUB_METRICS` has what each is on the Hub.
+- `METRICS`: a :class:`adamnx_hf.tasks.base.Metric` for each metric that is reported best and last, by name.
 - `UNIT`: what is counted for throughput (`"images"`).
 - `PIPELINE_TAG`, if the task's name with hyphens is not one of the Hub's tasks: the one that is, or None.
 - `fast()`: values of `--fast`, by field name.
@@ -26,7 +25,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from adamnx_hf.errors import RecipeError, nearest
+from adamnx_hf.common.errors import RecipeError, nearest
 
 __all__ = ["TASKS", "load_task"]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from adamnx_hf.errors import RecipeError, nearest
-from adamnx_hf.plain_values import read_json
-from adamnx_hf.splits import PartOfSplit
+from adamnx_hf.common.errors import RecipeError, nearest
+from adamnx_hf.common.plain_values import read_json
+from adamnx_hf.common.splits import PartOfSplit
 
 __all__ = [
     "IMAGES_DISPLACE",

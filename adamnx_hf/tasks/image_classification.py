@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adamnx_hf import metrics
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.images import named, pictures
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.images import named, pictures
+from adamnx_hf.tasks.base import Metric, as_rest
 from adamnx_hf.tasks.data import (
     IMAGES_DISPLACE,
     ImageArguments,
@@ -30,12 +31,15 @@ from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
-    from adamnx_hf.recipe import Recipe
+    from adamnx_hf.tasks.base import Recipe
 
 __all__ = ["DISPLACES", "METRICS", "UNIT", "Arguments", "ImageDataset", "fast", "make_trainer", "smoke"]
 
 #: Reported best and last; the best is the lowest.
-METRICS = {"top1_error": "min", "top5_error": "min"}
+METRICS = {
+    "top1_error": Metric("min", "accuracy", "Accuracy", as_rest),
+    "top5_error": Metric("min", "accuracy", "Top-5 accuracy", as_rest),
+}
 
 UNIT = "images"
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.plain_values import read_json
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.plain_values import read_json
 from adamnx_hf.tasks import texts
+from adamnx_hf.tasks.base import Metric
 from adamnx_hf.tasks.data import DataArguments, doc, load_splits
 from adamnx_hf.tasks.pretrained import check_pretrained
 from adamnx_hf.tasks.sft_trainer import (
@@ -27,7 +28,7 @@ from adamnx_hf.tasks.sft_trainer import (
 )
 
 if TYPE_CHECKING:
-    from adamnx_hf.recipe import Recipe
+    from adamnx_hf.tasks.base import Recipe
 
 __all__ = [
     "DISPLACES",
@@ -42,7 +43,10 @@ __all__ = [
 ]
 
 #: Reported best and last.
-METRICS = {"perplexity": "min", "exact_match": "max"}
+METRICS = {
+    "perplexity": Metric("min", "perplexity", "Perplexity", float),
+    "exact_match": Metric("max", "exact_match", "Exact match"),
+}
 
 UNIT = "tokens"
 

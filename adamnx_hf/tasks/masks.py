@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from adamnx_hf import images
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.files import save_figure
+from adamnx_hf.common import images
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.files import save_figure
 from adamnx_hf.tasks.randomness import RowRandom
 
 __all__ = [

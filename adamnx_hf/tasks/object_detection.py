@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adamnx_hf import images, metrics
-from adamnx_hf.errors import RecipeError, nearest
-from adamnx_hf.files import save_figure
-from adamnx_hf.splits import place
+from adamnx_hf import metrics
+from adamnx_hf.common import images
+from adamnx_hf.common.errors import RecipeError, nearest
+from adamnx_hf.common.files import save_figure
+from adamnx_hf.common.splits import place
+from adamnx_hf.tasks.base import Metric
 from adamnx_hf.tasks.data import (
     IMAGES_DISPLACE,
     ImageArguments,
@@ -33,7 +35,7 @@ from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
-    from adamnx_hf.recipe import Recipe
+    from adamnx_hf.tasks.base import Recipe
 
 __all__ = [
     "DISPLACES",
@@ -51,7 +53,10 @@ __all__ = [
 ]
 
 #: Reported best and last, in percent.
-METRICS = {"map_50": "max", "map_75": "max"}
+METRICS = {
+    "map_50": Metric("max", "map", "mAP at IoU 0.5"),
+    "map_75": Metric("max", "map", "mAP at IoU 0.75"),
+}
 
 UNIT = "images"
 
@@ -800,7 +805,7 @@ def _corners(boxes: np.ndarray, arguments: Arguments, width: int, height: int, w
 
 
 def _where(split: str, row: int) -> str:
-    """How messages name a row's objects; see :func:`adamnx_hf.splits.place`."""
+    """How messages name a row's objects; see :func:`adamnx_hf.common.splits.place`."""
     name, number = place(split, row)
     return f"{name}, row {number}"
 

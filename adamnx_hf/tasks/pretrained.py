@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.policy import implementations
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.plain_values import walk
 
-__all__ = ["check_pretrained"]
+__all__ = ["check_pretrained", "implementations"]
 
 
 def check_pretrained(name: str, revision: str | None = None, *, trusted: bool = False) -> None:
@@ -51,3 +53,14 @@ def _is_of_the_hub(implementation: str) -> bool:
     """Whether Transformers gets it from the Hub: by its name, or as flash attention that is not installed."""
     installed = any(importlib.util.find_spec(package) for package in ("flash_attn", "flash_attn_interface"))
     return "/" in implementation or (implementation.startswith("flash") and not installed)
+
+
+def implementations(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the attention and other implementations that `values` name at any depth, each with its key.
+
+    Transformers takes one named `owner/repository` for a kernel to load from the Hub.
+    """
+    for path, item in walk(values):
+        keys = [key for key in path if isinstance(key, str) and "implementation" in key]
+        if keys and isinstance(item, str):
+            yield keys[-1], item

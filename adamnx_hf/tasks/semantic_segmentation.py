@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from adamnx_hf.errors import RecipeError, nearest
+from adamnx_hf.common.errors import RecipeError, nearest
 from adamnx_hf.tasks import masks
+from adamnx_hf.tasks.base import Metric
 from adamnx_hf.tasks.data import (
     IMAGES_DISPLACE,
     ImageArguments,
@@ -30,7 +31,7 @@ from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 if TYPE_CHECKING:
-    from adamnx_hf.recipe import Recipe
+    from adamnx_hf.tasks.base import Recipe
 
 __all__ = [
     "DISPLACES",
@@ -48,7 +49,10 @@ __all__ = [
 ]
 
 #: Reported best and last, in percent.
-METRICS = {"mean_iou": "max", "pixel_accuracy": "max"}
+METRICS = {
+    "mean_iou": Metric("max", "mean_iou", "Mean IoU"),
+    "pixel_accuracy": Metric("max", "accuracy", "Pixel accuracy"),
+}
 
 UNIT = "images"
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
-from adamnx_hf.errors import RecipeError, nearest
-from adamnx_hf.images import named
+from adamnx_hf.common.errors import RecipeError, nearest
+from adamnx_hf.common.images import named
 from adamnx_hf.tasks.data import check_columns
 
 __all__ = [

@@ -18,7 +18,7 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_reduce_on_
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from adamnx_hf.errors import RecipeError, nearest
+from adamnx_hf.common.errors import RecipeError, nearest
 from adamnx_hf.optim import param_groups
 from adamnx_hf.tasks.randomness import generator_of, keep_random_states
 from trainer_patches import checkpoints

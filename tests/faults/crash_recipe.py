@@ -24,9 +24,11 @@ from crash import in_child, start
 from datasets import ClassLabel, Dataset, Features, Image, disable_progress_bars
 from transformers.models.auto import modeling_auto  # noqa: F401
 
+import adamnx_hf.commands.run
 import adamnx_hf.tasks.image_classification  # noqa: F401
-from adamnx_hf import cli, recipe, run  # noqa: F401
-from adamnx_hf.tasks import throughput, trainer
+from adamnx_hf import cli
+from adamnx_hf.runs import throughput
+from adamnx_hf.tasks import trainer
 from trainer_patches.checkpoints import numbered, why_incomplete
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

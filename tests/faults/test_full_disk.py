@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from adamnx_hf import cli, files, report
+from adamnx_hf import cli
+from adamnx_hf.common import files
+from adamnx_hf.runs import report
 from adamnx_hf.tasks.trainer import RecipeTrainer
 from trainer_patches.checkpoints import why_incomplete
 
@@ -225,6 +227,6 @@ def test_other_commands_say_it_in_a_line(monkeypatch, capsys):
     def run(args):
         raise OSError(errno.ENOSPC, "No space left on device", "report.json")
 
-    monkeypatch.setattr("adamnx_hf.recipes.run", run)
+    monkeypatch.setattr("adamnx_hf.commands.recipes.run", run)
     assert cli.main(["recipes"]) == 1
     assert one_line(capsys.readouterr().err).startswith("adamnx-hf: report.json cannot be written (No space")

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification, ViTImageProcessor, pip
 
 from adamnx_hf.models import TorchvisionNetConfig, TorchvisionNetForImageClassification, nets
 from adamnx_hf.models.image_classifier import feature_size
-from adamnx_hf.recipe import named, read
+from adamnx_hf.recipes.resolve import named, read
 
 PAPER = [
     name

@@ -7,7 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features
 from hub_server import serving
 
-from adamnx_hf.errors import RecipeError
+from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.tasks import load_task
 from adamnx_hf.tasks.data import DataArguments, load_splits
 

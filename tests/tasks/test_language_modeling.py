@@ -18,9 +18,11 @@ from transformers import (
 )
 
 pytest.importorskip("trl")
-from adamnx_hf import cli, memory, recipe
+from adamnx_hf import cli
 from adamnx_hf.optim import AdamNX
 from adamnx_hf.optim.schedules import beta2_for_horizon
+from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf.runs import memory
 from adamnx_hf.tasks import language_modeling as task
 from adamnx_hf.tasks.sft_trainer import ExactMatch, RecipeSFTConfig, RecipeSFTTrainer, normal_answer
 

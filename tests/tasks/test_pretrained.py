@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from adamnx_hf import recipe
-from adamnx_hf.errors import RecipeError
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.tasks import pretrained
 from adamnx_hf.tasks.pretrained import check_pretrained
 

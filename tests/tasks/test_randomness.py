@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from adamnx_hf import recipe
-from adamnx_hf.tasks import image_classification, masks, object_detection, throughput
+from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf.runs import throughput
+from adamnx_hf.tasks import image_classification, masks, object_detection
 from adamnx_hf.tasks.randomness import RowRandom, keep_random_states
 from adamnx_hf.tasks.transforms import FlipEach, HSVJitter, train_transform
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.plain_values import LONGEST
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.plain_values import LONGEST
 
 __all__ = [
     "RECIPE",

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adamnx_hf.files import save_figure
+from adamnx_hf.common.drawing import PALETTE, RC
+from adamnx_hf.common.files import save_figure
+from adamnx_hf.studies.decay import BETA2, newest_weights, shares
 
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
-    "PALETTE",
-    "RC",
     "draw_bfloat16",
     "draw_decay",
     "draw_gains",
@@ -27,49 +27,10 @@ __all__ = [
     "draw_results",
     "draw_tuned",
     "draw_twins",
-    "newest_weights",
-    "shares",
     "v_in_bfloat16",
 ]
 
-#: Okabe and Ito's colours, which the colour-blind tell apart, and the look of pictures of runs.
-PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
-RC: dict[Any, Any] = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.grid": True,
-    "grid.color": "#ebebeb",
-    "axes.axisbelow": True,
-}
-
-BETA2 = {"adam": 0.999, "adamnx": 0.99, "adax": 0.99, "adafactor": 0.0}  # each one's default
 COLOURS = {"adam": "#D55E00", "adamnx": "#0072B2", "adax": "#56B4E9", "adafactor": "#009E73"}
-
-
-def newest_weights(schedule: str, steps: Iterable[float], beta2: float | None = None) -> np.ndarray:
-    """`1 − β̂2,t` of a schedule, at its default β2 unless told, for each t in `steps`."""
-    import numpy as np
-
-    from adamnx_hf.optim.schedules import BETA2_SCHEDULES
-
-    weight, beta2 = BETA2_SCHEDULES[schedule], BETA2[schedule] if beta2 is None else beta2
-    return np.array([float(weight(float(step), beta2)) for step in steps])
-
-
-def shares(schedule: str, steps: int, beta2: float | None = None) -> np.ndarray:
-    """The weight of g_s² in v after `steps` steps, for s = 1 … steps. They add up to 1.
-
-    It enters with `1 − β̂2,s` and is multiplied by every later β̂2: `w_s · Π_{s<k≤t} (1 − w_k)`.
-    """
-    import numpy as np
-
-    weights = newest_weights(schedule, range(1, steps + 1), beta2)
-    kept = np.ones(steps)
-    kept[:-1] = np.exp(np.cumsum(np.log1p(-weights[:0:-1]))[::-1])  # w_1 = 1 leaves nothing to decay
-    shares: np.ndarray = weights * kept
-    return shares
 
 
 def draw_decay(path: Path, step: int = 100_000) -> None:
@@ -530,7 +491,7 @@ def draw_results(folder: Path) -> list[Path]:
     Returns:
         The PNGs written.
     """
-    from adamnx_hf import compare, jitter, sharpness
+    from adamnx_hf.studies import compare, jitter, sharpness
 
     def read(name: str) -> Any:
         return json.loads((folder / name).read_text(encoding="utf-8"))
@@ -572,7 +533,3 @@ def main(argv: list[str] | None = None) -> None:
     ):
         draw(args.folder / name)
         print(args.folder / name)
-
-
-if __name__ == "__main__":
-    main()

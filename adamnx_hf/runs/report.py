@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adamnx_hf.files import save_figure, write_text
+from adamnx_hf.common.files import save_figure, write_text
+from adamnx_hf.tasks.base import Metric
 
 __all__ = [
     "best_and_last",
@@ -92,7 +93,7 @@ def fits_title(changes: Mapping[str, Any], data_changes: Mapping[str, Any]) -> b
     """Whether a recipe's title is true of a run: flags changed neither which data nor which network.
 
     Args:
-        changes: by flags, see :class:`adamnx_hf.recipe.Recipe`.
+        changes: by flags, see :class:`adamnx_hf.recipes.resolve.Recipe`.
         data_changes: those of fields about the data.
     """
     from adamnx_hf.tasks.data import DataArguments
@@ -103,7 +104,7 @@ def fits_title(changes: Mapping[str, Any], data_changes: Mapping[str, Any]) -> b
 
 def _commit() -> str | None:
     """The commit of the checkout this package runs from; where there is none, GIT_COMMIT's or None."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return os.environ.get("GIT_COMMIT")
 
@@ -125,7 +126,7 @@ def _processor() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content`, whole or not at all; see :func:`adamnx_hf.files.beside`."""
+    """Writes `content`, whole or not at all; see :func:`adamnx_hf.common.files.beside`."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -170,25 +171,25 @@ def epochs(
     return rows
 
 
-def best_and_last(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]) -> dict[str, Any]:
+def best_and_last(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric]) -> dict[str, Any]:
     """Each metric's best value with its epoch, and the last epoch's; without metrics that no row has."""
     result = {}
-    for name, kind in metrics.items():
+    for name, metric in metrics.items():
         known = [row for row in rows if row.get(name) is not None]
         if known:
             numbers = [row for row in known if not math.isnan(row[name])]  # of which none is the best
-            best = (min if kind == "min" else max)(numbers or known, key=lambda row: row[name])
+            best = (min if metric.best == "min" else max)(numbers or known, key=lambda row: row[name])
             result[name] = {"best": best[name], "best_epoch": best["epoch"], "last": known[-1][name]}
     return result
 
 
-def draw(path: Path, title: str, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]) -> None:
+def draw(path: Path, title: str, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric]) -> None:
     """The run's curves as a PNG: losses, metrics with best and last marked, learning rate."""
     draw_runs(path, title, {"": rows}, metrics)
 
 
 def draw_runs(
-    path: Path, title: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, str]
+    path: Path, title: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, Metric]
 ) -> None:
     """As :func:`draw`, of several runs in one picture.
 
@@ -196,12 +197,12 @@ def draw_runs(
         path: of the PNG.
         title: of the picture.
         runs: rows of :func:`epochs` by the runs' labels.
-        metrics: names and `"min"` or `"max"`.
+        metrics: by name.
     """
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    from adamnx_hf.figures import PALETTE, RC
+    from adamnx_hf.common.drawing import PALETTE, RC
 
     plt.switch_backend("agg")
     with plt.rc_context(RC):
@@ -214,8 +215,8 @@ def draw_runs(
             for key, name, line in (("train_loss", "training", "--"), ("eval_loss", "evaluation", "-")):
                 y = [row[key] for row in rows]
                 left.plot(x, _gaps(y), line, color=colour, marker=marker, ms=3, label=f"{prefix}{name}")
-            for j, (name, kind) in enumerate(metrics.items()):
-                summary = best_and_last(rows, {name: kind}).get(name)
+            for j, (name, metric) in enumerate(metrics.items()):
+                summary = best_and_last(rows, {name: metric}).get(name)
                 if summary is None:  # not a metric of this run
                     continue
                 values = _gaps([row.get(name) for row in rows])

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.recipe import folder, read
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.recipes.resolve import folder, read
 
 __all__ = ["EXTRA", "Table", "add_arguments", "fill", "find_runs", "run", "tables"]
 
@@ -225,7 +225,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _draw(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
-    from adamnx_hf import report
+    from adamnx_hf.runs import report
     from adamnx_hf.tasks import load_task
 
     recipes = sorted({run["recipe"] for run in runs})

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adamnx_hf.errors import RecipeError
+from adamnx_hf.common.errors import RecipeError
 
 if sys.platform == "win32":
     import msvcrt

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adamnx_hf.errors import RecipeError, in_one_line
+from adamnx_hf.common.errors import RecipeError, in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -131,14 +131,14 @@ def of_recipe(name: str, flags: Sequence[str] = ()) -> tuple[Memory, int, int]:
     """What a recipe's training will take, with its number of parameters and of those that are trained.
 
     Args:
-        name: see :func:`adamnx_hf.recipe.find`.
+        name: see :func:`adamnx_hf.recipes.resolve.find`.
         flags: as for `adamnx-hf run`.
 
     Raises:
         RecipeError: a flag does not fit, or the recipe's task or fields do not tell the model's sizes, or
             make no model or optimizer.
     """
-    from adamnx_hf.recipe import resolve
+    from adamnx_hf.recipes.resolve import resolve
 
     recipe = resolve(name, [*flags, "--use_cpu=true"])  # it asks for no device
     if not hasattr(recipe.task, "meta_model"):
@@ -184,7 +184,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a table, in Markdown."""
-    from adamnx_hf.recipe import named, read
+    from adamnx_hf.recipes.resolve import named, read
 
     try:
         names = args.recipes or [n for n, path in named().items() if read(path).get("model_config")]

@@ -5,7 +5,7 @@ gradients with weights `w_s` that add up to 1, so that its variance, relative to
 
     Var(v) / E(v)² = κ · Σ_s w_s²,    κ = Var(g²) / E(g²)²,
 
-with κ = 2 for normal gradients around 0. The sum is the schedule's part of it (:func:`squared_shares`). The
+with κ = 2 for normal gradients around 0. The sum is the schedule's part of it: `squared_shares`. The
 command holds the weights of a trained network where they are, takes its gradients batch by batch, and looks
 at v and at the step m / (√v + ε) of streams drawn from them; beside them normal noise, of which all is known.
 """
@@ -16,41 +16,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adamnx_hf.errors import RecipeError, number
-from adamnx_hf.files import save_figure
+from adamnx_hf.common.errors import RecipeError, number
+from adamnx_hf.common.files import save_figure
+from adamnx_hf.studies.decay import newest_weights, squared_shares
 
-if TYPE_CHECKING:
-    import numpy as np
-
-__all__ = ["EXTRA", "add_arguments", "draw", "gradients_of", "run", "simulate", "squared_shares"]
+__all__ = ["EXTRA", "add_arguments", "draw", "gradients_of", "run", "simulate"]
 
 #: The extra of this package that has what this command needs.
 EXTRA = "recipes"
 
 #: Schedules, β2 and names of what is drawn; `adamnx` 0.9003 has the paper's 6.28 horizons in 600 steps.
 SHOWN = (("adam", 0.999), ("adam", 0.99), ("adamnx", 0.99), ("adamnx", 0.9003))
-
-
-def squared_shares(schedule: str, steps: int, beta2: float) -> np.ndarray:
-    """`Σ_s w_s²` of the weights in v after each of `steps` steps: Var(v)/E(v)² in units of κ.
-
-    1 at the first step. Of a plain mean it is 1/t; for Adam it goes to (1 − β2)/(1 + β2), for AdamNX to
-    (1 − q)/(1 + q) with q = β2^(1−β2): v stands still, at a place that the first H steps have chosen.
-    """
-    import numpy as np
-
-    from adamnx_hf.figures import newest_weights
-
-    sums = np.empty(steps)
-    total = 0.0
-    for i, weight in enumerate(newest_weights(schedule, range(1, steps + 1), beta2)):
-        total = sums[i] = (1 - weight) ** 2 * total + weight**2
-    return sums
 
 
 def simulate(
@@ -138,7 +119,7 @@ def gradients_of(
     from tqdm import tqdm
     from transformers import set_seed
 
-    from adamnx_hf.sharpness import trainer_of
+    from adamnx_hf.studies.sharpness import trainer_of
 
     trainer = trainer_of(folder, dataset_name)
     set_seed(seed)
@@ -185,7 +166,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from adamnx_hf import report
+    from adamnx_hf.runs import report
 
     try:
         real = gradients_of(args.folder, args.batches, args.coordinates, args.dataset_name)
@@ -271,7 +252,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    from adamnx_hf.figures import PALETTE, RC, newest_weights
+    from adamnx_hf.common.drawing import PALETTE, RC
 
     def label(one: dict[str, Any]) -> str:
         return f"{'AdamNX' if one['schedule'] == 'adamnx' else 'Adam'} {one['beta2']:g}"

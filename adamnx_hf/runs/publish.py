@@ -17,14 +17,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adamnx_hf import hub
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.files import beside
-from adamnx_hf.policy import NAME_OR_PATH, Origin, why_not
-from adamnx_hf.recipe import NEUTRAL, read
-from adamnx_hf.report import fits_title, run_command
+from adamnx_hf.common import hub
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.files import beside
+from adamnx_hf.common.text import format_metric
+from adamnx_hf.recipes.policy import NAME_OR_PATH, Origin, why_not
+from adamnx_hf.recipes.resolve import NEUTRAL, read
+from adamnx_hf.runs.report import fits_title, run_command
+from adamnx_hf.tasks import load_task
+from adamnx_hf.tasks.base import Metric
 
-__all__ = ["EXTRA", "HUB_METRICS", "Package", "add_arguments", "package", "push", "run"]
+__all__ = ["EXTRA", "Package", "add_arguments", "package", "push", "run"]
 
 EXTRA = "recipes"
 
@@ -32,27 +35,6 @@ EXTRA = "recipes"
 #: (https://huggingface.co/docs/hub/storage-limits, which recommends less than 200 GB).
 MAX_FILE_SIZE = 500_000_000_000
 
-
-def _share(percent: float) -> float:
-    return round(percent / 100, 6)
-
-
-def _rest(percent: float) -> float:
-    return round(1 - percent / 100, 6)
-
-
-#: What the tasks' METRICS are on the Hub: type and name, and from our figure to theirs. There a share is from
-#: 0 to 1, as evaluate's `accuracy`, `mean_iou` and `exact_match` have it; ours is in percent.
-HUB_METRICS: dict[str, tuple[str, str, Callable[[float], float]]] = {
-    "top1_error": ("accuracy", "Accuracy", _rest),
-    "top5_error": ("accuracy", "Top-5 accuracy", _rest),
-    "mean_iou": ("mean_iou", "Mean IoU", _share),
-    "pixel_accuracy": ("accuracy", "Pixel accuracy", _share),
-    "map_50": ("map", "mAP at IoU 0.5", _share),
-    "map_75": ("map", "mAP at IoU 0.75", _share),
-    "perplexity": ("perplexity", "Perplexity", float),
-    "exact_match": ("exact_match", "Exact match", _share),
-}
 
 #: What is published, beside the recipe and the card, by name: what else lies there may be anything, tokens
 #: included. All of it is data, none a pickle.
@@ -160,7 +142,7 @@ def push(
 
     Args:
         run_dir: what `adamnx-hf run` wrote.
-        repo_id, private, token: see :func:`adamnx_hf.hub.upload`.
+        repo_id, private, token: see :func:`adamnx_hf.common.hub.upload`.
         update: commit to the repository if there is one. What an earlier run put there and this one has
             not is removed in the same commit. Other files, other metadata of the card and what its owner
             wrote above or below ours stay.
@@ -170,7 +152,7 @@ def push(
         The repository's address.
 
     Raises:
-        RecipeError: see :func:`package` and :func:`adamnx_hf.hub.upload`; nothing has been sent by then,
+        RecipeError: see :func:`package` and :func:`adamnx_hf.common.hub.upload`; nothing has been sent by then,
             save where it says so.
     """
     made = package(run_dir, repo_id, license=license, license_name=license_name)
@@ -505,8 +487,6 @@ def _card(
     """The model card: metadata as the Hub reads it, and text."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    from adamnx_hf.tasks import load_task
-
     task = load_task(results["task"])
     tag = getattr(task, "PIPELINE_TAG", results["task"].replace("_", "-"))
     made_up = results["data"] == "made up" or results["smoke"]  # of neither is there anything to measure
@@ -522,9 +502,9 @@ def _card(
             dataset_name=label,
             dataset_config=recipe.get("dataset_config_name") if dataset else None,
             dataset_revision=recipe.get("dataset_revision") if dataset else None,
-            metric_type=HUB_METRICS[name][0],
-            metric_name=f"{HUB_METRICS[name][1]}, {figure.told}{on_what}",
-            metric_value=HUB_METRICS[name][2](figure.values[name]),
+            metric_type=task.METRICS[name].hub_type,
+            metric_name=f"{task.METRICS[name].hub_name}, {figure.told}{on_what}",
+            metric_value=task.METRICS[name].to_hub(figure.values[name]),
         )
         for name in measured
         for figure in figures
@@ -537,7 +517,7 @@ def _card(
         datasets=None if made_up or not dataset else [dataset],
         base_model=base_model,
         pipeline_tag=tag,
-        metrics=list(dict.fromkeys(HUB_METRICS[name][0] for name in measured)) or None,
+        metrics=list(dict.fromkeys(task.METRICS[name].hub_type for name in measured)) or None,
         model_name=repo_id.rpartition("/")[2],
         eval_results=evaluations or None,
         **licence,  # type: ignore[arg-type]
@@ -585,13 +565,8 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```"""
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ").replace("top", "top-")
-
-
-def _named(metric: str) -> str:
-    percent = ", %" if HUB_METRICS[metric][2] is not float else ""
-    return f"{_words(metric)}{percent}"
+def _named(name: str, metric: Metric) -> str:
+    return format_metric(name) + ("" if metric.to_hub is float else ", %")
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
@@ -626,11 +601,12 @@ def _how_judged(results: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
 def _results_table(results: Mapping[str, Any]) -> str:
     """The metrics as Markdown: of the weights first, then of the last epoch and, if another, of the best."""
     figures = _figures(results)
+    metrics = load_task(results["task"]).METRICS
     has_best = figures[-1].column == _BEST
     columns = figures[:-1] if has_best else figures
     head = ["metric", *(figure.column for figure in columns)]
     rows = [
-        [_named(name), *(f"{figure.values[name]:.4g}" if name in figure.values else "" for figure in columns)]
+        [_named(name, metrics[name]), *(f"{figure.values[name]:.4g}" if name in figure.values else "" for figure in columns)]
         for name in results["metrics"]
     ]
     if has_best:

@@ -134,7 +134,7 @@ def _plainly_sharded() -> str | None:
     return {"FSDP": "FSDP1", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}.get(kind)
 
 
-_BASELINES = "adamnx_hf.baselines:"
+_BASELINES = "adamnx_hf.catalog.baselines:"
 
 #: The `optim=` names, with what they stand for and how it is configured.
 NAMES: dict[str, dict[str, Any]] = {

@@ -18,14 +18,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adamnx_hf import files, interrupts
-from adamnx_hf.errors import RecipeError, close_bars, in_one_line, printable
-from adamnx_hf.hub import SCHEME
-from adamnx_hf.splits import judged_on_training_rows, training_rows
+from adamnx_hf.common import files
+from adamnx_hf.common import interrupts
+from adamnx_hf.common.errors import RecipeError, close_bars, in_one_line, printable
+from adamnx_hf.common.hub import SCHEME
+from adamnx_hf.common.splits import judged_on_training_rows, training_rows
 from trainer_patches import checkpoints
 
 if TYPE_CHECKING:
-    from adamnx_hf.recipe import Recipe
+    from adamnx_hf.tasks.base import Recipe
 
 __all__ = [
     "EXTRA",
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if args.recipe.startswith(SCHEME):  # nobody is told who runs somebody's recipe
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from adamnx_hf import recipe
+    from adamnx_hf.recipes import resolve as recipe
 
     try:
         if asked := {"--help", "-h", "--help-all"}.intersection(args.flags):
@@ -106,7 +107,7 @@ def without_tokens(words: Sequence[str]) -> list[str]:
 
 def _command(name: str, flags: Sequence[str]) -> str:
     """The command, without the values of tokens."""
-    from adamnx_hf.report import run_command
+    from adamnx_hf.runs.report import run_command
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
     return shlex.join([*run_command(processes), name, *without_tokens(flags)])
@@ -237,12 +238,12 @@ def _check_same_run(recipe: Recipe, checkpoint: str, written: dict[str, Any] | N
     Raises:
         RecipeError: a field is another, which the message names.
     """
-    from adamnx_hf.policy import NAME_OR_PATH
-    from adamnx_hf.recipe import NEUTRAL
+    from adamnx_hf.recipes.policy import NAME_OR_PATH
+    from adamnx_hf.recipes.resolve import NEUTRAL, as_file
 
     if written is None:  # by a Trainer of the user's own
         return
-    now = json.loads(json.dumps(recipe.resolved(), default=str))
+    now = json.loads(json.dumps(as_file(recipe), default=str))
     for key in sorted({*written, *now}):
         if _MAY_DIFFER.fullmatch(key) or (NEUTRAL.fullmatch(key) and key not in _IS_ANOTHER):
             continue
@@ -315,7 +316,7 @@ def train(
     them, and the model with its processor.
 
     Args:
-        recipe: see :func:`adamnx_hf.recipe.resolve`.
+        recipe: see :func:`adamnx_hf.recipes.resolve.resolve`.
         command: for environment.json.
         bare: prints nothing, leaves the model out of the folder, and times nothing but the training.
         keep_model: writes the model also where `bare`.
@@ -350,9 +351,10 @@ def _train(
     import yaml
     from transformers.trainer_callback import ExportableState
 
-    from adamnx_hf import report
-    from adamnx_hf.memory import as_it_is
-    from adamnx_hf.tasks.throughput import TrainClock, measure
+    from adamnx_hf.recipes.resolve import as_file
+    from adamnx_hf.runs import report
+    from adamnx_hf.runs.memory import as_it_is
+    from adamnx_hf.runs.throughput import TrainClock, measure
 
     args = recipe.training_arguments
     checkpoint = _checkpoint(recipe, folder)
@@ -364,7 +366,7 @@ def _train(
     try_optimizer(args)
     repo_id = None
     if args.push_to_hub:
-        from adamnx_hf import hub
+        from adamnx_hf.common import hub
 
         repo_id = hub.check_access(
             args.hub_model_id or f"{recipe.name}-{folder.resolve().name}".replace("--", "-"), args.hub_token
@@ -394,7 +396,7 @@ def _train(
 
         def state(self) -> dict[str, Any]:
             """Tells a checkpoint what it is to know of the run; :func:`_record_of` reads it."""
-            run = {"recipe": recipe.resolved(), "memory": self.memory, "clock": clock.state()}
+            run = {"recipe": as_file(recipe), "memory": self.memory, "clock": clock.state()}
             return {"args": {}, "attributes": {"run": run}}
 
         def on_optimizer_step(self, *_: Any, **now: Any) -> None:
@@ -413,7 +415,7 @@ def _train(
                     [*report.run_command(environment["processes"]), f"{folder.name}/recipe.yaml"]
                 )
                 head = f"# {recipe.name} as it was run. Again: {again}\n"
-                fields = recipe.resolved()
+                fields = as_file(recipe)
                 if not report.fits_title(recipe.changes, data_changes(recipe)):  # nor when the file is run
                     fields.pop("title", None)
                 text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
@@ -519,7 +521,7 @@ def _train(
         if not bare:
             _say_results(results, folder, recipe.task.UNIT, [PREDICTIONS] if draws else [])
         if repo_id is not None:
-            from adamnx_hf import publish
+            from adamnx_hf.runs import publish
 
             publish.push(folder, repo_id, private=args.hub_private_repo, update=True, token=args.hub_token)
     return results
@@ -538,7 +540,7 @@ def data_changes(recipe: Recipe) -> dict[str, Any]:
 
 def true_title(recipe: Recipe) -> str:
     """The recipe's title; empty where it is not true of these data or this network."""
-    from adamnx_hf.report import fits_title
+    from adamnx_hf.runs.report import fits_title
 
     true = not recipe.synthetic_data and fits_title(recipe.changes, data_changes(recipe))
     return recipe.arguments.title if true else ""

@@ -7,14 +7,14 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.splits import place
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.splits import place
 
 __all__ = ["named", "opened", "picture", "pictures", "reading", "size", "to_rgb"]
 
 
 def named(column: str, row: int, split: str) -> str:
-    """How messages name what stands in a row; see :func:`adamnx_hf.splits.place`."""
+    """How messages name what stands in a row; see :func:`adamnx_hf.common.splits.place`."""
     name, number = place(split, row)
     return f"{column}: row {number} of the split {name!r}"
 

@@ -18,15 +18,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from adamnx_hf import hub, policy
-from adamnx_hf.errors import RecipeError, nearest, printable
-from adamnx_hf.plain_values import LONGEST, read_json, read_yaml, walk
-from adamnx_hf.policy import Origin
+from adamnx_hf.common import hub
+from adamnx_hf.common.errors import RecipeError, nearest, printable
+from adamnx_hf.common.plain_values import LONGEST, read_json, read_yaml, walk
+from adamnx_hf.recipes import policy
+from adamnx_hf.recipes.policy import Origin
+from adamnx_hf.tasks.base import Recipe, RecipeArguments, find_field
 
 __all__ = [
     "NEUTRAL",
-    "Recipe",
-    "RecipeArguments",
+    "as_file",
     "fields",
     "find",
     "folder",
@@ -38,8 +39,8 @@ __all__ = [
 
 def folder() -> Path:
     """Where the package's recipes are: inside it, or in a checkout beside it."""
-    inside = Path(__file__).parent / "recipe_files"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "recipes"
+    inside = Path(__file__).parents[1] / "recipe_files"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def named() -> dict[str, Path]:
@@ -96,43 +97,6 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
-@dataclasses.dataclass
-class RecipeArguments:
-    """The fields that every recipe has, beside the task's and TrainingArguments'."""
-
-    task: str = dataclasses.field(metadata={"help": "What is trained; one of adamnx_hf.tasks.TASKS."})
-    title: str = dataclasses.field(default="", metadata={"help": "What it is, in a few words."})
-    paper_tables: list[int] = dataclasses.field(
-        default_factory=list, metadata={"help": "The paper's tables it reproduces."}
-    )
-    hardware: str = dataclasses.field(default="", metadata={"help": "What it is meant to run on."})
-    hours: str = dataclasses.field(
-        default="", metadata={"help": "Hours to expect on that hardware, and whether they were measured."}
-    )
-    optimizers: dict | str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "What else changes with optim: field values by its names, as JSON in a flag."},
-    )
-    fast: bool = dataclasses.field(
-        default=False,
-        metadata={
-            "help": "Train for speed: bf16, channels_last, torch.compile, a fused step, images kept decoded "
-            "and augmented in batches on the device."
-        },
-    )
-    smoke: bool = dataclasses.field(
-        default=False,
-        metadata={
-            "help": "Try it out: a few steps of a tiny model on a few examples, made up unless "
-            "dataset_name is a local folder. Never connects to the Hub."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        if isinstance(self.optimizers, str):
-            self.optimizers = read_json(self.optimizers)
-
-
 #: Fields of TrainingArguments that a recipe's `--help` shows, beside those that the recipe sets.
 USUAL = (
     "output_dir", "seed", "num_train_epochs", "max_steps", "per_device_train_batch_size",
@@ -169,49 +133,6 @@ NEUTRAL = re.compile(
 
 #: What the name of a file of data ends in.
 DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt")
-
-
-@dataclasses.dataclass
-class Recipe:
-    """A recipe, resolved: every field checked and typed."""
-
-    name: str
-    values: dict[str, Any]
-    """The fields that were set, wherever; `adamnx-hf run` takes a file of them."""
-    changes: dict[str, Any]
-    """Fields that flags set to something else than the recipe's, where it may matter for the outcome."""
-    data_changes: dict[str, Any]
-    """Fields that say which data, and how they are read, that flags set to something else."""
-    given: frozenset[str]
-    """The names of the fields that flags set."""
-    arguments: RecipeArguments
-    task: Any
-    """The task's module."""
-    task_arguments: Any
-    training_arguments: Any
-    synthetic_data: bool
-
-    def default(self, field: str) -> Any:
-        """What `field` is where nothing sets it; None if there is no such field, or no default."""
-        parts = (self.arguments, self.task_arguments, self.training_arguments)
-        found = _field(map(type, parts), field)
-        if found is not None and callable(found.default_factory):
-            return found.default_factory()
-        if found is None or found.default is dataclasses.MISSING:
-            return None
-        return getattr(found.default, "value", found.default)
-
-    def resolved(self) -> dict[str, Any]:
-        """The recipe as it was run, for a file: the same again, without any flag."""
-        parts = (self.arguments, self.task_arguments, self.training_arguments)
-        values = {}
-        for key, value in self.values.items():
-            if key in ("optimizers", "fast", "output_dir") or policy.is_flags_only(key):
-                continue  # the first two are in the other fields by now; a file overwrites nothing
-            parsed = next(getattr(part, key) for part in parts if hasattr(part, key))
-            value = parsed if isinstance(parsed, dict) else value  # JSON came as text
-            values[key] = getattr(value, "value", value)
-        return values
 
 
 class _Parser:
@@ -586,6 +507,19 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
     )
 
 
+def as_file(recipe: Recipe) -> dict[str, Any]:
+    """Returns the recipe as it was run, for a file: the same again, without any flag."""
+    parts = (recipe.arguments, recipe.task_arguments, recipe.training_arguments)
+    values = {}
+    for key, value in recipe.values.items():
+        if key in ("optimizers", "fast", "output_dir") or policy.is_flags_only(key):
+            continue  # the first two are in the other fields by now; a file overwrites nothing
+        parsed = next(getattr(part, key) for part in parts if hasattr(part, key))
+        value = parsed if isinstance(parsed, dict) else value  # JSON came as text
+        values[key] = getattr(value, "value", value)
+    return values
+
+
 def _displace(from_file: dict[str, Any], from_flags: Mapping[str, Any], task: Any) -> list[str]:
     """Takes those fields out of `from_file` that one of `from_flags` leaves without meaning.
 
@@ -623,7 +557,7 @@ def _set_direction(args: Any, task: Any, greater_is_better: bool | None) -> None
     if args.metric_for_best_model is None:
         return
     metric = args.metric_for_best_model.removeprefix("eval_")
-    higher = {"loss": "min", **task.METRICS}[metric] == "max"
+    higher = metric != "loss" and task.METRICS[metric].best == "max"
     right = f"of {metric} the {'higher' if higher else 'lower'} is the better; leave it out"
     if greater_is_better is not None and greater_is_better != higher:
         raise RecipeError(f"greater_is_better: {str(greater_is_better).lower()} will not do: {right}")
@@ -705,14 +639,8 @@ def _whole_paths(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _default(parser: _Parser, key: str) -> Any:
-    field = _field(parser.classes, key)
+    field = find_field(parser.classes, key)
     return None if field is None or field.default is dataclasses.MISSING else field.default
-
-
-def _field(classes: Iterable[Any], name: str) -> dataclasses.Field[Any] | None:
-    """Finds a field by its name among those of the dataclasses."""
-    fields = (field for kind in classes for field in dataclasses.fields(kind))
-    return next((field for field in fields if field.name == name), None)
 
 
 def _output_dir(name: str, values: Mapping[str, Any]) -> Path:

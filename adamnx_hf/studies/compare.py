@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from adamnx_hf.errors import RecipeError, number
-from adamnx_hf.files import save_figure, sole_writer, write_text
-from adamnx_hf.paired import Difference, compared
-from adamnx_hf.splits import judged_on_training_rows, overlap, training_rows
+from adamnx_hf.common.errors import RecipeError, number
+from adamnx_hf.common.files import save_figure, sole_writer, write_text
+from adamnx_hf.common.splits import judged_on_training_rows, overlap, training_rows
+from adamnx_hf.studies.paired import Difference, compared
 
 __all__ = ["EXTRA", "TAKES_FLAGS", "Contender", "add_arguments", "compare", "markdown", "run", "verdict"]
 
@@ -240,7 +240,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         RecipeError: something does not fit, or another comparison is writing into the folder; nothing has
             been trained by then.
     """
-    from adamnx_hf import recipe as recipes
+    from adamnx_hf.recipes import resolve as recipes
 
     _contenders(args.optim)
     if args.hold_out > 50:
@@ -254,12 +254,12 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(args: argparse.Namespace, base: Any, folder: Path) -> dict[str, Any]:
-    from adamnx_hf import recipe as recipes
-    from adamnx_hf import report
-    from adamnx_hf.run import data_changes, true_title
+    from adamnx_hf.recipes import resolve as recipes
+    from adamnx_hf.runs import report
+    from adamnx_hf.runs.train import data_changes, true_title
 
     contenders = _contenders(args.optim)
-    metrics = {LOSS: "min", **base.task.METRICS}
+    metrics = {LOSS: "min", **{name: metric.best for name, metric in base.task.METRICS.items()}}
     chosen_by = args.metric or next(iter(base.task.METRICS), LOSS)
     if chosen_by not in metrics:
         raise RecipeError(f"--metric: {chosen_by!r} is none of {', '.join(metrics)}")
@@ -427,7 +427,7 @@ def _contenders(labels: Sequence[str]) -> list[Contender]:
 
 def _own_optim_args(args: argparse.Namespace, one: Contender) -> str | None:
     """The optim_args that the recipe, or a flag, gives to this optimizer."""
-    from adamnx_hf import recipe as recipes
+    from adamnx_hf.recipes import resolve as recipes
 
     with _as_it_was():
         try:
@@ -480,7 +480,7 @@ def _told(args: argparse.Namespace, arguments: Any, swept: bool) -> dict[str, st
 
 
 def _resolve(item: _Run, args: argparse.Namespace) -> Any:
-    from adamnx_hf import recipe as recipes
+    from adamnx_hf.recipes import resolve as recipes
 
     with _as_it_was():
         try:
@@ -497,13 +497,13 @@ def _look(item: _Run, args: argparse.Namespace) -> None:
     """
     import yaml
 
-    from adamnx_hf.recipe import read
+    from adamnx_hf.recipes.resolve import as_file, read
 
     resolved, path = _resolve(item, args), item.folder / "results.json"
     _try_optimizer(resolved, item)
     if not path.is_file():
         return
-    expected = yaml.safe_load(yaml.safe_dump(resolved.resolved()))
+    expected = yaml.safe_load(yaml.safe_dump(as_file(resolved)))
     there = read(item.folder / "recipe.yaml") if (item.folder / "recipe.yaml").is_file() else {}
     for fields in (expected, there):  # a run writes the title down only where it is true of the data
         fields.pop("title", None)
@@ -522,7 +522,7 @@ def _look(item: _Run, args: argparse.Namespace) -> None:
 
 def _try_optimizer(recipe: Any, item: _Run) -> None:
     """That the optimizer takes its settings: Transformers asks it only when training begins."""
-    from adamnx_hf.run import try_optimizer
+    from adamnx_hf.runs.train import try_optimizer
 
     with _as_it_was():
         try:
@@ -535,7 +535,7 @@ def _carry_out(item: _Run, args: argparse.Namespace, bar: _Progress) -> None:
     """Trains, unless it is done.
 
     Raises:
-        RecipeError: see :func:`adamnx_hf.run.train`. Or no step was taken.
+        RecipeError: see :func:`adamnx_hf.runs.train.train`. Or no step was taken.
     """
     if item.results:
         bar.skip()
@@ -549,7 +549,7 @@ def _carry_out(item: _Run, args: argparse.Namespace, bar: _Progress) -> None:
 
 
 def _train(item: _Run, args: argparse.Namespace, bar: _Progress) -> None:
-    from adamnx_hf.run import train
+    from adamnx_hf.runs.train import train
 
     with _as_it_was():
         recipe = _resolve(item, args)
@@ -875,7 +875,7 @@ def _without_folder(value: Any) -> Any:
 
 def _command(args: argparse.Namespace) -> str:
     """The command as it was typed, save for folders of this machine and tokens."""
-    from adamnx_hf.run import without_tokens
+    from adamnx_hf.runs.train import without_tokens
 
     options = ["--keep-models"] if args.keep_models else []
     options += [f"--sweep={text}" for text in args.sweep]
@@ -905,7 +905,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     import numpy as np
     from matplotlib import pyplot as plt
 
-    from adamnx_hf.figures import PALETTE, RC
+    from adamnx_hf.common.drawing import PALETTE, RC
 
     metrics, count = list(content["metrics"]), len(content["contenders"])
     lower = 0.8 + 0.55 * (count - 1)
@@ -1003,7 +1003,8 @@ def draw_decay(path: Path, content: dict[str, Any]) -> None:
     import numpy as np
     from matplotlib import pyplot as plt
 
-    from adamnx_hf.figures import PALETTE, RC, newest_weights, shares
+    from adamnx_hf.common.drawing import PALETTE, RC
+    from adamnx_hf.studies.decay import newest_weights, shares
 
     shown = []
     for i, one in enumerate(content["contenders"]):

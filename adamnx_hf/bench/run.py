@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from adamnx_hf.files import save_figure, write_text
+from adamnx_hf.common.files import save_figure, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -417,7 +417,7 @@ def _status(report: dict[str, Any], device: str) -> int:
 
 
 def _write(report: dict[str, Any], title: str, outputs: list[Path], *, memory: bool) -> None:
-    from adamnx_hf.report import write_json
+    from adamnx_hf.runs.report import write_json
 
     write_json(outputs[0], report)
     facts = [f"- {key}: {value}" for key, value in report["environment"].items()]
@@ -673,7 +673,7 @@ def _allocated(device: str) -> int:
 
 def _state_bytes(optimizer: Any) -> int:
     """Of the storages that an optimizer's state is made of."""
-    from adamnx_hf.memory import plain_tensors
+    from adamnx_hf.runs.memory import plain_tensors
 
     storages = [
         t.untyped_storage() for t in plain_tensors(v for s in optimizer.state.values() for v in s.values())
@@ -1185,7 +1185,7 @@ def _driver() -> str | None:
 def _environment(device: str) -> dict[str, str]:
     import torch
 
-    from adamnx_hf import report
+    from adamnx_hf.runs import report
 
     known = report.environment()
     facts = {

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamnx_hf import __version__
-from adamnx_hf.errors import number
-from adamnx_hf.figures import PALETTE
-from adamnx_hf.files import entries, save_figure, write_text
-from adamnx_hf.paired import Difference, paired_difference
+from adamnx_hf.common.drawing import PALETTE
+from adamnx_hf.common.errors import number
+from adamnx_hf.common.files import entries, save_figure, write_text
+from adamnx_hf.studies.paired import Difference, paired_difference
 
 if TYPE_CHECKING:
     import numpy as np

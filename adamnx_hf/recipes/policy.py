@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
-from adamnx_hf.errors import RecipeError
-from adamnx_hf.plain_values import walk
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.plain_values import walk
+from adamnx_hf.tasks.pretrained import implementations
 
 __all__ = [
     "FLAGS_ONLY",
@@ -26,7 +27,6 @@ __all__ = [
     "NAME_OR_PATH",
     "Origin",
     "check",
-    "implementations",
     "is_flags_only",
     "why_not",
 ]
@@ -341,17 +341,6 @@ def why_not(origin: Origin, key: str, value: Any) -> str | None:
         return "cannot stand in a recipe from the Hub"
     reason = HUB[key](getattr(value, "value", value))
     return f"cannot stand in a recipe from the Hub ({reason})" if reason else None
-
-
-def implementations(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields the attention and other implementations that `values` name at any depth, each with its key.
-
-    Transformers takes one named `owner/repository` for a kernel to load from the Hub.
-    """
-    for path, item in walk(values):
-        keys = [key for key in path if isinstance(key, str) and "implementation" in key]
-        if keys and isinstance(item, str):
-            yield keys[-1], item
 
 
 def check(origin: Origin, values: Mapping[str, Any], source: str) -> None:

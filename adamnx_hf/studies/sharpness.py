@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adamnx_hf.errors import RecipeError, number
-from adamnx_hf.files import save_figure
-from adamnx_hf.paired import Difference, compared
+from adamnx_hf.common.errors import RecipeError, number
+from adamnx_hf.common.files import save_figure
+from adamnx_hf.studies.paired import Difference, compared
 
 __all__ = [
     "EXTRA",
@@ -329,7 +329,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _data(folder: Path, args: argparse.Namespace) -> str | None:
     """The data set that a run is measured on: its name on the Hub, or its folder's whole path."""
-    from adamnx_hf import recipe as recipes
+    from adamnx_hf.recipes import resolve as recipes
 
     name = args.dataset_name or recipes.read(folder / "recipe.yaml").get("dataset_name")
     path = Path(os.path.expanduser(name or ""))
@@ -340,7 +340,7 @@ def _of_run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Measures one run, and writes its sharpness.json; what was measured alike before is taken from there."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from adamnx_hf import report
+    from adamnx_hf.runs import report
 
     path, alike = folder / "sharpness.json", {"settings": _settings(args), "data": _data(folder, args)}
     weights = sorted(folder.glob("model*.safetensors"))
@@ -383,7 +383,7 @@ def trainer_of(folder: Path, dataset_name: str | None = None) -> Any:
     Raises:
         RecipeError: the folder holds no whole model, or the data set is not there.
     """
-    from adamnx_hf import recipe as recipes
+    from adamnx_hf.recipes import resolve as recipes
 
     _check(folder)
     words = ["--output_dir", str(folder), "--report_to=none", "--disable_tqdm=true"]
@@ -421,8 +421,8 @@ def _of_comparison(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Measures the runs of a comparison, and writes its sharpness.json and sharpness.png."""
     from tqdm import tqdm
 
-    from adamnx_hf import report
-    from adamnx_hf.compare import Contender, _slug
+    from adamnx_hf.runs import report
+    from adamnx_hf.studies.compare import Contender, _slug
 
     there = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     known = {one["label"]: one for one in there["contenders"]}
@@ -483,7 +483,7 @@ def _verdict(first: str, second: str, difference: Difference | None) -> str:
 
 def markdown(content: dict[str, Any]) -> str:
     """The measures as Markdown: a table of the optimizers and one of the paired differences."""
-    from adamnx_hf.compare import _differences, _number, _spread, _table
+    from adamnx_hf.studies.compare import _differences, _number, _spread, _table
 
     rows = [["optimizer", "loss", "norm of the weights", *(name.replace("_", " ") for name in MEASURES)]]
     for one in content["contenders"]:
@@ -511,7 +511,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     """
     from matplotlib import pyplot as plt
 
-    from adamnx_hf.figures import PALETTE, RC
+    from adamnx_hf.common.drawing import PALETTE, RC
 
     titles = {
         "hessian": "Largest eigenvalue\nof the Hessian",

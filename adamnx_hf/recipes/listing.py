@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from adamnx_hf import hub
-from adamnx_hf.errors import RecipeError, nearest, printable
-from adamnx_hf.paper import Table, tables
-from adamnx_hf.recipe import folder, named, read
+from adamnx_hf.common import hub
+from adamnx_hf.common.errors import RecipeError, nearest, printable
+from adamnx_hf.recipes.resolve import folder, named, read
+from adamnx_hf.studies.paper import Table, tables
 
 __all__ = ["add_arguments", "listing", "run"]
 

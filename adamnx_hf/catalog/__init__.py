@@ -1,0 +1,1 @@
+"""What an `optim=` name stands for."""

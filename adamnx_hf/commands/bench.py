@@ -1,0 +1,5 @@
+"""`adamnx-hf bench`."""
+
+from adamnx_hf.bench.run import add_arguments, run
+
+__all__ = ["add_arguments", "run"]

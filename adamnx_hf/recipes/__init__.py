@@ -1,0 +1,1 @@
+"""From a recipe's name to a checked recipe."""

@@ -1,0 +1,1 @@
+"""Many runs, and what may be said of them."""
