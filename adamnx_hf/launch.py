@@ -4,7 +4,8 @@ python -m adamnx_hf.launch run_clm.py --optim adamnx ...
 python -m adamnx_hf.launch trl sft --optim adamnx ...
 accelerate launch -m adamnx_hf.launch run_clm.py --optim adamnx ...
 
-The script runs unmodified, as if it had been started directly. The processes that it starts know the name, too.
+The script runs unmodified, as if it had been started directly. The processes that it starts know the name,
+too.
 """
 
 from __future__ import annotations
