@@ -1,7 +1,7 @@
 """`python -m adamnx_hf.kernel_package FOLDER` writes the optimizer as a repository of the `kernels` package.
 
 The repository holds this package's `optim` folder, file by file, with relative imports. That folder needs
-torch (with its Triton) alone. Triton's source is the same for every platform, so each of :data:`BACKENDS` gets
+torch (with its Triton) alone. Triton's source is the same for every platform, so each of :data:`BACKENDS` has
 the same files in `build/torch-<backend>/`, and `kernels.get_kernel` picks the folder of the machine.
 """
 
