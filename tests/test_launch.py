@@ -194,14 +194,14 @@ def test_a_sitecustomize_beside_the_script_is_the_scripts(tmp_path):
 
 
 def test_environment_is_added_to():
-    made = launch.environment(["b"], {"PYTHONPATH": "x", "TRAINER_PATCHES_MODULES": "a", "HOME": "h"})
+    made = launch.build_environment(["b"], {"PYTHONPATH": "x", "TRAINER_PATCHES_MODULES": "a", "HOME": "h"})
     assert made == {
         "PYTHONPATH": f"{launch.BOOTSTRAP}{os.pathsep}x",
         "TRAINER_PATCHES_MODULES": "a,b",
         "HOME": "h",
     }
-    assert launch.environment(["b"], made) == made  # a launch within a launch
-    assert launch.environment(["a"], {})["PYTHONPATH"] == str(launch.BOOTSTRAP)
+    assert launch.build_environment(["b"], made) == made  # a launch within a launch
+    assert launch.build_environment(["a"], {})["PYTHONPATH"] == str(launch.BOOTSTRAP)
 
 
 def test_a_process_that_needs_no_names_pays_next_to_nothing(tmp_path):
