@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from forks import lean
 from tiny_recipe import TINY
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker to a core: more threads would only get in each other's way
@@ -40,8 +41,9 @@ def run_python(tmp_path):
     """Runs code in an interpreter of its own, for what depends on import order or patches globally."""
 
     def run(code: str, expect: int = 0) -> str:
+        command = [sys.executable, "-c", code]
         result = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=lean()
         )
         assert result.returncode == expect, result.stderr
         return result.stderr + result.stdout  # what others warn of comes before what the code prints
