@@ -16,8 +16,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def pytest_collection_finish():
-    """Every Trainer collects garbage when it begins: half a second, if what is imported is looked through."""
+@pytest.fixture(scope="module", autouse=True)
+def garbage_is_looked_for_in_what_is_new():
+    """Every Trainer collects garbage when it begins: a second, if all that was imported is looked through."""
     gc.collect()
     gc.freeze()
 
