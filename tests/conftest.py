@@ -16,6 +16,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def pytest_collection_modifyitems(items):
+    """Files whose fixtures take long begin early: at the end one worker would wait for them alone."""
+    items.sort(key=lambda item: item.path.name != "test_transformers_patch.py")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def garbage_is_looked_for_in_what_is_new():
     """Every Trainer collects garbage when it begins: a second, if all that was imported is looked through."""
