@@ -503,8 +503,8 @@ def test_errors_before_training(error, message, tiny, tmp_path, capsys, monkeypa
 @pytest.fixture(scope="module")
 def forked():
     """Runs code in processes that have imported what the command needs."""
-    imports = "import matplotlib.pyplot, adamnx_hf.tasks.image_classification\n"
-    imports += "from adamnx_hf import cli, recipe, run\nfrom transformers.models.auto import modeling_auto"
+    imports = "import matplotlib.pyplot, adamnx_hf.tasks.image_classification, adamnx_hf.runs.train\n"
+    imports += "from transformers.models.auto import modeling_auto"
     with forking(imports, check=False) as run:
         yield run
 
