@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from trainer_patches import registered_optimizers
+from adamnx_hf.catalog import OPTIMIZERS
 
 __all__ = ["BASELINE", "CLIPPED", "CONTESTANTS", "Contestant", "label_contestant", "make_adamnx"]
 
@@ -40,75 +40,70 @@ class Contestant:
     only in the cases of `--memory`, which have few shapes."""
 
 
-def make_adamnx(params: list[Any], **options: Any) -> Any:
-    """Returns an AdamNX of `params` with these options."""
-    from adamnx_hf.optim import AdamNX
-
-    return AdamNX(params, lr=_LR, **options)
-
-
-def _make_registered(name: str, params: list[Any]) -> Any:
-    """Returns the optimizer that `optim=name` stands for in TrainingArguments, with its defaults."""
-    registered = registered_optimizers()[name]
-    return registered.load()(params, lr=_LR, **registered.defaults)
+def _make_optimizer(target: str, params: list[Any], **options: Any) -> Any:
+    """Returns an optimizer of `params` with these options; `target` is `"module:attribute"` of its class."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)(params, lr=_LR, **options)
 
 
-def _make_adamw(params: list[Any], **flags: Any) -> Any:
-    import torch
-
-    return torch.optim.AdamW(params, lr=_LR, **flags)
-
-
-def _make_imported(module: str, name: str, params: list[Any], **options: Any) -> Any:
-    return getattr(importlib.import_module(module), name)(params, lr=_LR, **options)
-
+#: Makes an AdamNX of parameters, with its options.
+make_adamnx = partial(_make_optimizer, "adamnx_hf.optim:AdamNX")
 
 _BOTH = ("cpu", "cuda")
+
+
+def _take_from_catalog(name: str, **facts: Any) -> Contestant:
+    """Returns the optimizer that `optim=name` stands for, with its label and its defaults."""
+    known = OPTIMIZERS[name]
+    make = partial(_make_optimizer, str(known.target), **(known.defaults or {}))
+    return Contestant(known.label, make, _BOTH, **facts)
+
 
 #: The contestants, by the name that `--optimizers` takes. AdamNX's are named by the dtype of the moments and
 #: the rounding of the parameters.
 CONTESTANTS: dict[str, Contestant] = {
-    "adamnx": Contestant("AdamNX", make_adamnx, _BOTH, clips=True, timed=_BOTH),
+    "adamnx": _take_from_catalog("adamnx", clips=True, timed=_BOTH),
     "adamnx_bf16": Contestant("AdamNX, bfloat16 state", partial(make_adamnx, state_dtype="bfloat16"), _BOTH),
     "adamnx_int8": Contestant("AdamNX, 8-bit state", partial(make_adamnx, state_dtype="int8"), _BOTH),
-    "adamnx_bf16_stochastic": Contestant(
-        "AdamNX, bfloat16 state, stochastic",
-        partial(_make_registered, "adamnx_bf16"),
-        _BOTH,
-        dtype="bfloat16",
-    ),
+    "adamnx_bf16_stochastic": _take_from_catalog("adamnx_bf16", dtype="bfloat16"),
     "adamnx_bf16_kahan": Contestant(
         "AdamNX, bfloat16 state, Kahan",
         partial(make_adamnx, state_dtype="bfloat16", param_rounding="kahan"),
         _BOTH,
         dtype="bfloat16",
     ),
-    "adamnx_int8_stochastic": Contestant(
-        "AdamNX, 8-bit state, stochastic", partial(_make_registered, "adamnx_8bit"), _BOTH, dtype="bfloat16"
-    ),
+    "adamnx_int8_stochastic": _take_from_catalog("adamnx_8bit", dtype="bfloat16"),
     BASELINE: Contestant(
-        "torch AdamW, fused", partial(_make_adamw, fused=True), _BOTH, clips=True, timed=_BOTH
+        "torch AdamW, fused",
+        partial(_make_optimizer, "torch.optim:AdamW", fused=True),
+        _BOTH,
+        clips=True,
+        timed=_BOTH,
     ),
     "adamw_torch_foreach": Contestant(
-        "torch AdamW, foreach", partial(_make_adamw, foreach=True), _BOTH, clips=True, timed=_BOTH
+        "torch AdamW, foreach",
+        partial(_make_optimizer, "torch.optim:AdamW", foreach=True),
+        _BOTH,
+        clips=True,
+        timed=_BOTH,
     ),
     "adamw_optimi": Contestant(
         "optimi AdamW, Triton",
-        partial(_make_imported, "optimi", "AdamW", triton=True),
+        partial(_make_optimizer, "optimi:AdamW", triton=True),
         ("cuda",),
         needs="optimi",
         timed=("cuda",),
     ),
     "adamw_optimi_kahan": Contestant(
         "optimi AdamW, Kahan",
-        partial(_make_imported, "optimi", "AdamW", kahan_sum=True),
+        partial(_make_optimizer, "optimi:AdamW", kahan_sum=True),
         _BOTH,
         needs="optimi",
         dtype="bfloat16",
     ),
     "adamw_torchao_8bit": Contestant(
         "torchao AdamW, 8-bit state",
-        partial(_make_imported, "torchao.optim", "AdamW8bit"),
+        partial(_make_optimizer, "torchao.optim:AdamW8bit"),
         _BOTH,
         needs="torchao",
         timed=("cuda",),
@@ -116,7 +111,7 @@ CONTESTANTS: dict[str, Contestant] = {
     ),
     "adamw_torchao_stochastic": Contestant(
         "torchao AdamW, stochastic",
-        partial(_make_imported, "torchao.optim", "_AdamW", bf16_stochastic_round=True),
+        partial(_make_optimizer, "torchao.optim:_AdamW", bf16_stochastic_round=True),
         _BOTH,
         needs="torchao",
         dtype="bfloat16",
@@ -124,7 +119,7 @@ CONTESTANTS: dict[str, Contestant] = {
     ),
     "adamw_bnb_8bit": Contestant(
         "bitsandbytes AdamW, 8-bit state",
-        partial(_make_imported, "bitsandbytes.optim", "AdamW8bit"),
+        partial(_make_optimizer, "bitsandbytes.optim:AdamW8bit"),
         _BOTH,
         needs="bitsandbytes",
         timed=("cuda",),
