@@ -20,30 +20,6 @@ from adamnx_hf.runs import publish
 from adamnx_hf.tasks import TASKS, load_task
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, folder, timed_briefly):
-    """A real run on a local folder."""
-    from tiny_recipe import TINY
-
-    root = tmp_path_factory.mktemp("trained")
-    written = root / "colours.yaml"
-    written.write_text(yaml.safe_dump({**TINY, "dataset_name": str(folder), "title": "Colours"}))
-    words = [
-        "--output_dir",
-        str(root / "run"),
-        "--num_train_epochs",
-        "1",
-        "--hub_token",
-        TOKEN,
-        "--seed",
-        "3",
-    ]
-    assert cli.main(["run", str(written), *words]) == 0
-    for name in ("training_args.bin", "optimizer.pt"):
-        (root / "run" / name).write_bytes(b"a pickle")
-    return root / "run"
-
-
 @pytest.fixture
 def copied(trained, tmp_path):
     """The run, to change."""
