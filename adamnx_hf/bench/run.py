@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from adamnx_hf.common.files import save_figure, write_text
+from adamnx_hf.common.files import save_figure, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -417,8 +417,6 @@ def _status(report: dict[str, Any], device: str) -> int:
 
 
 def _write(report: dict[str, Any], title: str, outputs: list[Path], *, memory: bool) -> None:
-    from adamnx_hf.runs.report import write_json
-
     write_json(outputs[0], report)
     facts = [f"- {key}: {value}" for key, value in report["environment"].items()]
     write_text(outputs[1], "\n".join([f"# {title}", "", _tables(report, memory=memory), "", *facts, ""]))
@@ -1185,9 +1183,9 @@ def _driver() -> str | None:
 def _environment(device: str) -> dict[str, str]:
     import torch
 
-    from adamnx_hf.runs import report
+    from adamnx_hf.runs.environment import describe_environment
 
-    known = report.environment()
+    known = describe_environment()
     facts = {
         # Of a copy of the tree, on another machine say, only the environment knows the commit.
         "adamnx-hf": f"{known['adamnx-hf']} (commit "
