@@ -8,7 +8,7 @@ import torch
 from forks import lean
 from torch.utils.data import DataLoader
 
-from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf import recipes as recipe
 from adamnx_hf.runs import throughput
 from adamnx_hf.tasks import image_classification, masks, object_detection
 from adamnx_hf.tasks.randomness import RowRandom, keep_random_states
