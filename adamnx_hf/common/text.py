@@ -30,12 +30,12 @@ def format_table(rows: Iterable[Sequence[str]], align: str = "") -> str:
     """Returns a Markdown table, whose first row is its head.
 
     Args:
-        rows: of cells, all of the same length. A bar in a cell is escaped.
+        rows: of cells, all of the same length. A bar in a cell is escaped; a cell of the head may be empty.
         align: `l` or `r` for each column, from the first; columns that are not named are left as they are.
     """
     head, *body = rows
     rules = "|".join("---:" if side == "r" else "---" for side in align.ljust(len(head)))
-    return "\n".join([_row(head), f"|{rules}|", *map(_row, body)])
+    return "\n".join([_row(head).replace("|  |", "| |"), f"|{rules}|", *map(_row, body)])
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -1,1 +1,1 @@
-"""The documentation's figures."""
+"""The documentation's figures: `python -m adamnx_hf.figures`."""

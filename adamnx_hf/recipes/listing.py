@@ -10,8 +10,8 @@ from typing import Any
 
 from adamnx_hf.common import hub
 from adamnx_hf.common.errors import RecipeError, nearest, printable
+from adamnx_hf.recipes.paper_tables import Table, tables
 from adamnx_hf.recipes.resolve import folder, named, read
-from adamnx_hf.studies.paper import Table, tables
 
 __all__ = ["add_arguments", "listing", "run"]
 
