@@ -148,9 +148,9 @@ class Commands:
         if name == "adamnx_hf.cli":
             return self.cli(words)
         if name == "adamnx_hf.launch":
-            from trainer_patches.launch import command_of
+            from trainer_patches.launch import build_command
 
-            command = command_of(words)
+            command = build_command(words)
             return self.program("python", *command[1:]) if command[0] == sys.executable else 0
         if is_module:
             return importlib.import_module(name).main(list(words))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,9 @@ import pytest
 import torch
 import yaml
 from datasets import ClassLabel, Dataset, Features, Image
+from forks import forking, lean
 from PIL import Image as Picture
+from tiny_recipe import TINY
 from transformers import TrainerControl, pipeline
 
 from adamnx_hf import cli
@@ -32,6 +35,7 @@ from adamnx_hf.tasks.image_classification import ImageDataset
 from adamnx_hf.tasks.trainer import RecipeTrainer, ResumingCallback
 from trainer_patches import checkpoints
 
+JUDGE = Path(__file__).parent / "tasks" / "judge.py"
 WRITTEN = {
     "results.json",
     "metrics.json",
@@ -496,31 +500,46 @@ def test_errors_before_training(error, message, tiny, tmp_path, capsys, monkeypa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def forked():
+    """Runs code in processes that have imported what the command needs."""
+    imports = "import matplotlib.pyplot, adamnx_hf.tasks.image_classification, adamnx_hf.runs.train\n"
+    imports += "from transformers.models.auto import modeling_auto"
+    with forking(imports, check=False) as run:
+        yield run
+
+
+CTRL_C = """
+import os, signal, sys
+from adamnx_hf import cli
+open("pid", "w").write(str(os.getpid()))
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.setsid()
+sys.argv[1:] = {}
+sys.exit(cli.main())
+"""
+
+
 @pytest.mark.parametrize("twice", [False, True])
-def test_ctrl_c(twice, tiny, tmp_path):
+def test_ctrl_c(twice, tiny, tmp_path, forked):
     """Of a whole process, with workers, as a terminal has it: to all of them."""
     out = tmp_path / "out"
-    words = ["--max_steps", "100000", "--dataloader_num_workers", "2", "--output_dir", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "adamnx_hf.cli", "run", tiny, *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    until = time.monotonic() + 120
-    while not (out / "metrics.json").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    if twice:
-        time.sleep(0.01)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    words = ["run", tiny, "--max_steps", "100000", "--dataloader_num_workers", "2", "--output_dir", str(out)]
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(forked, CTRL_C.format(words), tmp_path)
+        until = time.monotonic() + 120
+        while not (out / "metrics.json").exists() and time.monotonic() < until and not ended.done():
+            time.sleep(0.05)
+        pid = int((tmp_path / "pid").read_text())
+        os.killpg(pid, signal.SIGINT)
+        if twice:
+            time.sleep(0.01)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGINT)
+        status, _, err = ended.result(timeout=60)
     assert "Traceback" not in err and "Exception ignored" not in err, err[-3000:]
-    if process.returncode != -signal.SIGINT:  # the shell says 130 to both
-        assert process.returncode == 130 and err.splitlines()[-1] == "adamnx-hf: interrupted"
+    if status != -signal.SIGINT:  # the shell says 130 to both
+        assert status == 130 and err.splitlines()[-1] == "adamnx-hf: interrupted"
     assert twice or not (out / ".lock").exists()
     for path in out.glob("[!.]*.json"):
         json.loads(path.read_text())
@@ -619,35 +638,35 @@ def test_an_image_that_cannot_be_read_is_named(image, message):
     assert str(error.value).startswith("image: row 1 of the split 'test' ") and message in str(error.value)
 
 
-def test_two_processes_under_accelerate(tiny, tmp_path):
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, folder):
+    """What two processes of tasks/judge.py print under `accelerate launch`, and the folder of their run."""
+    out = tmp_path_factory.mktemp("two")
+    (out / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "dataset_name": str(folder)}))
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "-m", "adamnx_hf.cli", "run", tiny, "--output_dir", str(out), "--num_train_epochs", "1",
+        str(JUDGE), str(out), str(out / "tiny.yaml"), "--num_train_epochs", "1",
     ]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = lean() | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert (out / "results.json").exists(), ran.stderr[-2000:]
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return ran.stdout, out / "run"
+
+
+def test_two_processes_under_accelerate(two_processes):
+    printed, out = two_processes
     results = results_of(out)
     assert results["total_train_batch_size"] == 16 and results["steps"] == 3
     assert results["changes"]["total_train_batch_size"] == 16
     assert results["environment"]["processes"] == 2
-    assert ran.stdout.count("Written to") == 1
+    assert printed.count("Written to") == 1
 
 
-def test_two_processes_judge_as_one(tmp_path, monkeypatch):
+def test_two_processes_judge_as_one(two_processes, tmp_path, monkeypatch):
     """Every image once, though the last batch does not share out evenly, and images differ in objects."""
-    judge = Path(__file__).parent / "tasks" / "judge.py"
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        str(judge), str(tmp_path / "two"),
-    ]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    monkeypatch.syspath_prepend(judge.parent)
-    one = importlib.import_module("judge").judge(tmp_path / "one")
-    assert one == json.loads(ran.stdout.splitlines()[-1])
+    monkeypatch.syspath_prepend(JUDGE.parent)
+    one = importlib.import_module("judge").judge(tmp_path)
+    assert one == json.loads(two_processes[0].splitlines()[-1])
     assert 0 < one["sbd_unet"]["mean_iou"] < 100 and 0 < one["cifar100_nano"]["top5_error"] < 100
     assert 5 < one["voc_yolov7_tiny"]["map_50"] < 95
 

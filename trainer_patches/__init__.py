@@ -10,5 +10,12 @@ Importing this package imports neither Transformers nor torch.
 
 from trainer_patches.checkpoints import last_complete_checkpoint
 from trainer_patches.registry import RunInfo, register_optimizer, registered_optimizers
+from trainer_patches.unwrap import unwrap_optimizer
 
-__all__ = ["RunInfo", "last_complete_checkpoint", "register_optimizer", "registered_optimizers"]
+__all__ = [
+    "RunInfo",
+    "last_complete_checkpoint",
+    "register_optimizer",
+    "registered_optimizers",
+    "unwrap_optimizer",
+]

@@ -1,4 +1,4 @@
-"""Which of a Trainer's checkpoints can be resumed from, after it was killed."""
+"""Finds the checkpoints of a killed Trainer that training can be resumed from."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ logger = logging.getLogger("transformers.trainer_patches")
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
-    """The newest checkpoint of a Trainer that was written to its end.
+    """Returns the newest checkpoint of a Trainer that was written to its end.
 
-    `resume_from_checkpoint=True` takes the newest folder. If the run was killed while it saved, that one
-    is cut short and the Trainer fails on it; this passes it over:
+    `resume_from_checkpoint=True` takes the newest folder. If the run was killed while it saved, that folder
+    is incomplete and the Trainer fails on it. This function passes incomplete folders over:
 
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
 
@@ -28,8 +28,8 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
         output_dir: of TrainingArguments. It need not exist.
 
     Returns:
-        The folder `checkpoint-N` with the largest N of those that are complete; None if there is none, which
-        `train` takes as: start from the beginning.
+        The path of the complete `checkpoint-N` with the largest N. None if there is none; `train` then starts
+        from the beginning.
     """
     for _, checkpoint in sorted(numbered(Path(output_dir)).items(), reverse=True):
         reason = why_incomplete(checkpoint)
@@ -41,7 +41,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
 
 
 def numbered(folder: Path) -> dict[int, Path]:
-    """The checkpoints in `folder`, complete or not, by their numbers."""
+    """Returns the checkpoints in `folder`, complete or not, by their numbers."""
     return {
         int(match[1]): path
         for path in (folder.iterdir() if folder.is_dir() else ())
@@ -50,7 +50,7 @@ def numbered(folder: Path) -> dict[int, Path]:
 
 
 def remove(checkpoint: Path) -> None:
-    """Removes a checkpoint so that, if this is cut short, what is left of it passes for no complete one."""
+    """Removes a checkpoint. If the removal is cut short, the rest of the folder counts as incomplete."""
     if checkpoint.is_symlink():
         checkpoint.unlink()
     elif checkpoint.is_dir():
@@ -59,9 +59,12 @@ def remove(checkpoint: Path) -> None:
 
 
 def why_incomplete(checkpoint: str | os.PathLike[str]) -> str | None:
-    """The first sign that the writing of a Trainer's checkpoint was cut short, None if there is none.
+    """Returns a sign that a Trainer's checkpoint was not written to its end; None if it is complete.
 
-    Looked at are the frames of the files, not all of their contents: it takes milliseconds.
+    Reads the headers and directories of the files, not all of their contents, which takes milliseconds.
+
+    Args:
+        checkpoint: the folder `checkpoint-N`.
     """
     folder = Path(checkpoint)
     if not (folder / "trainer_state.json").is_file():
@@ -79,7 +82,7 @@ def why_incomplete(checkpoint: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def _json(path: Path) -> str | None:
+def _check_json(path: Path) -> str | None:
     content = json.loads(path.read_text(encoding="utf-8"))
     if path.name.endswith(".index.json"):
         for name in sorted(set(content["weight_map"].values())):
@@ -88,7 +91,7 @@ def _json(path: Path) -> str | None:
     return None
 
 
-def _safetensors(path: Path) -> str | None:
+def _check_safetensors(path: Path) -> str | None:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -98,21 +101,21 @@ def _safetensors(path: Path) -> str | None:
     return None if path.stat().st_size == 8 + length + end else "it is cut short"
 
 
-def _torch(path: Path) -> str | None:
+def _check_torch(path: Path) -> str | None:
     # torch.save writes a zip file, with its directory at the end.
     return None if zipfile.is_zipfile(path) else "it is cut short"
 
 
-def _shard(path: Path) -> str | None:
+def _check_shard(path: Path) -> str | None:
     # torch.distributed.checkpoint writes its .metadata when all processes are done with their shards.
     return None if (path.parent / ".metadata").is_file() else ".metadata, which is written last, is missing"
 
 
 _CHECKS = {
-    ".json": _json,
-    ".safetensors": _safetensors,
-    ".bin": _torch,
-    ".pt": _torch,
-    ".pth": _torch,
-    ".distcp": _shard,
+    ".json": _check_json,
+    ".safetensors": _check_safetensors,
+    ".bin": _check_torch,
+    ".pt": _check_torch,
+    ".pth": _check_torch,
+    ".distcp": _check_shard,
 }

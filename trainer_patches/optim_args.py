@@ -1,6 +1,6 @@
 """Reads `TrainingArguments.optim_args`: typed and checked against the optimizer's own signature.
 
-Transformers splits it at every comma and hands out strings, so that `betas=(0.9,0.99)` crashes and
+Transformers splits the text at every comma and hands out strings, so that `betas=(0.9,0.99)` crashes and
 `bool("False")` is True (transformers #21317).
 """
 
@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Union
 
-__all__ = ["Option", "convert", "options_of", "split", "unknown"]
+__all__ = ["Option", "convert", "explain_unknown", "list_options", "split"]
 
 _BRACKETS = {"(": ")", "[": "]"}
 _INFINITE = ("inf", "+inf", "-inf")
@@ -22,18 +22,18 @@ _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
 class Option(typing.NamedTuple):
-    """A keyword that may stand in optim_args: its type, as annotated or as its default has it."""
+    """A keyword that may stand in optim_args: its annotated type and its default."""
 
     hint: Any
     default: Any
 
 
 def split(text: str) -> dict[str, str]:
-    """`"beta2=0.95, betas=(0.9, 0.99)"` as keys and values, both still text.
+    """Splits `"beta2=0.95, betas=(0.9, 0.99)"` into keys and values, which stay text.
 
     Raises:
-        ValueError: a part that is not `key=value`, a key given twice, or a bracket left open.
-        TypeError: no text, as where a YAML file has a mapping.
+        ValueError: a part is not `key=value`, a key is given twice, or a bracket is left open.
+        TypeError: `text` is no text: a YAML file has a mapping there, say.
     """
     if not isinstance(text, str):
         written = (
@@ -69,12 +69,12 @@ def split(text: str) -> dict[str, str]:
     return pairs
 
 
-def options_of(function: Callable[..., Any], kinds: Iterable[Any]) -> dict[str, Option]:
-    """The parameters of `function` of the given `inspect.Parameter` kinds, with their types."""
+def list_options(function: Callable[..., Any], kinds: Iterable[Any]) -> dict[str, Option]:
+    """Returns the parameters of `function` that are of the given `inspect.Parameter` kinds, as options."""
     try:
         annotated = inspect.getattr_static(function, "__init__") if isinstance(function, type) else function
         hints = typing.get_type_hints(annotated)
-    except Exception:  # annotations that cannot be evaluated say nothing; defaults still do
+    except Exception:  # some annotations cannot be evaluated; the defaults still say something
         hints = {}
     options = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -91,12 +91,15 @@ def convert(
     Args:
         text: the whole of optim_args.
         options: the valid keys.
-        owner: whose options they are, for error messages: `optim='adamnx'`.
-        elsewhere: keys that are not set here, with the TrainingArguments field that sets them.
+        owner: the optimizer for error messages: `optim='adamnx'`.
+        elsewhere: keys that are set by a field of TrainingArguments instead, with the name of that field.
+
+    Returns:
+        The values by key.
 
     Raises:
-        ValueError: a key that is not valid, named with the nearest one and the list; a value of the
-            wrong type; text that cannot be split.
+        ValueError: a key is not valid (the message names the nearest one and all valid ones), a value has
+            the wrong type, or the text cannot be split.
     """
     values = {}
     for key, raw in split(text).items():
@@ -105,7 +108,7 @@ def convert(
                 f"optim_args: {key!r} is not set here but by TrainingArguments({elsewhere[key]}={raw})"
             )
         if key not in options:
-            raise ValueError(f"optim_args: {unknown(key, options, owner, elsewhere)}")
+            raise ValueError(f"optim_args: {explain_unknown(key, options, owner, elsewhere)}")
         hint, default = options[key]
         if hint is Any and default not in (None, inspect.Parameter.empty):
             hint = type(default)
@@ -116,8 +119,8 @@ def convert(
     return values
 
 
-def unknown(key: Any, options: Iterable[str], owner: str, elsewhere: Iterable[str]) -> str:
-    """Says that `key` is none of `options`, with the nearest and the list of those not set `elsewhere`."""
+def explain_unknown(key: Any, options: Iterable[str], owner: str, elsewhere: Iterable[str]) -> str:
+    """Returns the message that `key` is none of `options`, with the nearest and all not set `elsewhere`."""
     valid = sorted(set(options) - set(elsewhere))
     near = difflib.get_close_matches(str(key), valid, n=1)
     guess = f" Did you mean {near[0]!r}?" if near else ""
@@ -138,7 +141,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _fit(raw: str, value: Any, hint: Any) -> tuple[bool, Any]:
-    """Whether `value`, written `raw`, is of type `hint`, and `value` as that type."""
+    """Returns whether `value`, written as `raw`, is of type `hint`, and the value converted to that type."""
     for kind in sorted(_alternatives(hint), key=lambda kind: kind is str):  # str takes anything: last
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if kind is Any:
@@ -150,7 +153,7 @@ def _fit(raw: str, value: Any, hint: Any) -> tuple[bool, Any]:
             if raw in arguments or value in arguments:
                 return True, raw if raw in arguments else value
         elif kind is float:
-            if raw.lower() in _INFINITE:  # which no literal of Python's stands for
+            if raw.lower() in _INFINITE:  # Python has no literal for these
                 return True, float(raw)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return True, float(value)

@@ -21,6 +21,7 @@ from adamnx_hf.common import hub
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.files import beside
 from adamnx_hf.common.text import format_metric
+from adamnx_hf.models import is_ours
 from adamnx_hf.recipes.policy import NAME_OR_PATH, Origin, why_not
 from adamnx_hf.recipes.resolve import NEUTRAL, read
 from adamnx_hf.runs.report import fits_title, run_command
@@ -529,10 +530,7 @@ def _card(
 
 def _use(repo_id: str, tag: str | None, files: Mapping[str, Any]) -> str:
     """How the model is used, as Python."""
-    from adamnx_hf.models.configuration import TorchvisionNetConfig, UNetConfig, Yolov7TinyConfig
-
-    ours = {kind.model_type for kind in (TorchvisionNetConfig, UNetConfig, Yolov7TinyConfig)}
-    known = json.loads(files["config.json"]).get("model_type") not in ours if "config.json" in files else True
+    config = json.loads(files.get("config.json", "{}"))
     if tag == "text-generation":
         call = 'model("Once upon a time", max_new_tokens=50)'
     else:
@@ -543,7 +541,7 @@ def _use(repo_id: str, tag: str | None, files: Mapping[str, Any]) -> str:
         f'model = pipeline("{tag}", model="{repo_id}")',
         f"print({call})",
     ]
-    if not known:
+    if is_ours(config.get("model_type")):
         lines.insert(0, "import adamnx_hf  # makes this kind of model known to Transformers")
     return "\n".join(["```python", *lines, "```"])
 

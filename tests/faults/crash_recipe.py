@@ -166,9 +166,9 @@ def check_files(out):
 
 
 def why_cut(path):
-    from trainer_patches.checkpoints import _safetensors
+    from trainer_patches.checkpoints import _check_safetensors
 
-    return _safetensors(path)
+    return _check_safetensors(path)
 
 
 def end_again_and_again(plan):

@@ -4,7 +4,7 @@ from typing import Literal
 import pytest
 import torch
 
-from trainer_patches.optim_args import convert, options_of, split
+from trainer_patches.optim_args import convert, list_options, split
 
 KINDS = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
@@ -27,7 +27,7 @@ def optimizer(
 
 
 def parse(text):
-    return convert(text, options_of(optimizer, KINDS), "optim='x'", {"weight_decay": "weight_decay"})
+    return convert(text, list_options(optimizer, KINDS), "optim='x'", {"weight_decay": "weight_decay"})
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+import adamnx_hf  # noqa: F401  # registers adamnx
 import trainer_patches.registry
-from trainer_patches import register_optimizer, registered_optimizers
+from trainer_patches import register_optimizer, registered_optimizers, unwrap_optimizer
 
 transformers = pytest.importorskip("transformers")
 from transformers import Trainer, TrainingArguments  # noqa: E402
@@ -155,8 +156,6 @@ def test_a_name_that_differs_from_one_of_transformers_in_case_only(tmp_path):
     ],
 )
 def test_bad_registrations_are_refused(name, optimizer, error, message):
-    import adamnx_hf  # noqa: F401  # registers adamnx
-
     before = registered_optimizers()
     with pytest.raises(error, match=message):
         register_optimizer(name, optimizer)
@@ -206,6 +205,60 @@ def test_any_default_is_good_for_an_optimizer_that_takes_anything(tmp_path):
         "t_any", lambda params, **kwargs: torch.optim.SGD(params, **kwargs), defaults={"momentum": 0.5}
     )
     assert build(arguments(tmp_path, optim="t_any")).defaults["momentum"] == 0.5
+
+
+SIGNS = """
+import torch
+
+class Signs(torch.optim.Optimizer):
+    def __init__(self, params, lr: float = 0.1, scale: float = 1.0, steps: int = 0):
+        super().__init__(params, {"lr": lr, "scale": scale, "steps": steps, "weight_decay": 0})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for param in group["params"]:
+                param -= group["lr"] * group["scale"] * param.grad.sign()
+"""
+
+
+class Plane(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((2,), 3.0))
+
+    def forward(self, x):
+        return {"loss": (self.weight * x).sum()}
+
+
+def test_an_optimizer_is_registered_by_one_record_and_trains(tmp_path, monkeypatch):
+    (tmp_path / "signs_of_somebody.py").write_text(SIGNS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    record = {
+        "name": "t_signs",
+        "optimizer": "signs_of_somebody:Signs",
+        "defaults": {"scale": 0.5},
+        "configure": lambda kwargs, run: kwargs | {"steps": run.num_training_steps},
+    }
+    register_optimizer(**record)
+    args = arguments(
+        tmp_path, optim="t_signs", learning_rate=0.5, lr_scheduler_type="constant", max_steps=4,
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(Plane(), args, train_dataset=[{"x": torch.ones(2)}] * 4)
+    trainer.train()
+    assert trainer.model.weight.tolist() == [2.0, 2.0]  # 4 steps of 0.5 x 0.5
+    optimizer = unwrap_optimizer(trainer.optimizer)
+    assert (type(optimizer).__name__, optimizer.defaults["steps"]) == ("Signs", 4)
+
+
+def test_an_optimizer_is_unwrapped_out_of_all_wrappers():
+    @dataclasses.dataclass
+    class Wrapper:
+        optimizer: object
+
+    plain = torch.optim.SGD([nn.Parameter(torch.ones(1))])
+    assert unwrap_optimizer(Wrapper(Wrapper(plain))) is unwrap_optimizer(plain) is plain
 
 
 def test_overwrite(tmp_path):

@@ -1,7 +1,7 @@
 """Python runs this at every start while `trainer_patches.launch` has this folder on PYTHONPATH.
 
-It waits until Transformers or Accelerate is about to be imported, and only then imports the modules that
-register names. Other processes, which may be of another Python, pay next to nothing and notice nothing.
+The hook waits until Transformers or Accelerate is about to be imported, and only then imports the modules
+that register names. Other processes, also those of another Python, pay next to nothing and notice nothing.
 """
 
 import os
@@ -9,7 +9,7 @@ import sys
 
 
 class _Waiting(object):
-    """An import hook that finds nothing: it only sees what is about to be imported."""
+    """An import hook that finds nothing: it only sees which module is about to be imported."""
 
     done = False
 
@@ -32,10 +32,10 @@ def _register():
 
 
 def _go_on():
-    """Hides this folder and runs the sitecustomize that it hid.
+    """Takes this folder off the path and runs the sitecustomize that it hid.
 
-    Where there is none, the ImportError tells Python so. The name is then free for a sitecustomize that the
-    script has beside it and imports. One that fails is for Python to report.
+    If there is none, the ImportError tells Python so. The name is then free for a sitecustomize.py that lies
+    beside the script. If the hidden one fails, Python reports that.
     """
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]

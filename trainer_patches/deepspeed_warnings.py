@@ -1,8 +1,8 @@
 """Warns where DeepSpeed's own optimizer takes the place of the user's.
 
-It happens in two places, both without a word: Accelerate puts DeepSpeedCPUAdam in for any optimizer when the
-optimizer state is offloaded, and the Trainer makes none of its own when the DeepSpeed config has an
-"optimizer" section (accelerate #2169, #3255; transformers #15784). Nothing is changed here, only said.
+Two libraries swap it without a word. Accelerate replaces any optimizer by DeepSpeedCPUAdam when the optimizer
+state is offloaded. The Trainer makes no optimizer when the DeepSpeed config has an "optimizer" section
+(accelerate #2169, #3255; transformers #15784). This module changes neither; it only warns.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 import warnings
-from enum import Enum
 from typing import Any
+
+from trainer_patches.arguments import read_optim
 
 __all__ = ["install"]
 
-# Those that Accelerate has a counterpart of DeepSpeed's for. bitsandbytes' 8-bit ones have other names.
+# Optimizers, by library, that DeepSpeed has too. bitsandbytes' 8-bit optimizers have other names.
 _COUNTERPARTS = {
     "torch": {"Adam", "AdamW", "Adagrad"},
     "bitsandbytes": {"Adam", "AdamW", "Adagrad", "Lion"},
@@ -24,7 +25,7 @@ _COUNTERPARTS = {
 # Optimizers that are, or stand for, DeepSpeed's own: DummyOptim, DeepSpeedOptimizerWrapper, DeepSpeedCPUAdam.
 _DEEPSPEEDS = ("accelerate", "deepspeed")
 
-# Transformers' names for AdamW as such, which is what DeepSpeed's is: of these nobody is deprived.
+# Transformers' names for plain AdamW. Who asks for one of these gets AdamW from DeepSpeed, too.
 _PLAIN_ADAMW = {
     "adamw_torch",
     "adamw_torch_fused",
@@ -36,7 +37,7 @@ _PLAIN_ADAMW = {
 
 
 def install() -> None:
-    """Arranges for the warnings as soon as Accelerate and Transformers are imported, or now."""
+    """Arranges for the warnings when Accelerate and Transformers are imported, or now if they have been."""
     if "accelerate" not in sys.modules and importlib.util.find_spec("accelerate") is None:
         return
     from wrapt import register_post_import_hook
@@ -46,11 +47,11 @@ def install() -> None:
 
 
 def _patch_accelerator(module: Any) -> None:
-    _wrap(module, "map_pytorch_optim_to_deepspeed", _swapped_for_offload)
+    _wrap(module, "map_pytorch_optim_to_deepspeed", _warn_of_offload)
 
 
 def _patch_trainer(module: Any) -> None:
-    _wrap(module, "deepspeed_optim_sched", _taken_from_the_config)
+    _wrap(module, "deepspeed_optim_sched", _warn_of_config)
 
 
 def _wrap(module: Any, function: str, wrapper: Any) -> None:
@@ -60,8 +61,8 @@ def _wrap(module: Any, function: str, wrapper: Any) -> None:
         wrap_function_wrapper(module, function, wrapper)
 
 
-def _swapped_for_offload(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `map_pytorch_optim_to_deepspeed(optimizer)`."""
+def _warn_of_offload(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
+    """Around `map_pytorch_optim_to_deepspeed(optimizer)`: warns if the result is another optimizer."""
     theirs = wrapped(*arguments, **keywords)
     ours = type(arguments[0] if arguments else keywords["optimizer"])
     library = ours.__module__.partition(".")[0]
@@ -77,14 +78,14 @@ def _swapped_for_offload(wrapped: Any, _: Any, arguments: Any, keywords: Any) ->
     return theirs
 
 
-def _taken_from_the_config(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `deepspeed_optim_sched(trainer, hf_deepspeed_config, args, ...)`."""
+def _warn_of_config(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
+    """Around `deepspeed_optim_sched(trainer, hf_deepspeed_config, args, ...)`: warns of its optimizer."""
     names = ("trainer", "hf_deepspeed_config", "args")
     given = {**dict(zip(names, arguments, strict=False)), **keywords}
     trainer, hf_config, args = map(given.get, names)
     config = getattr(hf_config, "config", None)
     section = config.get("optimizer") if isinstance(config, dict) else None
-    asked = None if section is None else _asked_for(trainer, args)
+    asked = None if section is None else _describe_choice(trainer, args)
     if asked is not None:
         kind = section.get("type") if isinstance(section, dict) else None
         name, described = asked
@@ -99,10 +100,10 @@ def _taken_from_the_config(wrapped: Any, _: Any, arguments: Any, keywords: Any) 
     return wrapped(*arguments, **keywords)
 
 
-def _asked_for(trainer: Any, args: Any) -> tuple[str, str] | None:
-    """The optimizer that the Trainer would use without DeepSpeed's: its name, and how to speak of it.
+def _describe_choice(trainer: Any, args: Any) -> tuple[str, str] | None:
+    """Returns the name of the optimizer that the Trainer would use without DeepSpeed's, and words for it.
 
-    None where that is AdamW or DeepSpeed's own, or cannot be found out.
+    Returns None if that optimizer is AdamW or DeepSpeed's own, or is not known.
     """
     if given := getattr(trainer, "optimizer_cls_and_kwargs", None):
         name = getattr(given[0], "__name__", str(given[0]))
@@ -111,7 +112,5 @@ def _asked_for(trainer: Any, args: Any) -> tuple[str, str] | None:
         if type(optimizer).__module__.partition(".")[0] in _DEEPSPEEDS:
             return None
         return type(optimizer).__name__, type(optimizer).__name__
-    if (optim := getattr(args, "optim", None)) is None:
-        return None
-    name = str(optim.value if isinstance(optim, Enum) else optim)
-    return None if name in _PLAIN_ADAMW else (name, f"optim={name!r}")
+    name = read_optim(args)
+    return None if name is None or name in _PLAIN_ADAMW else (name, f"optim={name!r}")

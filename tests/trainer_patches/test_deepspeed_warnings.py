@@ -9,7 +9,7 @@ import torch
 
 import adamnx_hf
 from adamnx_hf import AdamNX
-from trainer_patches import accelerate as guards
+from trainer_patches import deepspeed_warnings
 
 pytest.importorskip("transformers")
 accelerator = pytest.importorskip("accelerate.accelerator")
@@ -147,7 +147,8 @@ def test_no_warning_where_nothing_is_swapped(tmp_path, optim, config, attributes
 
 
 def test_other_parameters_than_expected_are_passed_on():
-    assert guards._taken_from_the_config(lambda *a, **k: (a, k), None, (1,), {"x": 2}) == ((1,), {"x": 2})
+    warn = deepspeed_warnings._warn_of_config
+    assert warn(lambda *a, **k: (a, k), None, (1,), {"x": 2}) == ((1,), {"x": 2})
 
 
 def test_eight_bit_optimizers_have_no_counterpart(swap):
