@@ -11,7 +11,7 @@ from typing import Any
 
 from adamnx_hf.common.errors import RecipeError, number
 from adamnx_hf.common.files import entries, write_text
-from adamnx_hf.studies.demo.study import LEARNING_RATE, MADE_BY, Demo, compare_runs, describe, verdict
+from adamnx_hf.studies.demo.study import LEARNING_RATE, MADE_BY, OPTIMS, Demo, compare_runs, describe, verdict
 
 __all__ = ["add_arguments", "check_folder", "run"]
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--optim",
         nargs="+",
-        default=["adamnx", "adamw_torch_fused"],
+        default=list(OPTIMS),
         metavar="NAME",
         help="names as in TrainingArguments(optim=...); the first is compared with each other one",
     )

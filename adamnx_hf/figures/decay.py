@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from adamnx_hf.catalog import default_beta2
 from adamnx_hf.common.drawing import BLUE, PALETTE, canvas
-from adamnx_hf.studies.decay import BETA2, newest_weights, shares
+from adamnx_hf.studies.decay import newest_weights, shares
 
 __all__ = ["draw_decay"]
 
@@ -63,7 +64,7 @@ def _draw_weights(axes: Any) -> None:
     )
     axes.grid(color="#e8e8e8")
 
-    h = horizon(BETA2["adamnx"])
+    h = horizon(default_beta2("adamnx"))
     axes.axvline(h, ymax=0.98, color="#444444", linewidth=1.2, linestyle=":")
     texts = [
         (h * 0.8, 2e-10, f"horizon: {h:,.0f} steps", "#444444", "normal"),

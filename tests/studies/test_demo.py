@@ -8,6 +8,7 @@ import pytest
 from adamnx_hf import cli
 from adamnx_hf.commands.demo import check_folder
 from adamnx_hf.figures.__main__ import main as draw_figures
+from adamnx_hf.optim.schedules import BETA2_SCHEDULES
 from adamnx_hf.studies import decay
 from adamnx_hf.studies.demo import study as demo
 from adamnx_hf.studies.demo import training
@@ -180,7 +181,7 @@ def test_verdict_says_neither_where_it_cannot(open_):
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("schedule", sorted(decay.BETA2))
+@pytest.mark.parametrize("schedule", sorted(BETA2_SCHEDULES))
 def test_shares_add_up_to_one(schedule):
     assert decay.shares(schedule, 5000).sum() == pytest.approx(1, abs=1e-12)
 

@@ -6,15 +6,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from adamnx_hf.catalog import find_decay
 from adamnx_hf.common.drawing import PALETTE, canvas
 from adamnx_hf.common.text import MINUS
 from adamnx_hf.studies.decay import newest_weights, shares
 from adamnx_hf.studies.tables import format_field
 
 __all__ = ["draw", "draw_decay"]
-
-# Optimizers of others whose second moment decays by one of our schedules.
-_SCHEDULES = {"Adam": "adam", "AdamW": "adam", "RAdam": "adam", "NAdam": "adam", "AdaX": "adax"}
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:
@@ -125,7 +123,8 @@ def draw_decay(path: Path, content: dict[str, Any]) -> None:
 
     shown = []
     for i, one in enumerate(content["contenders"]):
-        schedule = one["beta2_schedule"] or _SCHEDULES.get(one["optimizer"])
+        decay = find_decay(one["optimizer"])
+        schedule = one["beta2_schedule"] or (decay.schedule if decay else None)
         if schedule and one["betas"] and one["steps"] > 1:
             shown.append((PALETTE[i % len(PALETTE)], one, schedule, one["betas"][1]))
     if not shown:

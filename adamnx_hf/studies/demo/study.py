@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from adamnx_hf import __version__
+import adamnx_hf
+from adamnx_hf.catalog import OPTIMIZERS
 from adamnx_hf.studies import paired
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "LEARNING_RATE",
     "MADE_BY",
     "MODEL",
+    "OPTIMS",
     "Comparison",
     "Demo",
     "Run",
@@ -34,7 +36,10 @@ WEIGHT_DECAY = 0.01
 DATA = "scikit-learn digits"
 MODEL = "ViT, 58,570 parameters"
 
-_LABELS = {"adamnx": "AdamNX", "adamw_torch_fused": "AdamW"}
+#: Names as in `TrainingArguments(optim=...)`.
+OPTIMS = ("adamnx", "adamw_torch_fused")
+
+_LABELS = {name: OPTIMIZERS[name].label for name in OPTIMS}
 _WORDS = paired.Words(
     none="no difference shown (the interval contains 0)", unknown="cannot be judged from these seeds"
 )
@@ -44,7 +49,7 @@ _WORDS = paired.Words(
 class Demo:
     """What is trained."""
 
-    optims: Sequence[str] = ("adamnx", "adamw_torch_fused")
+    optims: Sequence[str] = OPTIMS
     """Names as in `TrainingArguments(optim=...)`. The first is compared with each other one."""
     seeds: Sequence[int] = (0, 1, 2)
     epochs: int = 16
@@ -128,7 +133,7 @@ def describe(demo: Demo, runs: Sequence[Run], comparisons: Sequence[Comparison])
             "seeds": list(demo.seeds),
             "epochs": demo.epochs,
             "learning_rate": demo.learning_rate,
-            "learning_rate_chosen_for": "adamw_torch_fused" if demo.rate_is_adamws else None,
+            "learning_rate_chosen_for": OPTIMS[1] if demo.rate_is_adamws else None,
             "schedule": "cosine, 10 % warm-up",
             "batch_size": BATCH_SIZE,
             "weight_decay": WEIGHT_DECAY,
@@ -141,6 +146,6 @@ def describe(demo: Demo, runs: Sequence[Run], comparisons: Sequence[Comparison])
 
 def _version(package: str) -> str | None:
     try:
-        return __version__ if package == "adamnx-hf" else version(package)
+        return adamnx_hf.__version__ if package == "adamnx-hf" else version(package)
     except PackageNotFoundError:
         return None

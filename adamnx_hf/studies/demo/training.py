@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.studies.demo.study import BATCH_SIZE, WEIGHT_DECAY, Demo, Run, label_of
+from trainer_patches.unwrap import unwrap_optimizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -203,8 +204,7 @@ def _train(trainer: Trainer, run: Run, advance: Callable[[], None]) -> None:
     started = time.perf_counter()
     trainer.train()
     run.seconds = time.perf_counter() - started
-    # Accelerate wraps the optimizer.
-    optimizer: Any = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    optimizer = unwrap_optimizer(trainer.optimizer)
     run.optimizer = type(optimizer).__name__
     if betas := optimizer.param_groups[0].get("betas"):
         run.betas = [float(beta) for beta in betas]
