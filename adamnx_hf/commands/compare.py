@@ -46,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the first is compared with each other one",
     )
     parser.add_argument(
-        "--seeds", type=number(int, 1), default=5, metavar="N", help="how many judge (default: %(default)s)"
+        "--seeds",
+        type=number(int, 1),
+        default=5,
+        metavar="N",
+        help="how many seeds judge (default: %(default)s)",
     )
     _add_sweep_arguments(parser)
     parser.add_argument(
@@ -54,19 +58,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output_dir",
         type=Path,
         metavar="FOLDER",
-        help="default: runs/<recipe>/compare",
+        help="where to write (default: runs/<recipe>/compare)",
     )
     parser.add_argument(
         "--keep-models",
         "--keep_models",
         action="store_true",
-        help="write the models of the runs that judge, too, as for `adamnx-hf sharpness`",
+        help="also write the models of the runs that judge; `adamnx-hf sharpness` needs them",
     )
     parser.add_argument(
         "--overwrite-output-dir",
         "--overwrite_output_dir",
         action="store_true",
-        help="run again what stands in the folder with other settings",
+        help="run again what is in the folder with other settings",
     )
 
 
@@ -76,7 +80,7 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=V,V,...",
-        help="values of a field to choose from for each optimizer; of several sweeps, all combinations. "
+        help="values of a field that each optimizer chooses from; several sweeps give all combinations. "
         "A field that an optimizer's own settings fix is not swept for it",
     )
     parser.add_argument(
@@ -85,14 +89,14 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         type=number(int, 1),
         default=1,
         metavar="N",
-        help="seeds of each sweep value, none of which judges (default: %(default)s)",
+        help="seeds that each value of a sweep is tried with; none of them judges (default: %(default)s)",
     )
     parser.add_argument(
         "--validation-split",
         "--validation_split",
         metavar="SPLIT",
-        help="split that the sweep is judged on. Default: --hold-out percent of the training split, on which "
-        "then no run trains",
+        help="split that the sweep is judged on (default: --hold-out percent of the training split, which no "
+        "run then trains on)",
     )
     parser.add_argument(
         "--hold-out",
@@ -100,12 +104,12 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         type=number(int, 1),
         default=10,
         metavar="PERCENT",
-        help="of the training split, for the sweep (default: %(default)s). With --eval_on_held_out true as "
-        "many are drawn before, to judge by",
+        help="percent of the training split that the sweep is judged on (default: %(default)s). With "
+        "--eval_on_held_out true, as many are first drawn for the runs that judge",
     )
     parser.add_argument(
         "--metric",
-        help="what the sweep chooses by: eval_loss, or one of the task's (default: the task's first)",
+        help="metric that the sweep chooses by: eval_loss, or one of the task's (default: the task's first)",
     )
 
 

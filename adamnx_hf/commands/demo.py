@@ -20,7 +20,9 @@ RESULTS, CURVES = "results.json", "curves.png"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `adamnx-hf demo`."""
-    parser.add_argument("--output-dir", type=Path, default=Path("demo-output"), help="default: %(default)s")
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("demo-output"), help="where to write (default: %(default)s)"
+    )
     parser.add_argument(
         "--overwrite-output-dir", action="store_true", help="write even if the folder holds other files"
     )
@@ -32,14 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="names as in TrainingArguments(optim=...); the first is compared with each other one",
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2], metavar="SEED", help="default: 0 1 2"
+        "--seeds",
+        nargs="+",
+        type=number(int, 0),
+        default=[0, 1, 2],
+        metavar="SEED",
+        help="the seeds (default: 0 1 2)",
     )
-    parser.add_argument("--epochs", type=number(int, 1), default=16, help="default: %(default)s")
+    parser.add_argument("--epochs", type=number(int, 1), default=16, help="how many (default: %(default)s)")
     parser.add_argument(
         "--learning-rate",
         type=number(float, 0, inclusive=False),
         default=LEARNING_RATE,
-        help="for all optimizers; the default, %(default)s, was chosen for AdamW",
+        help="learning rate of all optimizers; the default, %(default)s, was chosen for AdamW",
     )
 
 
@@ -54,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         args.output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecipeError(f"--output-dir {args.output_dir}: {error.strerror}") from error
-    # All of the extra at once: better now than after the training.
+    # A module of the extra that is missing ends the command now, not after the training.
     for module in ("matplotlib", "scipy.stats", "sklearn"):
         importlib.import_module(module)
     from rich.console import Console

@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, with its model")
     parser.add_argument("--dataset-name", "--dataset_name", metavar="NAME", help="where its data set is now")
     for name, default, text in (
-        ("steps", 3000, "length of the streams"),
-        ("batches", 500, "gradients to draw from"),
-        ("coordinates", 512, "weights, drawn at random"),
-        ("streams", 128, "streams of each kind"),
+        ("steps", 3000, "length of the streams, in steps"),
+        ("batches", 500, "how many gradients to draw from"),
+        ("coordinates", 512, "how many weights, drawn at random"),
+        ("streams", 128, "how many streams of each kind"),
     ):
         parser.add_argument(
             f"--{name}",

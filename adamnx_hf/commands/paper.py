@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folders", nargs="*", type=Path, default=[Path("runs")], help="where to look for runs (default: runs)"
     )
     parser.add_argument(
-        "--table", type=int, action="append", metavar="N", help="only this one; may be repeated"
+        "--table", type=int, action="append", metavar="N", help="show only this table; may be repeated"
     )
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--curves", type=Path, metavar="PNG", help="also draw the curves of the runs, all of one recipe"
     )

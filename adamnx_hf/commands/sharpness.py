@@ -19,10 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `adamnx-hf sharpness`."""
     parser.usage = "adamnx-hf sharpness RUN [RUN ...] | COMPARISON [--optim LABEL LABEL ...]"
     parser.description = (
-        "Measures how flat the place is where runs have ended, on their own training examples; for a "
-        "comparison made with --keep-models: of all its runs, paired by seed."
+        "Measures how flat the place is where runs have ended, on their own training examples. The "
+        "runs of a comparison made with --keep-models are also compared, in pairs of one seed."
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of runs, or of a comparison")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="folders of runs, or the folder of a comparison",
+    )
     parser.add_argument(
         "--optim",
         nargs="+",
@@ -30,27 +36,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which of a comparison's optimizers; the first is compared with each other one (default: all)",
     )
     parser.add_argument(
-        "--dataset-name", "--dataset_name", metavar="FOLDER", help="in place of the run's own"
+        "--dataset-name", "--dataset_name", metavar="FOLDER", help="data set in place of the run's own"
     )
     parser.add_argument(
-        "--samples", type=number(int, 1), default=1000, metavar="N", help="examples (default: %(default)s)"
+        "--samples",
+        type=number(int, 1),
+        default=1000,
+        metavar="N",
+        help="how many examples (default: %(default)s)",
     )
     parser.add_argument(
         "--random-radius",
         type=float,
         default=0.1,
         metavar="R",
-        help="of the random moves, as a share of each filter's root mean square (default: %(default)s)",
+        help="size of the random moves, as a share of each filter's root mean square (default: %(default)s)",
     )
     parser.add_argument(
         "--ascent-radius",
         type=float,
         default=0.005,
         metavar="R",
-        help="of the ball of the ascent, the same per weight (default: %(default)s)",
+        help="radius of the ascent's ball, as such a share for each weight (default: %(default)s)",
     )
     parser.add_argument(
-        "--directions", type=number(int, 2), default=8, metavar="N", help="random ones (default: %(default)s)"
+        "--directions",
+        type=number(int, 2),
+        default=8,
+        metavar="N",
+        help="how many random moves (default: %(default)s)",
     )
 
 

@@ -29,8 +29,8 @@ def draw_decay(path: Path, step: int = 100_000) -> None:
     """Draws what AdamNX does: how much is new in v, and which gradients v is made of.
 
     Args:
-        path: of the PNG.
-        step: at which the right panel looks back.
+        path: where the PNG is written.
+        step: the one whose v the right panel shows.
     """
     with canvas(path, 1, 2, size=(10, 4.8), dpi=180, style=_STYLE) as (figure, (left, right)):
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08, wspace=0.04)

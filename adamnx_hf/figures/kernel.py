@@ -22,7 +22,7 @@ def draw_kernel(path: Path) -> None:
     """Draws how one launch covers tensors of all sizes, and how many bytes a parameter a step moves.
 
     Args:
-        path: of the PNG.
+        path: where the PNG is written.
     """
     ratios = {"height_ratios": [3, 2]}
     with canvas(path, 2, 1, size=(9, 6), dpi=180, style=_STYLE, gridspec_kw=ratios) as (_, (top, bottom)):

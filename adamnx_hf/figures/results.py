@@ -19,8 +19,8 @@ def draw_gains(path: Path, contents: Sequence[dict[str, Any]]) -> None:
     """Draws how much lower AdamNX's loss ends than with Adam's decay, against the horizons in a run.
 
     Args:
-        path: of the PNG.
-        contents: of comparison.json, one of each length of run; the first contender has Adam's decay.
+        path: where the PNG is written.
+        contents: those of comparison.json, one for each length of run; the first contender has Adam's decay.
     """
     from adamnx_hf.optim.schedules import horizon
 
@@ -54,8 +54,8 @@ def draw_twins(path: Path, content: dict[str, Any]) -> None:
     """Draws the eval loss of one seed's runs, and how far each is from the first contender's.
 
     Args:
-        path: of the PNG.
-        content: of comparison.json.
+        path: where the PNG is written.
+        content: comparison.json's.
     """
     with canvas(path, 1, 2, size=(10, 4.2)) as (_, (left, right)):
         curves = [one["runs"][0]["per_epoch"] for one in content["contenders"]]
@@ -72,7 +72,7 @@ def draw_twins(path: Path, content: dict[str, Any]) -> None:
         left.legend(frameon=False, fontsize=9)
 
 
-#: What readers call the contenders of `.ci/card`, and their colours.
+#: The names for readers, and the colours, of `.ci/card`'s contenders.
 _ON_A_CARD = {
     "adamw": ("AdamW", PALETTE[1]),
     "adamw_scaled": ("AdamW, memory scaled to the run", PALETTE[5]),
@@ -86,7 +86,7 @@ def draw_tuned(path: Path, content: dict[str, Any]) -> None:
     """Draws a sweep's curves over the learning rate, and the differences at each contender's best rate.
 
     Args:
-        path: of the PNG.
+        path: where the PNG is written.
         content: a verdict of `.ci/card`, with accuracy in percent as its primary metric.
     """
     with canvas(path, 1, 2, size=(12, 4.8)) as (_, (left, right)):
@@ -144,10 +144,10 @@ def _draw_card_differences(axes: Any, content: dict[str, Any]) -> None:
 
 
 def draw_protocols(path: Path, contents: Sequence[dict[str, Any]]) -> None:
-    """Draws what the choice of the learning rate is worth beside the choice of the optimizer.
+    """Draws how much the choice of the learning rate matters beside the choice of the optimizer.
 
     Args:
-        path: of the PNG.
+        path: where the PNG is written.
         contents: verdicts of `.ci/card`: under the paper's protocol, and with tuned rates.
     """
     with canvas(path, 1, 2, size=(12, 4.2)) as (_, (left, right)):

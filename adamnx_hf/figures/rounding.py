@@ -19,9 +19,9 @@ def v_in_bfloat16(
     """Measures how far a v in bfloat16 is off from a float32 twin, for random gradients of many scales.
 
     Args:
-        steps: of AdamNX.
-        size: elements.
-        every: how many steps apart to look.
+        steps: how many steps of AdamNX.
+        size: how many elements v has.
+        every: how many steps lie between two measurements.
         beta2: AdamNX's.
 
     Returns:
@@ -57,7 +57,7 @@ def draw_bfloat16(path: Path) -> None:
     """Draws what rounding does to a v in bfloat16: to the nearest it freezes, at random it stays unbiased.
 
     Args:
-        path: of the PNG.
+        path: where the PNG is written.
     """
     from matplotlib.ticker import PercentFormatter
 

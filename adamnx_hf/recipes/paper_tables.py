@@ -18,7 +18,7 @@ class Table:
     number: int
     title: str
     recipe: str | None = None
-    """None: there is no recipe for it yet."""
+    """None if there is no recipe for the table yet."""
     metrics: tuple[str, ...] = ()
     rows: tuple[Mapping[str, Any], ...] = ()
     """Each has a `label`, the `published` metrics by name, and the `optim`, `beta2_schedule` and `betas` that

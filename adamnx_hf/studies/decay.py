@@ -1,4 +1,4 @@
-"""How much of each squared gradient the second moment v holds, by decay schedule."""
+"""The weights of past gradients in the second moment v, by decay schedule."""
 
 from __future__ import annotations
 

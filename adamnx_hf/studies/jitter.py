@@ -5,7 +5,7 @@ gradients with weights `w_s` that add up to 1, so that its variance, relative to
 
     Var(v) / E(v)² = κ · Σ_s w_s²,    κ = Var(g²) / E(g²)²,
 
-with κ = 2 for normal gradients around 0. The sum is the schedule's part:
+with κ = 2 for normal gradients around 0. The sum depends on the schedule alone:
 :func:`adamnx_hf.studies.decay.squared_shares`. :func:`gradients_of` holds the weights of a trained network
 where they are and takes its gradients batch by batch. :func:`simulate` looks at v and at the step
 m / (√v + ε) of streams drawn from them, and of normal noise, whose moments are known.
@@ -25,7 +25,8 @@ from adamnx_hf.studies.decay import newest_weights, squared_shares
 
 __all__ = ["draw", "gradients_of", "measure", "simulate"]
 
-#: Schedules, β2 and names of what is drawn; `adamnx` 0.9003 has the paper's 6.28 horizons in 600 steps.
+#: The schedules that are measured, each with its β2. `adamnx` at 0.9003 has the paper's 6.28 horizons in 600
+#: steps.
 SHOWN = (("adam", 0.999), ("adam", 0.99), ("adamnx", 0.99), ("adamnx", 0.9003))
 
 
@@ -40,21 +41,22 @@ def simulate(
     eps: float = 1e-8,
     seed: int = 0,
 ) -> list[dict[str, float]]:
-    """Looks at v and the step over many streams of gradients drawn, with replacement, from those given.
+    """Measures v and the step over many streams of gradients, drawn from the given ones with replacement.
 
     Args:
-        gradients: (draws, coordinates), of a place that does not move.
-        schedule, beta2: of v; see :data:`adamnx_hf.optim.schedules.BETA2_SCHEDULES`.
-        at: steps to look at, from 1 on, rising.
-        streams: how many; each draws one row a step for all coordinates.
-        beta1: of m, which is corrected as AdamNX's.
+        gradients: (draws, coordinates), at weights that do not move.
+        schedule, beta2: the decay of v; see :data:`adamnx_hf.optim.schedules.BETA2_SCHEDULES`.
+        at: the steps to measure at, from 1 on, rising.
+        streams: how many. Each draws one row a step for all coordinates.
+        beta1: the decay of m, which is corrected as AdamNX's.
         eps: ε.
-        seed: of the draws.
+        seed: draws the streams.
 
     Returns:
-        For each step: `step`; `v`: Var(v)/E(v)² over the streams in units of the coordinate's κ, mean over
-        the coordinates; `moved`: the same of the square of v's change in this step; `update`: the mean of
-        (m/(√v + ε))²; `update_still`: the same if √v stood still at the root of the mean of g².
+        A row for each step of `at`: `step`; `v`, which is Var(v)/E(v)² over the streams in units of the
+        coordinate's κ, averaged over the coordinates; `moved`, the same for the square of v's change in this
+        step; `update`, the mean of (m/(√v + ε))²; `update_still`, the same if √v stood still at the root of
+        the mean of g².
     """
     from tqdm import tqdm
 
@@ -63,7 +65,7 @@ def simulate(
     gradients = gradients.double()
     squares = gradients.square()
     mean = squares.mean(0)
-    kept = mean > 0  # of a coordinate without gradients nothing can be said
+    kept = mean > 0  # a coordinate without gradients has no κ
     gradients, mean = gradients[:, kept], mean[kept]
     kappa = squares[:, kept].var(0, correction=0) / mean.square()
     weights = BETA2_SCHEDULES[schedule]
@@ -96,14 +98,14 @@ def simulate(
 def gradients_of(
     folder: Path, batches: int, coordinates: int, dataset_name: str | None = None, seed: int = 0
 ) -> Tensor:
-    """Gradients of a trained network that stays where it is, batch by batch as in training.
+    """Computes gradients of a trained network at weights that stay, batch by batch as in training.
 
     Args:
-        folder: of a run, with its model.
-        batches: how many, over as many epochs as it takes.
+        folder: a run's, with its model.
+        batches: how many, over as many epochs as that takes.
         coordinates: how many weights, drawn at random among all.
         dataset_name: where the data set is now, if not where the run had it.
-        seed: of which weights, and of the batches.
+        seed: draws the weights and the batches.
 
     Returns:
         (batches, coordinates), float32, on the CPU.
@@ -136,12 +138,12 @@ def gradients_of(
 
 
 def measure(real: Tensor, steps: int, streams: int) -> dict[str, Any]:
-    """What jitter.json holds: see :func:`simulate`, for the gradients given and for normal noise.
+    """Simulates all schedules on the given gradients and on normal noise; returns what jitter.json holds.
 
     Args:
         real: (batches, coordinates), in the order they came.
-        steps: of the streams.
-        streams: of each schedule.
+        steps: the length of the streams.
+        streams: how many streams each schedule has.
     """
     import numpy as np
 
@@ -172,7 +174,7 @@ def measure(real: Tensor, steps: int, streams: int) -> dict[str, Any]:
 
 
 def _describe(gradients: Tensor) -> dict[str, float]:
-    """Medians over the coordinates: κ, the share of the mean in E(g²), and how g² goes with the next g²."""
+    """Returns medians over the coordinates: κ, the mean's share in E(g²), and how g² goes with the next."""
     g = gradients.double()
     squares = g.square()
     mean = squares.mean(0)
@@ -191,8 +193,8 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     """Draws the variance of v, and what moves in a single step: theory as lines, measurements as dots.
 
     Args:
-        path: of the PNG.
-        content: of jitter.json.
+        path: where the PNG is written.
+        content: jitter.json's.
     """
     with canvas(path, 1, 3, size=(13, 4.4), gridspec_kw={"width_ratios": [3, 3, 2]}) as (_, axes):
         left, middle, right = axes

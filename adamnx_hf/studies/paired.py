@@ -36,7 +36,7 @@ def paired_difference(
     Args:
         first: one value for each seed.
         second: the values of the other optimizer for the same seeds.
-        confidence: of the interval.
+        confidence: the interval's.
 
     Raises:
         ValueError: the lengths differ, or there are no pairs.
@@ -60,7 +60,7 @@ def compare_pairs(
     """Makes one row of a comparison: the paired differences of two optimizers in one metric.
 
     Args:
-        names: of the two optimizers.
+        names: the two optimizers'.
         metric: its name.
         better: `"lower"` or `"higher"`.
         first, second: as for :func:`paired_difference`; nan where a run diverged.
@@ -104,10 +104,10 @@ def verdict(
     """Says what a difference allows to be said: "better" only where its interval excludes 0.
 
     Args:
-        names: of the two optimizers.
+        names: the two optimizers'.
         difference: first − second; None if it is not known.
         better: `"lower"` or `"higher"`.
-        words: to say it in.
+        words: what the verdict is put in.
     """
     sign = difference.sign if difference else None
     if sign is None:

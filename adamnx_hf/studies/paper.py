@@ -15,7 +15,7 @@ from adamnx_hf.studies.tables import format_mean
 
 __all__ = ["draw_curves", "fill", "find_runs", "markdown"]
 
-# Fields about the data that are others for a copy of the same data set.
+# Fields about the data that differ for a copy of the same data set.
 _PLACE = re.compile(r"dataset_(name|config_name|revision)|data_files|\w+_column|\w+_field|box_format")
 
 
@@ -125,7 +125,7 @@ def draw_curves(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
     """Draws the curves of several runs in one picture.
 
     Args:
-        path: of the PNG.
+        path: where the PNG is written.
         runs: of :func:`find_runs`, all of one recipe.
 
     Raises:

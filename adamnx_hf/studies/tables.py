@@ -1,4 +1,4 @@
-"""What the tables of the studies share: means with their spread, and paired differences."""
+"""The parts of tables that studies share: means with their spread, and paired differences."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def format_differences(
 
     Args:
         rows: of :func:`adamnx_hf.studies.paired.compare_pairs`, each with its `verdict`.
-        heading: of the second column.
+        heading: the second column's.
         describe: returns what stands there for a row.
     """
     table = [["difference", heading, "mean", "95 % t interval", "paired by seed"]]

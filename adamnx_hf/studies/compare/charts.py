@@ -21,8 +21,8 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     Runs that were evaluated once have a dot a seed in the place of a curve.
 
     Args:
-        path: of the PNG.
-        content: of comparison.json.
+        path: where the PNG is written.
+        content: comparison.json's.
     """
     metrics, contenders = list(content["metrics"]), content["contenders"]
     lower = 0.8 + 0.55 * (len(contenders) - 1)
@@ -116,8 +116,8 @@ def draw_decay(path: Path, content: dict[str, Any]) -> None:
     Contenders without such a second moment are left out; without any, nothing is drawn.
 
     Args:
-        path: of the PNG.
-        content: of comparison.json.
+        path: where the PNG is written.
+        content: comparison.json's.
     """
     import numpy as np
 

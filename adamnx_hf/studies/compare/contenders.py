@@ -68,8 +68,8 @@ class Contender:
         """Returns the folder of one run, relative to those of all.
 
         Args:
-            values: of the swept fields.
-            number: of the run's seed, from 0 on.
+            values: those of the swept fields.
+            number: counts the seeds, from 0 on.
         """
         chosen = "-".join(f"{key}={value}" for key, value in values.items()) or "as-given"
         return Path(self.folder, chosen, f"seed{number}")
@@ -78,7 +78,7 @@ class Contender:
         """Returns its flags for `adamnx-hf run`; settings that are no field of the recipe join optim_args.
 
         Args:
-            fields: of the recipe.
+            fields: the names of the recipe's fields.
             optim_args: those that the recipe gives to the optimizer; its own settings are added, and win.
         """
         from trainer_patches.optim_args import split
@@ -107,7 +107,7 @@ def parse_contenders(labels: Sequence[str]) -> tuple[Contender, ...]:
     seen: dict[Any, str] = {}
     for one in contenders:
         if not one.label:
-            raise RecipeError("--optim: an empty name")
+            raise RecipeError("--optim: got an empty name; leave it out")
         if reserved := [key for key in one.settings if key in _RESERVED]:
             raise RecipeError(f"--optim {one.label!r}: {reserved[0]} {_RESERVED[reserved[0]]}")
         for key in ((one.optim, frozenset(one.settings.items())), one.folder):

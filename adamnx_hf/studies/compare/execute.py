@@ -47,12 +47,13 @@ def compare(study: Study) -> dict[str, Any]:
 
 
 def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
+    """Plans the runs, checks all of them, then trains those that choose and those that judge."""
     metrics = {LOSS: "min", **{name: metric.best for name, metric in base.task.METRICS.items()}}
     chosen_by = study.metric or next(iter(base.task.METRICS), LOSS)
     if chosen_by not in metrics:
         raise RecipeError(f"--metric: {chosen_by!r} is none of {', '.join(metrics)}")
     plan = make_plan(study, base, folder)
-    # Nothing is trained before everything has been found to fit: also the values that may be chosen.
+    # All runs are checked before the first is trained, also those that the sweep may not choose.
     for run in (*plan.sweep, *plan.candidates):
         check_run(run, study)
     on_training_rows = judged_on_training_rows(base)
@@ -71,7 +72,7 @@ def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
         runs = plan.judging_runs(chosen)
         for run in runs:
             carry_out(run, study, progress)
-    # A task's metric that this recipe does not ask for is in no run.
+    # The runs lack those of the task's metrics that the recipe does not ask for.
     rows = [row for run in runs for row in run.results["per_epoch"]]
     metrics = {
         name: best

@@ -1,4 +1,4 @@
-"""What the runs of a comparison say: the best values of a sweep, paired differences, verdicts."""
+"""The judgement of a comparison's runs: the best values of a sweep, paired differences, verdicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adamnx_hf.studies.compare.study import LOSS
 
 __all__ = ["Outcome", "choose_values", "compare_contenders", "find_edges", "summarize", "verdict"]
 
-#: Which values are better, by the best that a metric can be.
+#: The better values of a metric, by the best that it can be.
 _BETTER = {"min": "lower", "max": "higher"}
 
 
@@ -47,8 +47,8 @@ def choose_values(
     Args:
         contender: whose values they are.
         grid: the values that were tried.
-        runs: of the sweep, of any contenders.
-        metric: to choose by.
+        runs: the sweep's, of all contenders.
+        metric: the one to choose by.
         best: `"min"` or `"max"`, the best that the metric can be.
 
     Raises:

@@ -14,7 +14,7 @@ def markdown(content: dict[str, Any]) -> str:
     """Returns a table of the optimizers, one of their differences, and what was done.
 
     Args:
-        content: of comparison.json.
+        content: comparison.json's.
     """
     seeds, count = len(content["seeds"]), len(content["comparisons"])
     others = len(content["contenders"]) - 1

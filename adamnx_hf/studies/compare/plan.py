@@ -33,10 +33,10 @@ class Run:
     contender: Contender
     seed: int
     values: Values
-    """Those of the swept fields."""
+    """The values of the swept fields."""
     folder: Path
     flags: Sequence[str]
-    """All that the recipe is resolved with."""
+    """The flags that the recipe is resolved with."""
     keep_model: bool = False
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
     """The content of results.json; empty before the run is done."""
@@ -70,7 +70,7 @@ def make_plan(study: Study, base: Recipe, folder: Path) -> Plan:
     Args:
         study: see :class:`Study`.
         base: its recipe, resolved with the flags for all.
-        folder: of the comparison.
+        folder: the comparison's.
 
     Raises:
         RecipeError: the sweep and the splits, or a contender's settings, do not fit together.

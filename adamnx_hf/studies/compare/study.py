@@ -1,4 +1,4 @@
-"""What a comparison is asked for."""
+"""The settings of a comparison."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Study:
     sweeps: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """Values to choose from for each optimizer, by field."""
     seeds: int = 5
-    """How many seeds judge."""
+    """The number of seeds that judge."""
     sweep_seeds: int = 1
-    """How many seeds each value of a sweep has. None of them judges."""
+    """The number of seeds of each value of a sweep. None of them judges."""
     validation_split: str | None = None
     """The split that a sweep is judged on; None for a part of the training split."""
     hold_out: int = 10
-    """That part in percent."""
+    """The size of that part in percent."""
     metric: str | None = None
     """The metric that a sweep chooses by; None for the task's first."""
     output_dir: Path | None = None
@@ -59,7 +59,7 @@ class Study:
 
     @property
     def held_out_for_sweep(self) -> int:
-        """How many percent of the training rows the sweep is judged on."""
+        """The percentage of the training rows that the sweep is judged on."""
         return self.hold_out if self.sweeps and not self.validation_split else 0
 
 

@@ -13,7 +13,7 @@ from adamnx_hf.studies.compare.study import Study
 
 __all__ = ["Progress", "carry_out", "check_run"]
 
-# Of a whole model, and of an adapter.
+# A whole model has the first, an adapter the second.
 _MODEL_CONFIGS = ("config.json", "adapter_config.json")
 
 
@@ -135,7 +135,7 @@ def _train(run: Run, study: Study, progress: Progress) -> None:
 
     with undo_changes():
         recipe = resolve_for(study, run.contender, run.flags)
-        # They are of other settings; a model, too, which would pass for this run's.
+        # What is left of an earlier run has other settings. Its model would pass for this run's.
         for name in ("results.json", *_MODEL_CONFIGS):
             (run.folder / name).unlink(missing_ok=True)
         values = "".join(f", {key} {value}" for key, value in run.values.items())

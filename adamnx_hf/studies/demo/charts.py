@@ -36,7 +36,7 @@ def draw(path: Path, demo: Demo, runs: Sequence[Run], data: Any, logits: np.ndar
     """Draws the curves, their differences, and the hardest test digits.
 
     Args:
-        path: of the PNG.
+        path: where the PNG is written.
         demo: what was trained.
         runs: all of them.
         data: the digits.

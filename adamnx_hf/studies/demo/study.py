@@ -1,4 +1,4 @@
-"""What the demo trains, and what its runs say."""
+"""The demo's settings, its runs and their comparison."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
     "verdict",
 ]
 
-#: What tells the demo's own results.json from others'.
+#: The mark of a results.json that the demo has written.
 MADE_BY = "adamnx-hf demo"
 BATCH_SIZE = 64
 LEARNING_RATE = 2e-3
@@ -36,7 +36,7 @@ WEIGHT_DECAY = 0.01
 DATA = "scikit-learn digits"
 MODEL = "ViT, 58,570 parameters"
 
-#: Names as in `TrainingArguments(optim=...)`.
+#: The optimizers by default; names as in `TrainingArguments(optim=...)`.
 OPTIMS = ("adamnx", "adamw_torch_fused")
 
 _LABELS = {name: OPTIMIZERS[name].label for name in OPTIMS}
@@ -47,14 +47,14 @@ _WORDS = paired.Words(
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """What is trained."""
+    """The settings of the demo."""
 
     optims: Sequence[str] = OPTIMS
     """Names as in `TrainingArguments(optim=...)`. The first is compared with each other one."""
     seeds: Sequence[int] = (0, 1, 2)
     epochs: int = 16
     learning_rate: float = LEARNING_RATE
-    """Of all optimizers."""
+    """The learning rate of all optimizers."""
 
     @property
     def rate_is_adamws(self) -> bool:
@@ -71,7 +71,7 @@ class Run:
     optimizer: str = ""
     """The class that the Trainer really used."""
     betas: list[float] | None = None
-    """The betas that it really had."""
+    """The betas that the optimizer really had."""
     seconds: float = 0.0
     epochs: list[dict[str, float]] = dataclasses.field(default_factory=list)
     """`epoch`, `test_accuracy` and `test_loss` of each epoch."""

@@ -23,8 +23,8 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     """Draws each measure of each run, runs of one seed joined.
 
     Args:
-        path: of the PNG.
-        content: of a comparison's sharpness.json.
+        path: where the PNG is written.
+        content: a comparison's sharpness.json.
     """
     labels = [one["label"] for one in content["contenders"]]
     with canvas(path, 1, len(MEASURES), size=(12, 4.4)) as (figure, axes):

@@ -27,7 +27,8 @@ __all__ = ["MEASURES", "ascent", "filter_sizes", "largest_eigenvalue", "measure"
 #: The measures' names, in the order of the tables.
 MEASURES = ("hessian", "relative_hessian", "random", "ascent")
 
-#: The loss at the weights as they are, in parts that add up to it, such as batches. Called again and again.
+#: Computes the loss at the present weights, as parts that add up to the loss, such as batches. It is called
+#: again and again.
 Loss = Callable[[], Iterable[Tensor]]
 
 
@@ -39,14 +40,14 @@ def largest_eigenvalue(
     tolerance: float = 1e-2,
     seed: int = 0,
 ) -> float:
-    """The largest (most positive) eigenvalue of the loss' Hessian.
+    """Returns the largest (most positive) eigenvalue of the loss' Hessian.
 
     Args:
-        loss: see :data:`Loss`; has to be differentiable twice.
-        params: what it is differentiated by, of any shapes, all on one device; left as they are.
-        scales: for each of `params` a tensor that broadcasts to it: the units of the weights; 1 by default.
-        tolerance: relative, of Lanczos' method.
-        seed: of the vector that it starts from.
+        loss: see :data:`Loss`; it must be differentiable twice.
+        params: the weights, of any shapes, all on one device. They are left as they are.
+        scales: the units of the weights: for each of `params` a tensor that broadcasts to it. 1 by default.
+        tolerance: the relative tolerance of Lanczos' method.
+        seed: draws the vector that the method starts from.
 
     Raises:
         RuntimeError: the method does not converge, or the loss is not finite.
@@ -90,9 +91,9 @@ def largest_eigenvalue(
 
 
 def filter_sizes(params: Iterable[Tensor]) -> list[Tensor]:
-    """The root mean square of each filter (row of a matrix, output of a convolution), to broadcast.
+    """Returns the root mean square of each filter, in shapes that broadcast to `params`.
 
-    A vector (biases, norms) is one filter.
+    A filter is a row of a matrix or an output of a convolution; a vector (biases, norms) is one filter.
     """
     sizes = []
     for param in params:
@@ -103,7 +104,8 @@ def filter_sizes(params: Iterable[Tensor]) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def _moved(params: Sequence[Tensor], by: Sequence[Tensor]) -> Iterator[None]:
+def _move(params: Sequence[Tensor], by: Sequence[Tensor]) -> Iterator[None]:
+    """Adds `by` to the weights, and puts them back in the end."""
     kept = [param.detach().clone() for param in params]
     try:
         with torch.no_grad():
@@ -116,7 +118,7 @@ def _moved(params: Sequence[Tensor], by: Sequence[Tensor]) -> Iterator[None]:
                 param.copy_(value)
 
 
-def _value(loss: Loss) -> float:
+def _evaluate(loss: Loss) -> float:
     with torch.no_grad():
         return math.fsum(float(part) for part in loss())
 
@@ -130,43 +132,43 @@ def random_rise(
     directions: int = 8,
     seed: int = 0,
 ) -> float:
-    """How much the loss rises when each weight moves by `radius · scale · N(0, 1)`, mean over directions.
+    """Returns how much the loss rises, in the mean, when each weight moves by `radius · scale · N(0, 1)`.
 
     Args:
         loss, params, scales: as for :func:`largest_eigenvalue`.
-        radius: as a share of the scales.
-        directions: how many. They come in pairs of opposites, so that the slope drops out.
-        seed: of the directions, which are the same for all nets of the same shape.
+        radius: the size of the moves as a share of the scales.
+        directions: how many moves. They come in pairs of opposites, so that the slope drops out.
+        seed: draws the directions, which are the same for all networks of one shape.
     """
-    generator, start, rises = torch.Generator().manual_seed(seed), _value(loss), []
+    generator, start, rises = torch.Generator().manual_seed(seed), _evaluate(loss), []
     for _ in range(max(1, directions // 2)):
         noise = [torch.randn(param.shape, generator=generator).to(param) for param in params]
         for sign in (radius, -radius):
             move = [sign * n * scale for n, scale in zip(noise, scales, strict=True)]
-            with _moved(params, move):
-                rises.append(_value(loss) - start)
+            with _move(params, move):
+                rises.append(_evaluate(loss) - start)
     return statistics.fmean(rises)
 
 
 def ascent(
     loss: Loss, params: Sequence[Tensor], radius: float, *, scales: Sequence[Tensor], steps: int = 5
 ) -> float:
-    """How much gradient ascent raises the loss within a ball of `radius` in units of the scales.
+    """Returns how much gradient ascent raises the loss within a ball around the weights.
 
     Args:
         loss, params, scales: as for :func:`largest_eigenvalue`.
-        radius: of the ball around the weights.
-        steps: each goes as far as the ball's radius along the gradient, then back into the ball. The first is
-            SAM's.
+        radius: the ball's, in units of the scales.
+        steps: how many. Each goes as far as the radius along the gradient, then back into the ball. The first
+            is SAM's.
 
     Returns:
         The largest rise of all steps; 0 where none raises the loss.
     """
-    start, best = _value(loss), 0.0
+    start, best = _evaluate(loss), 0.0
     place = [torch.zeros_like(param) for param in params]
     for _ in range(steps):
         total = [torch.zeros_like(param) for param in params]
-        with _moved(params, [p * scale for p, scale in zip(place, scales, strict=True)]):
+        with _move(params, [p * scale for p, scale in zip(place, scales, strict=True)]):
             for part in loss():
                 grads = torch.autograd.grad(part, params, materialize_grads=True)
                 torch._foreach_add_(total, list(grads))
@@ -174,13 +176,13 @@ def ascent(
         place = _to_length(
             [p + u for p, u in zip(place, _to_length(upward, radius), strict=True)], radius, longer=False
         )
-        with _moved(params, [p * scale for p, scale in zip(place, scales, strict=True)]):
-            best = max(best, _value(loss) - start)
+        with _move(params, [p * scale for p, scale in zip(place, scales, strict=True)]):
+            best = max(best, _evaluate(loss) - start)
     return best
 
 
 def _to_length(vector: list[Tensor], length: float, longer: bool = True) -> list[Tensor]:
-    """The vector at that length, or only if it is longer than that."""
+    """Returns the vector scaled to a length; without `longer` only if it exceeds that length."""
     norm = math.sqrt(sum(float(part.double().square().sum()) for part in vector))
     if norm == 0 or (not longer and norm <= length):
         return vector
@@ -196,19 +198,20 @@ def measure(
     directions: int = 8,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The four measures (see the module's head), `loss`, and `norm`, the weights' own.
+    """Returns the four measures (see the module), the `loss`, and the weights' `norm`.
 
     Args:
         loss, params: as for :func:`largest_eigenvalue`.
-        random_radius: of `random`.
-        ascent_radius: of `ascent`, times the square root of the number of weights.
-        directions: of `random`.
-        seed: of all that is random here.
+        random_radius: the radius of `random`.
+        ascent_radius: the radius of `ascent`, before it is multiplied by the square root of the number of
+            weights.
+        directions: how many moves `random` averages over.
+        seed: draws all that is random here.
     """
     scales = filter_sizes(params)
     count = sum(param.numel() for param in params)
     return {
-        "loss": _value(loss),
+        "loss": _evaluate(loss),
         "norm": math.sqrt(sum(float(param.detach().double().square().sum()) for param in params)),
         "hessian": largest_eigenvalue(loss, params, seed=seed),
         "relative_hessian": largest_eigenvalue(loss, params, scales=scales, seed=seed),

@@ -28,15 +28,15 @@ _WORDS = paired.Words(better="flatter", worse="sharper")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What runs are measured with; all but `dataset_name` are kept beside the measures."""
+    """The settings of a measurement; sharpness.json keeps all but `dataset_name`."""
 
     samples: int = 1000
-    """How many training examples."""
+    """The number of training examples."""
     random_radius: float = 0.1
     """See :mod:`adamnx_hf.studies.sharpness.measures`."""
     ascent_radius: float = 0.005
     directions: int = 8
-    """How many random moves."""
+    """The number of random moves."""
     dataset_name: str | None = None
     """Where the data set is now, if not where the run had it."""
 
@@ -46,10 +46,10 @@ class Settings:
 
 
 def measure_run(folder: Path, settings: Settings) -> dict[str, Any]:
-    """Measures one run and writes its sharpness.json; the same measurement of before is loaded from there.
+    """Measures one run and writes its sharpness.json, unless that holds the same measurement already.
 
     Args:
-        folder: of the run, with its model.
+        folder: the run's, with its model.
         settings: see :class:`Settings`.
 
     Returns:
@@ -116,7 +116,9 @@ def _load_model_and_batches(folder: Path, settings: Settings) -> tuple[nn.Module
     if hasattr(data, "transform"):
         data.transform, data.random = trainer.eval_dataset.transform, None
     elif not isinstance(data, datasets.Dataset):  # language models' are not augmented
-        raise RecipeError(f"{folder}: its training examples are not to be had without augmentation")
+        raise RecipeError(
+            f"{folder}: its training examples cannot be read without augmentation; measure another run"
+        )
     trainer.model.eval()
     subset = torch.utils.data.Subset(data, range(min(settings.samples, len(data))))
     batches = []
@@ -132,9 +134,9 @@ def measure_comparison(
     """Measures the runs of a comparison, and writes its sharpness.json and sharpness.png.
 
     Args:
-        folder: of the comparison, made with `--keep-models`.
+        folder: the comparison's, made with `--keep-models`.
         settings: see :class:`Settings`.
-        labels: of the optimizers, the first of which is compared with each other one; None for all.
+        labels: the optimizers, the first of which is compared with each other one; None for all.
 
     Returns:
         What sharpness.json holds.
@@ -200,7 +202,7 @@ def markdown(content: dict[str, Any]) -> str:
     """Returns the measures as Markdown: a table of the optimizers and one of the paired differences.
 
     Args:
-        content: of a comparison's sharpness.json.
+        content: a comparison's sharpness.json.
     """
     rows = [["optimizer", "loss", "norm of the weights", *map(format_field, MEASURES)]]
     for one in content["contenders"]:
