@@ -158,14 +158,14 @@ class Commands:
 
     def cli(self, words):
         """Runs `adamnx-hf` up to training."""
-        module = importlib.import_module(f"adamnx_hf.{words[0]}")
+        command = importlib.import_module(f"adamnx_hf.commands.{words[0]}")
         for word in words:  # the reader's own
             if word.startswith("path/to/"):
                 Path(word).mkdir(parents=True, exist_ok=True)
-        begins = {"compare": "_carry_out"} | dict.fromkeys(ARGUMENTS_ONLY, "run")
         with self.patch.context() as patch:
-            if words[0] in begins:
-                patch.setattr(module, begins[words[0]], enough)
+            if words[0] in ARGUMENTS_ONLY:
+                patch.setattr(command, "run", enough)
+            patch.setattr("adamnx_hf.studies.compare.execute.carry_out", enough)
             if words[0] == "run":
                 patch.setattr("adamnx_hf.runs.training.train", self.train)
             return cli.main(words)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.models.nets import efficientnet_v2
+from adamnx_hf.models.torchvision_net.nets import efficientnet_v2
 from adamnx_hf.tasks.transforms import eval_transform, train_transform
 
 #: The authors': values in [0, 1] less a half, over a half.

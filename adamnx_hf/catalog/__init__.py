@@ -7,12 +7,12 @@ name, `adamnx-hf compare` trains it as a contender, and draws its `decay`.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adamnx_hf.catalog.run_options import fit_layerwise_to_run, fit_to_run
+from adamnx_hf.common.lazy import import_on_access
 from trainer_patches import register_optimizer
 
 if TYPE_CHECKING:
@@ -132,9 +132,5 @@ def register() -> None:
             warnings.warn(str(error), RuntimeWarning, stacklevel=3)
 
 
-def __getattr__(name: str) -> Any:
-    # They import torch, which `import adamnx_hf` does without.
-    homes = {"AdaX": "adax", "SophiaG": "sophia"}
-    if name in homes:
-        return getattr(importlib.import_module(f"adamnx_hf.catalog.{homes[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# They import torch, which `import adamnx_hf` does without.
+__getattr__ = import_on_access(__name__, {"AdaX": "adax", "SophiaG": "sophia"})

@@ -9,7 +9,7 @@ from typing import Any
 
 from adamnx_hf.common.files import save_figure
 
-__all__ = ["BLUE", "PALETTE", "RC", "canvas"]
+__all__ = ["BLUE", "PALETTE", "RC", "canvas", "page"]
 
 #: Okabe and Ito's colours, which the colour-blind tell apart.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
@@ -28,6 +28,36 @@ RC: dict[Any, Any] = {
 
 
 @contextlib.contextmanager
+def page(
+    path: Path, *, size: tuple[float, float], dpi: int = 150, style: Mapping[Any, Any] = RC
+) -> Iterator[Any]:
+    """Yields an empty figure to draw on, then writes the picture whole or not at all.
+
+    The file's folder is made if it is missing. No screen is needed.
+
+    Args:
+        path: of the picture; the suffix is the format.
+        size: width and height in inches.
+        dpi: dots an inch.
+        style: settings of Matplotlib that hold while the picture is drawn.
+
+    Raises:
+        OSError: the file cannot be written. A picture that was there before is unchanged.
+    """
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("agg")
+    with plt.rc_context(dict(style)):
+        figure = plt.figure(figsize=size, dpi=dpi, layout="constrained")
+        try:
+            yield figure
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_figure(figure, path)
+        finally:
+            plt.close(figure)
+
+
+@contextlib.contextmanager
 def canvas(
     path: Path,
     rows: int = 1,
@@ -38,32 +68,18 @@ def canvas(
     style: Mapping[Any, Any] = RC,
     **subplots: Any,
 ) -> Iterator[tuple[Any, Any]]:
-    """Yields a figure and its axes to draw on, then writes the picture whole or not at all.
-
-    The file's folder is made if it is missing. No screen is needed.
+    """Yields a figure and its axes; see :func:`page`.
 
     Args:
-        path: of the picture; the suffix is the format.
+        path, size, dpi, style: as for :func:`page`.
         rows, columns: how many axes.
-        size: width and height in inches.
-        dpi: dots an inch.
-        style: settings of Matplotlib that hold while the picture is drawn.
-        subplots: further arguments of `matplotlib.pyplot.subplots`, such as `sharey` or `width_ratios`.
+        subplots: further arguments of `Figure.subplots`, such as `sharey` or `width_ratios`.
 
     Yields:
-        The figure, and its axes as `matplotlib.pyplot.subplots` returns them.
+        The figure, and its axes as `Figure.subplots` returns them.
 
     Raises:
-        OSError: the file cannot be written. A picture that was there before is unchanged.
+        OSError: as :func:`page`.
     """
-    from matplotlib import pyplot as plt
-
-    plt.switch_backend("agg")
-    with plt.rc_context(dict(style)):
-        figure, axes = plt.subplots(rows, columns, figsize=size, dpi=dpi, layout="constrained", **subplots)
-        try:
-            yield figure, axes
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_figure(figure, path)
-        finally:
-            plt.close(figure)
+    with page(path, size=size, dpi=dpi, style=style) as figure:
+        yield figure, figure.subplots(rows, columns, **subplots)

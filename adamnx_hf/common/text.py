@@ -30,13 +30,14 @@ def format_table(rows: Iterable[Sequence[str]], align: str = "", *, padded: bool
     """Returns a Markdown table, whose first row is its head.
 
     Args:
-        rows: of cells, all of the same length. A bar in a cell is escaped.
+        rows: of cells, all of the same length. A bar in a cell is escaped; a cell of the head may be empty.
         align: `l` or `r` for each column, from the first; columns that are not named are left as they are.
         padded: whether spaces stand around the dashes below the head, too.
     """
     head, *body = rows
     rules = ["---:" if side == "r" else "---" for side in align.ljust(len(head))]
-    return "\n".join([_row(head), _row(rules) if padded else f"|{'|'.join(rules)}|", *map(_row, body)])
+    rule = _row(rules) if padded else f"|{'|'.join(rules)}|"
+    return "\n".join([_row(head).replace("|  |", "| |"), rule, *map(_row, body)])
 
 
 def _row(cells: Sequence[str]) -> str:

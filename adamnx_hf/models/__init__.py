@@ -1,17 +1,23 @@
-"""Models that Transformers lacks, or that the paper changes, as PreTrainedModels.
+"""Networks that Transformers lacks, or that the paper changes, as PreTrainedModels.
 
 `save_pretrained`, `from_pretrained`, `push_to_hub` and the task's `pipeline` work as for any other:
 `import adamnx_hf` makes the model types known to the Auto classes, as soon as those are imported.
+
+To add one: a folder by the name of its model_type, and a line in :data:`MODELS`.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
-from typing import Any
+import re
+from typing import Any, NamedTuple
+
+from adamnx_hf.common.lazy import import_on_access
 
 __all__ = [
+    "MODELS",
+    "Model",
     "TorchvisionNetConfig",
     "TorchvisionNetForImageClassification",
     "UNetConfig",
@@ -19,24 +25,53 @@ __all__ = [
     "Yolov7TinyConfig",
     "Yolov7TinyForObjectDetection",
     "Yolov7TinyImageProcessor",
+    "is_ours",
     "register",
 ]
 
-_HOMES = {
-    "TorchvisionNetConfig": "configuration",
-    "TorchvisionNetForImageClassification": "image_classifier",
-    "UNetConfig": "configuration",
-    "UNetForSemanticSegmentation": "unet",
-    "Yolov7TinyConfig": "configuration",
-    "Yolov7TinyForObjectDetection": "yolov7_tiny",
-    "Yolov7TinyImageProcessor": "yolov7_image_processor",
+
+class Model(NamedTuple):
+    """The classes of a model, by name. Each lives in the file of its folder that the field names."""
+
+    auto_class: str
+    """Transformers' Auto class for its task."""
+    network: str
+    configuration: str
+    image_processor: str | None = None
+    """None: one of Transformers' own."""
+    needs: str | None = None
+    """A package without which `network` and `image_processor` cannot be imported."""
+
+
+#: The models by their model_type, which is the name of their folder.
+MODELS = {
+    "torchvision_net": Model(
+        "AutoModelForImageClassification", "TorchvisionNetForImageClassification", "TorchvisionNetConfig"
+    ),
+    "unet": Model("AutoModelForSemanticSegmentation", "UNetForSemanticSegmentation", "UNetConfig"),
+    "yolov7_tiny": Model(
+        "AutoModelForObjectDetection",
+        "Yolov7TinyForObjectDetection",
+        "Yolov7TinyConfig",
+        "Yolov7TinyImageProcessor",
+        needs="torchvision",
+    ),
 }
 
+__getattr__ = import_on_access(
+    __name__,
+    {
+        name: f"{model_type}.{file}"
+        for model_type, model in MODELS.items()
+        for file, name in model._asdict().items()
+        if name and file in ("network", "configuration", "image_processor")
+    },
+)
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"adamnx_hf.models.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def is_ours(model_type: str) -> bool:
+    """Says whether Transformers knows a model type by us alone."""
+    return model_type in MODELS
 
 
 def register() -> None:
@@ -45,49 +80,39 @@ def register() -> None:
         return
     from wrapt import register_post_import_hook
 
-    register_post_import_hook(_register_config, "transformers.models.auto.configuration_auto")
-    register_post_import_hook(_register_model, "transformers.models.auto.modeling_auto")
-    if importlib.util.find_spec("torchvision") is not None:
-        register_post_import_hook(_register_image_processor, "transformers.models.auto.image_processing_auto")
-        register_post_import_hook(_register_detector, "transformers.models.auto.modeling_auto")
+    for register_classes, module in (
+        (_register_configurations, "configuration_auto"),
+        (_register_networks, "modeling_auto"),
+        (_register_image_processors, "image_processing_auto"),
+    ):
+        register_post_import_hook(register_classes, f"transformers.models.auto.{module}")
 
 
-def _register_config(auto: Any) -> None:
-    from adamnx_hf.models.configuration import TorchvisionNetConfig, UNetConfig, Yolov7TinyConfig
-
-    for config in (TorchvisionNetConfig, UNetConfig, Yolov7TinyConfig):
-        auto.AutoConfig.register(config.model_type, config, exist_ok=True)
+def _importable() -> list[Model]:
+    return [m for m in MODELS.values() if m.needs is None or importlib.util.find_spec(m.needs) is not None]
 
 
-def _register_model(auto: Any) -> None:
-    from adamnx_hf.models.configuration import TorchvisionNetConfig, UNetConfig
-    from adamnx_hf.models.image_classifier import TorchvisionNetForImageClassification
-    from adamnx_hf.models.unet import UNetForSemanticSegmentation
-
-    auto.AutoModelForImageClassification.register(
-        TorchvisionNetConfig, TorchvisionNetForImageClassification, exist_ok=True
-    )
-    auto.AutoModelForSemanticSegmentation.register(UNetConfig, UNetForSemanticSegmentation, exist_ok=True)
-    # pipeline("image-segmentation") goes by these names alone, and would call the model unsupported.
-    names = auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-    names[UNetConfig.model_type] = UNetForSemanticSegmentation.__name__
+def _register_configurations(auto: Any) -> None:
+    for model_type, model in MODELS.items():
+        auto.AutoConfig.register(model_type, __getattr__(model.configuration), exist_ok=True)
 
 
-def _register_detector(auto: Any) -> None:
-    from adamnx_hf.models.configuration import Yolov7TinyConfig
-    from adamnx_hf.models.yolov7_tiny import Yolov7TinyForObjectDetection
+def _register_networks(auto: Any) -> None:
+    for model in _importable():
+        configuration, network = __getattr__(model.configuration), __getattr__(model.network)
+        getattr(auto, model.auto_class).register(configuration, network, exist_ok=True)
+        # Pipelines go by these names alone, and would call the model unsupported.
+        task = re.sub("(?<!^)(?=[A-Z])", "_", model.auto_class.removeprefix("Auto")).upper()
+        getattr(auto, f"{task}_MAPPING_NAMES")[configuration.model_type] = model.network
 
-    auto.AutoModelForObjectDetection.register(Yolov7TinyConfig, Yolov7TinyForObjectDetection, exist_ok=True)
-    # pipeline("object-detection") goes by these names alone, and would call the model unsupported.
-    names = auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
-    names[Yolov7TinyConfig.model_type] = Yolov7TinyForObjectDetection.__name__
 
-
-def _register_image_processor(auto: Any) -> None:
-    from adamnx_hf.models.configuration import Yolov7TinyConfig
-    from adamnx_hf.models.yolov7_image_processor import Yolov7TinyImageProcessor
-
-    processor: dict[str, Any] = {"slow_image_processor_class": Yolov7TinyImageProcessor}
-    if "image_processor_classes" in inspect.signature(auto.AutoImageProcessor.register).parameters:
-        processor = {"image_processor_classes": {"torchvision": Yolov7TinyImageProcessor}}  # Transformers 5
-    auto.AutoImageProcessor.register(Yolov7TinyConfig, exist_ok=True, **processor)
+def _register_image_processors(auto: Any) -> None:
+    register = auto.AutoImageProcessor.register
+    for model in _importable():
+        if model.image_processor is None:
+            continue
+        kind = __getattr__(model.image_processor)
+        processor: dict[str, Any] = {"slow_image_processor_class": kind}
+        if "image_processor_classes" in inspect.signature(register).parameters:  # Transformers 5
+            processor = {"image_processor_classes": {"torchvision": kind}}
+        register(__getattr__(model.configuration), exist_ok=True, **processor)

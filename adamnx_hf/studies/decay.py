@@ -1,33 +1,43 @@
-"""How much of each gradient v holds, by decay schedule."""
+"""The weights of past gradients in the second moment v, by decay schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from adamnx_hf.catalog import default_beta2
+
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["BETA2", "newest_weights", "shares", "squared_shares"]
-
-#: The default β2 of each schedule.
-BETA2 = {"adam": 0.999, "adamnx": 0.99, "adax": 0.99, "adafactor": 0.0}
+__all__ = ["newest_weights", "shares", "squared_shares"]
 
 
 def newest_weights(schedule: str, steps: Iterable[float], beta2: float | None = None) -> np.ndarray:
-    """`1 − β̂2,t` of a schedule, at its default β2 unless told, for each t in `steps`."""
+    """Returns the weight `1 − β̂2,t` that g² enters v with, for each step t.
+
+    Args:
+        schedule: a name in :data:`adamnx_hf.optim.schedules.BETA2_SCHEDULES`.
+        steps: from 1 on.
+        beta2: None for the default of the schedule's optimizers.
+    """
     import numpy as np
 
     from adamnx_hf.optim.schedules import BETA2_SCHEDULES
 
-    weight, beta2 = BETA2_SCHEDULES[schedule], BETA2[schedule] if beta2 is None else beta2
+    weight = BETA2_SCHEDULES[schedule]
+    beta2 = default_beta2(schedule) if beta2 is None else beta2
     return np.array([float(weight(float(step), beta2)) for step in steps])
 
 
 def shares(schedule: str, steps: int, beta2: float | None = None) -> np.ndarray:
-    """The weight of g_s² in v after `steps` steps, for s = 1 … steps. They add up to 1.
+    """Returns the weights of g_s² in v after `steps` steps, for s = 1 … steps. They add up to 1.
 
-    It enters with `1 − β̂2,s` and is multiplied by every later β̂2: `w_s · Π_{s<k≤t} (1 − w_k)`.
+    g_s² enters with `w_s = 1 − β̂2,s` and is multiplied by every later β̂2: `w_s · Π_{s<k≤t} (1 − w_k)`.
+
+    Args:
+        schedule, beta2: as for :func:`newest_weights`.
+        steps: t.
     """
     import numpy as np
 
@@ -39,10 +49,14 @@ def shares(schedule: str, steps: int, beta2: float | None = None) -> np.ndarray:
 
 
 def squared_shares(schedule: str, steps: int, beta2: float) -> np.ndarray:
-    """`Σ_s w_s²` of the weights in v after each of `steps` steps: Var(v)/E(v)² in units of κ.
+    """Returns the sum of the squared weights in v after each of `steps` steps: Var(v)/E(v)² in units of κ.
 
-    1 at the first step. Of a plain mean it is 1/t; for Adam it goes to (1 − β2)/(1 + β2), for AdamNX to
+    The sum is 1 at the first step. A plain mean has 1/t. Adam's goes to (1 − β2)/(1 + β2), AdamNX's to
     (1 − q)/(1 + q) with q = β2^(1−β2): v stands still, at a place that the first H steps have chosen.
+
+    Args:
+        schedule, beta2: as for :func:`newest_weights`.
+        steps: how many sums to return.
     """
     import numpy as np
 

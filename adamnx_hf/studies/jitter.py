@@ -1,19 +1,18 @@
-"""`adamnx-hf jitter RUN`: how much v and the step jitter when training has come to rest.
+"""Jitter: how much v and the step vary when training has come to rest.
 
 At a place where gradients are independent draws of one distribution, v is a weighted mean of squared
 gradients with weights `w_s` that add up to 1, so that its variance, relative to its squared mean, is
 
     Var(v) / E(v)² = κ · Σ_s w_s²,    κ = Var(g²) / E(g²)²,
 
-with κ = 2 for normal gradients around 0. The sum is the schedule's part of it: `squared_shares`. The
-command holds the weights of a trained network where they are, takes its gradients batch by batch, and looks
-at v and at the step m / (√v + ε) of streams drawn from them; beside them normal noise, of which all is known.
+with κ = 2 for normal gradients around 0. The sum depends on the schedule alone:
+:func:`adamnx_hf.studies.decay.squared_shares`. :func:`gradients_of` holds the weights of a trained network
+where they are and takes its gradients batch by batch. :func:`simulate` looks at v and at the step
+m / (√v + ε) of streams drawn from them, and of normal noise, whose moments are known.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamnx_hf.common.errors import RecipeError, number
-from adamnx_hf.common.files import save_figure, write_json
+from adamnx_hf.common.drawing import PALETTE, canvas
 from adamnx_hf.studies.decay import newest_weights, squared_shares
 
-__all__ = ["EXTRA", "add_arguments", "draw", "gradients_of", "run", "simulate"]
+__all__ = ["draw", "gradients_of", "measure", "simulate"]
 
-#: The extra of this package that has what this command needs.
-EXTRA = "recipes"
-
-#: Schedules, β2 and names of what is drawn; `adamnx` 0.9003 has the paper's 6.28 horizons in 600 steps.
+#: The schedules that are measured, each with its β2. `adamnx` at 0.9003 has the paper's 6.28 horizons in 600
+#: steps.
 SHOWN = (("adam", 0.999), ("adam", 0.99), ("adamnx", 0.99), ("adamnx", 0.9003))
 
 
@@ -45,21 +41,22 @@ def simulate(
     eps: float = 1e-8,
     seed: int = 0,
 ) -> list[dict[str, float]]:
-    """Looks at v and the step over many streams of gradients drawn, with replacement, from those given.
+    """Measures v and the step over many streams of gradients, drawn from the given ones with replacement.
 
     Args:
-        gradients: (draws, coordinates), of a place that does not move.
-        schedule, beta2: of v; see :data:`adamnx_hf.optim.schedules.BETA2_SCHEDULES`.
-        at: steps to look at, from 1 on, rising.
-        streams: how many; each draws one row a step for all coordinates.
-        beta1: of m, which is corrected as AdamNX's.
+        gradients: (draws, coordinates), at weights that do not move.
+        schedule, beta2: the decay of v; see :data:`adamnx_hf.optim.schedules.BETA2_SCHEDULES`.
+        at: the steps to measure at, from 1 on, rising.
+        streams: how many. Each draws one row a step for all coordinates.
+        beta1: the decay of m, which is corrected as AdamNX's.
         eps: ε.
-        seed: of the draws.
+        seed: draws the streams.
 
     Returns:
-        For each step: `step`; `v`: Var(v)/E(v)² over the streams in units of the coordinate's κ, mean over
-        the coordinates; `moved`: the same of the square of v's change in this step; `update`: the mean of
-        (m/(√v + ε))²; `update_still`: the same if √v stood still at the root of the mean of g².
+        A row for each step of `at`: `step`; `v`, which is Var(v)/E(v)² over the streams in units of the
+        coordinate's κ, averaged over the coordinates; `moved`, the same for the square of v's change in this
+        step; `update`, the mean of (m/(√v + ε))²; `update_still`, the same if √v stood still at the root of
+        the mean of g².
     """
     from tqdm import tqdm
 
@@ -68,7 +65,7 @@ def simulate(
     gradients = gradients.double()
     squares = gradients.square()
     mean = squares.mean(0)
-    kept = mean > 0  # of a coordinate without gradients nothing can be said
+    kept = mean > 0  # a coordinate without gradients has no κ
     gradients, mean = gradients[:, kept], mean[kept]
     kappa = squares[:, kept].var(0, correction=0) / mean.square()
     weights = BETA2_SCHEDULES[schedule]
@@ -101,14 +98,14 @@ def simulate(
 def gradients_of(
     folder: Path, batches: int, coordinates: int, dataset_name: str | None = None, seed: int = 0
 ) -> Tensor:
-    """Gradients of a trained network that stays where it is, batch by batch as in training.
+    """Computes gradients of a trained network at weights that stay, batch by batch as in training.
 
     Args:
-        folder: of a run, with its model.
-        batches: how many, over as many epochs as it takes.
+        folder: a run's, with its model.
+        batches: how many, over as many epochs as that takes.
         coordinates: how many weights, drawn at random among all.
         dataset_name: where the data set is now, if not where the run had it.
-        seed: of which weights, and of the batches.
+        seed: draws the weights and the batches.
 
     Returns:
         (batches, coordinates), float32, on the CPU.
@@ -119,9 +116,9 @@ def gradients_of(
     from tqdm import tqdm
     from transformers import set_seed
 
-    from adamnx_hf.studies.sharpness import trainer_of
+    from adamnx_hf.runs.loaded import load_trainer
 
-    trainer = trainer_of(folder, dataset_name)
+    trainer = load_trainer(folder, dataset_name)
     set_seed(seed)
     model = trainer.model.train()
     params = [param for param in model.parameters() if param.requires_grad]
@@ -140,62 +137,13 @@ def gradients_of(
     return torch.stack(rows)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `adamnx-hf jitter`."""
-    parser.usage = "adamnx-hf jitter RUN [--steps N] [--batches N] [--coordinates N] [--dataset-name NAME]"
-    parser.description = (
-        "Holds a trained network where it is, and measures how much v and the step jitter by its gradients' "
-        "noise: with Adam's decay and with AdamNX's, beside what theory says."
-    )
-    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, with its model")
-    parser.add_argument("--dataset-name", "--dataset_name", metavar="NAME", help="where its data set is now")
-    for name, default, text in (
-        ("steps", 3000, "length of the streams"),
-        ("batches", 500, "gradients to draw from"),
-        ("coordinates", 512, "weights, drawn at random"),
-        ("streams", 128, "streams of each kind"),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            type=number(int, 2),
-            default=default,
-            metavar="N",
-            help=f"{text} (%(default)s)",
-        )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
-    from adamnx_hf.runs.environment import describe_environment
-
-    try:
-        real = gradients_of(args.folder, args.batches, args.coordinates, args.dataset_name)
-    except RecipeError as error:
-        print(f"adamnx-hf jitter: error: {error}", file=sys.stderr)
-        return 1
-    content = measure(real, args.steps, args.streams) | {"environment": describe_environment()}
-    write_json(args.folder / "jitter.json", content)
-    draw(args.folder / "jitter.png", content)
-    for name, sample in content["gradients"].items():
-        print(f"{name}: κ {sample['kappa']:.3g}, of g² one batch later {sample['autocorrelation']:+.3f}")
-        for one in sample["schedules"]:
-            last = one["rows"][-1]
-            print(
-                f"  {one['schedule']} {one['beta2']:g}, step {last['step']}: v {last['v']:.3g} "
-                f"(theory {one['theory'][-1]:.3g}), moved {last['moved']:.3g}, "
-                f"step² {last['update']:.4g} (v still: {last['update_still']:.4g})"
-            )
-    print(f"Written to {args.folder}: jitter.json, jitter.png")
-    return 0
-
-
 def measure(real: Tensor, steps: int, streams: int) -> dict[str, Any]:
-    """What jitter.json holds: see :func:`simulate`, for the gradients given and for normal noise.
+    """Simulates all schedules on the given gradients and on normal noise; returns what jitter.json holds.
 
     Args:
         real: (batches, coordinates), in the order they came.
-        steps: of the streams.
-        streams: of each schedule.
+        steps: the length of the streams.
+        streams: how many streams each schedule has.
     """
     import numpy as np
 
@@ -226,7 +174,7 @@ def measure(real: Tensor, steps: int, streams: int) -> dict[str, Any]:
 
 
 def _describe(gradients: Tensor) -> dict[str, float]:
-    """Medians over the coordinates: κ, the share of the mean in E(g²), and how g² goes with the next g²."""
+    """Returns medians over the coordinates: κ, the mean's share in E(g²), and how g² goes with the next."""
     g = gradients.double()
     squares = g.square()
     mean = squares.mean(0)
@@ -242,36 +190,18 @@ def _describe(gradients: Tensor) -> dict[str, float]:
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:
-    """Theory as lines, what was measured as dots: the variance of v, and what moves in a single step.
+    """Draws the variance of v, and what moves in a single step: theory as lines, measurements as dots.
 
     Args:
-        path: of the PNG.
-        content: of jitter.json.
+        path: where the PNG is written.
+        content: jitter.json's.
     """
-    import numpy as np
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    from adamnx_hf.common.drawing import PALETTE, RC
-
-    def label(one: dict[str, Any]) -> str:
-        return f"{'AdamNX' if one['schedule'] == 'adamnx' else 'Adam'} {one['beta2']:g}"
-
-    plt.switch_backend("agg")
-    with plt.rc_context(RC):
-        figure, (left, middle, right) = plt.subplots(
-            1, 3, figsize=(13, 4.4), dpi=150, layout="constrained", gridspec_kw={"width_ratios": [3, 3, 2]}
-        )
+    with canvas(path, 1, 3, size=(13, 4.4), gridspec_kw={"width_ratios": [3, 3, 2]}) as (_, axes):
+        left, middle, right = axes
         for name, marker in zip(content["gradients"], "o^", strict=True):
             for one, colour in zip(content["gradients"][name]["schedules"], PALETTE, strict=False):
                 if marker == "o":
-                    steps = np.arange(1, content["steps"] + 1)
-                    sums = squared_shares(one["schedule"], content["steps"], one["beta2"])
-                    weights = newest_weights(one["schedule"], steps, one["beta2"])
-                    # v_t − v_(t−1) = w (g² − v_(t−1)), two independent parts
-                    moved = weights[1:] ** 2 * (1 + sums[:-1])
-                    left.plot(steps, sums, color=colour, lw=1.8, label=label(one))
-                    middle.plot(steps[1:], moved, color=colour, lw=1.8)
+                    _draw_theory(left, middle, one, content["steps"], colour)
                 at = [row["step"] for row in one["rows"]]
                 style = {"marker": marker, "ls": "", "ms": 6, "color": colour, "mfc": "none"}
                 left.plot(at, [row["v"] for row in one["rows"]], **style)
@@ -282,14 +212,34 @@ def draw(path: Path, content: dict[str, Any]) -> None:
         for name, marker in zip(content["gradients"], "o^", strict=True):
             left.plot([], [], marker=marker, ls="", mfc="none", color="#555555", label=name)
         left.legend(frameon=False, fontsize=9)
-        real = content["gradients"]["a network's gradients"]["schedules"]
-        ratios = [one["rows"][-1]["update"] / one["rows"][-1]["update_still"] - 1 for one in real]
-        right.barh(range(len(real)), ratios, color=PALETTE[: len(real)])
-        right.axvline(0, color="#444444", lw=1)
-        right.set_yticks(range(len(real)), [label(one) for one in real])
-        right.invert_yaxis()
-        right.xaxis.set_major_formatter("{x:+.1%}")
-        right.xaxis.set_major_locator(MaxNLocator(4))
-        right.set_title("Mean squared step of the\nnetwork, against a v without error", fontsize=10)
-        right.grid(axis="y", visible=False)
-        save_figure(figure, path)
+        _draw_steps(right, content["gradients"]["a network's gradients"]["schedules"])
+
+
+def _label(one: dict[str, Any]) -> str:
+    return f"{'AdamNX' if one['schedule'] == 'adamnx' else 'Adam'} {one['beta2']:g}"
+
+
+def _draw_theory(variance: Any, moved: Any, one: dict[str, Any], count: int, colour: str) -> None:
+    import numpy as np
+
+    steps = np.arange(1, count + 1)
+    sums = squared_shares(one["schedule"], count, one["beta2"])
+    weights = newest_weights(one["schedule"], steps, one["beta2"])
+    variance.plot(steps, sums, color=colour, lw=1.8, label=_label(one))
+    # v_t − v_(t−1) = w (g² − v_(t−1)), two independent parts
+    moved.plot(steps[1:], weights[1:] ** 2 * (1 + sums[:-1]), color=colour, lw=1.8)
+
+
+def _draw_steps(axes: Any, schedules: Sequence[dict[str, Any]]) -> None:
+    """Draws how much larger the mean squared step is than with a v without error."""
+    from matplotlib.ticker import MaxNLocator
+
+    ratios = [one["rows"][-1]["update"] / one["rows"][-1]["update_still"] - 1 for one in schedules]
+    axes.barh(range(len(schedules)), ratios, color=PALETTE[: len(schedules)])
+    axes.axvline(0, color="#444444", lw=1)
+    axes.set_yticks(range(len(schedules)), [_label(one) for one in schedules])
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:+.1%}")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.set_title("Mean squared step of the\nnetwork, against a v without error", fontsize=10)
+    axes.grid(axis="y", visible=False)

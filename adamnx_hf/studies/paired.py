@@ -1,4 +1,4 @@
-"""Paired comparisons: one value of each optimizer for every seed."""
+"""Paired comparisons: each optimizer has one value for every seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Difference", "compared", "paired_difference"]
+__all__ = ["Difference", "Words", "compare_pairs", "paired_difference", "verdict"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Difference:
 
     mean: float
     low: float | None
-    """None, as `high`: a single pair, or pairs that all differ by the same, leave no spread to judge by."""
+    """None, as `high`, where there is no spread to judge by: one pair, or pairs with equal differences."""
     high: float | None
 
     @property
@@ -31,12 +31,12 @@ class Difference:
 def paired_difference(
     first: Sequence[float], second: Sequence[float], confidence: float = 0.95
 ) -> Difference:
-    """The mean of `first − second`, pair by pair, with Student's t interval.
+    """Returns the mean of `first − second`, pair by pair, with Student's t interval.
 
     Args:
-        first: one value per seed.
+        first: one value for each seed.
         second: the values of the other optimizer for the same seeds.
-        confidence: of the interval.
+        confidence: the interval's.
 
     Raises:
         ValueError: the lengths differ, or there are no pairs.
@@ -54,23 +54,24 @@ def paired_difference(
     return Difference(mean, mean - half, mean + half)
 
 
-def compared(
+def compare_pairs(
     names: tuple[str, str], metric: str, better: str, first: Sequence[float], second: Sequence[float]
 ) -> tuple[dict[str, Any], Difference | None]:
-    """What a comparison's JSON says of two optimizers by one figure, all but the verdict.
+    """Makes one row of a comparison: the paired differences of two optimizers in one metric.
 
     Args:
-        names: of the two.
-        metric: the figure.
+        names: the two optimizers'.
+        metric: its name.
         better: `"lower"` or `"higher"`.
-        first, second: as for :func:`paired_difference`; NaN where a run diverged.
+        first, second: as for :func:`paired_difference`; nan where a run diverged.
 
     Returns:
-        The record, and the difference in it, None where a run diverged.
+        The row as a comparison's JSON has it, without its verdict, and the difference; None where a run
+        diverged.
     """
     differences = [a - b for a, b in zip(first, second, strict=True)]
     difference = paired_difference(first, second) if all(map(math.isfinite, differences)) else None
-    record = {
+    row = {
         "first": names[0],
         "second": names[1],
         "metric": metric,
@@ -80,4 +81,38 @@ def compared(
         "low": difference.low if difference else None,
         "high": difference.high if difference else None,
     }
-    return record, difference
+    return row, difference
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """The words that a verdict is put in."""
+
+    better: str = "better"
+    worse: str = "worse"
+    none: str = "no difference shown (the interval holds 0)"
+    unknown: str = "cannot be judged"
+    """Where there is no interval."""
+
+
+def verdict(
+    names: tuple[str, str],
+    difference: Difference | None,
+    better: str,
+    words: Words = Words(),
+) -> str:
+    """Says what a difference allows to be said: "better" only where its interval excludes 0.
+
+    Args:
+        names: the two optimizers'.
+        difference: first − second; None if it is not known.
+        better: `"lower"` or `"higher"`.
+        words: what the verdict is put in.
+    """
+    sign = difference.sign if difference else None
+    if sign is None:
+        return words.unknown
+    if sign == 0:
+        return words.none
+    is_better = (sign < 0) == (better == "lower")
+    return f"{names[0]} is {words.better if is_better else words.worse} than {names[1]} here"

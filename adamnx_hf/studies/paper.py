@@ -1,33 +1,26 @@
-"""`adamnx-hf paper`: the paper's tables beside whatever runs are found."""
+"""The paper's tables beside whatever runs are found."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import re
-import statistics
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.recipes.paper_tables import Table, tables
+from adamnx_hf.common.text import EN_DASH, format_metric, format_table
+from adamnx_hf.recipes.paper_tables import Table
+from adamnx_hf.studies.tables import format_mean
 
-__all__ = ["EXTRA", "add_arguments", "fill", "find_runs", "run"]
+__all__ = ["draw_curves", "fill", "find_runs", "markdown"]
 
-#: The extra of this package that `--curves` needs.
-EXTRA = "recipes"
-
-EMPTY = "\N{EN DASH}"
-
-# Fields about the data that are others for a copy of the same data set.
+# Fields about the data that differ for a copy of the same data set.
 _PLACE = re.compile(r"dataset_(name|config_name|revision)|data_files|\w+_column|\w+_field|box_format")
 
 
 def find_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """What the results.json files of `adamnx-hf run` under `folders` hold, with their `path`."""
+    """Returns what the results.json files of `adamnx-hf run` under `folders` hold, with their `path`."""
     runs = []
     for root in folders:
         for path in sorted(root.rglob("results.json")):
@@ -54,7 +47,7 @@ def _well_formed(content: Mapping[str, Any]) -> bool:
 
 
 def _kind(optim: str, schedule: str | None) -> tuple[str, str | None]:
-    """What tells the rows of a table apart: the name and, of AdamNX, the decay schedule."""
+    """Returns what tells the rows of a table apart: the name and, for AdamNX, the decay schedule."""
     return optim, (schedule or "adamnx") if optim == "adamnx" else None
 
 
@@ -68,7 +61,7 @@ def _kind_of_run(run: Mapping[str, Any]) -> tuple[str, str | None]:
 def _objection(
     run: Mapping[str, Any], row: Mapping[str, Any] | None, table: Table, examples: Mapping[str, int]
 ) -> str:
-    """Why `run` may not stand in the row; empty if it may."""
+    """Says why `run` may not stand in the row; empty if it may."""
     changes = run.get("changes", {}) | {
         key: value for key, value in run.get("data_changes", {}).items() if not _PLACE.fullmatch(key)
     }
@@ -93,17 +86,16 @@ def _objection(
 def fill(
     table: Table, runs: Sequence[Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of `table` with the runs that belong there, and the runs of its recipe that do not.
+    """Sorts runs into the rows of a table.
 
     Returns:
-        Rows of `label`, `published`, `runs` (paths), and by metric `best` and `last` (lists, one value a
-        run); and `{"path", "why"}` of each run that was left out.
+        The rows: each has a `label`, the `published` metrics, `runs` (paths), and by metric `best` and `last`
+        (lists, one value a run). And the runs of the table's recipe that were left out: `path` and `why`.
     """
     rows = [
         {"label": row["label"], "published": row.get("published", {}), "runs": [], "best": {}, "last": {}}
         for row in table.rows
     ]
-    left_out = []
     kinds = [_kind(row["optim"], row.get("beta2_schedule")) for row in table.rows]
     candidates = []
     for run in runs:
@@ -111,15 +103,13 @@ def fill(
             kind = _kind_of_run(run)
             candidates.append((run, kinds.index(kind) if kind in kinds else None))
 
-    def why_not(run: Mapping[str, Any], place: int | None, examples: Mapping[str, int]) -> str:
-        return _objection(run, None if place is None else table.rows[place], table, examples)
+    def objections(examples: Mapping[str, int]) -> list[str]:
+        found = ((run, None if place is None else table.rows[place]) for run, place in candidates)
+        return [_objection(run, row, table, examples) for run, row in found]
 
-    examples = next(
-        (one for one in table.examples if not all(why_not(*candidate, one) for candidate in candidates)),
-        table.examples[0],
-    )
-    for run, place in candidates:
-        why = why_not(run, place, examples)
+    tried = [objections(examples) for examples in table.examples]
+    left_out = []
+    for (run, place), why in zip(candidates, next((o for o in tried if not all(o)), tried[0]), strict=True):
         if why or place is None:
             left_out.append({"path": run["path"], "why": why})
             continue
@@ -131,73 +121,23 @@ def fill(
     return rows, left_out
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `adamnx-hf paper`."""
-    parser.add_argument(
-        "folders", nargs="*", type=Path, default=[Path("runs")], help="where to look for runs (default: runs)"
-    )
-    parser.add_argument(
-        "--table", type=int, action="append", metavar="N", help="only this one; may be repeated"
-    )
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument(
-        "--curves", type=Path, metavar="PNG", help="also draw the curves of the runs, all of one recipe"
-    )
+def draw_curves(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the curves of several runs in one picture.
 
+    Args:
+        path: where the PNG is written.
+        runs: of :func:`find_runs`, all of one recipe.
 
-def run(args: argparse.Namespace) -> int:
-    """Prints the tables as Markdown."""
-    try:
-        known = tables()
-        for number in args.table or []:
-            if number not in known:
-                raise RecipeError(f"--table {number}: the paper's tables are {', '.join(map(str, known))}")
-        for root in args.folders:
-            if not root.is_dir() and args.folders != [Path("runs")]:
-                raise RecipeError(f"{root}: no such folder")
-    except RecipeError as error:
-        print(f"adamnx-hf paper: error: {error}", file=sys.stderr)
-        return 1
-    runs = find_runs(args.folders)
-    if args.curves:
-        try:
-            _draw(args.curves, runs)
-        except RecipeError as error:
-            print(f"adamnx-hf paper: error: --curves: {error}", file=sys.stderr)
-            return 1
-    chosen = [known[number] for number in args.table or known]
-    filled = [(table, *fill(table, runs)) for table in chosen]
-    if args.json:
-        print(
-            json.dumps(
-                [
-                    {**dataclasses.asdict(table), "rows": rows, "left_out": left_out}
-                    for table, rows, left_out in filled
-                ],
-                indent=2,
-                ensure_ascii=False,
-            )
-        )
-        return 0
-    print("\n\n".join(markdown(*one) for one in filled))
-    recipes = {table.recipe for table in known.values()}
-    others = [run for run in runs if run["recipe"] not in recipes]
-    if others:
-        print("\n\nRuns of recipes that are not the paper's:\n")
-        for run_ in others:
-            figures = ", ".join(f"{_words(m)} {v['last']:.2f}" for m, v in run_["metrics"].items())
-            print(f"- {run_['path']}: {run_['recipe']}, {run_['optim']}, last epoch: {figures}")
-    return 0
-
-
-def _draw(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
-    from adamnx_hf.runs import curves
+    Raises:
+        RecipeError: the runs are of several recipes, or there are none.
+    """
+    from adamnx_hf.runs.curves import draw_runs
     from adamnx_hf.tasks import load_task
 
     recipes = sorted({run["recipe"] for run in runs})
     if len(recipes) != 1:
         found = ", ".join(recipes) or "none"
-        raise RecipeError(f"needs runs of one recipe, found {found}; name their folders")
+        raise RecipeError(f"--curves: needs runs of one recipe, found {found}; name their folders")
     labels = [" ".join(filter(None, [run["optim"], run["optim_args"]])) for run in runs]
     several = len({run["seed"] for run in runs}) > 1
     named = {
@@ -205,28 +145,21 @@ def _draw(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
         for label, run in zip(labels, runs, strict=True)
     }
     seeds = "" if several else f" \N{MIDDLE DOT} seed {runs[0]['seed']}"
-    curves.draw_runs(path, f"{recipes[0]}{seeds}", named, load_task(runs[0]["task"]).METRICS)
+    draw_runs(path, f"{recipes[0]}{seeds}", named, load_task(runs[0]["task"]).METRICS)
 
 
 def markdown(table: Table, rows: Sequence[Mapping[str, Any]], left_out: Sequence[Mapping[str, str]]) -> str:
-    """One table as Markdown."""
+    """Returns one table as Markdown; see :func:`fill`."""
     lines = [f"## Table {table.number}. {table.title}", ""]
     if table.recipe is None:
         return "\n".join([*lines, "There is no recipe for this table yet."])
-    metrics = " / ".join(_words(metric) for metric in table.metrics)
-    lines += [
-        f"Recipe `{table.recipe}`. {metrics}, %.",
-        "",
-        "| | published (best) | here, best epoch | here, last epoch | runs |",
-        "|---|---:|---:|---:|---:|",
-    ]
+    cells = [["", "published (best)", "here, best epoch", "here, last epoch", "runs"]]
     for row in rows:
-        published = " / ".join(
-            f"{row['published'][m]:.2f}" if m in row["published"] else EMPTY for m in table.metrics
-        )
-        here = [" / ".join(_mean(row[which].get(m)) for m in table.metrics) for which in ("best", "last")]
-        cells = [row["label"], published, *here, str(len(row["runs"]))]
-        lines.append(f"| {' | '.join(cells)} |")
+        published = {metric: [value] for metric, value in row["published"].items()}
+        figures = [_figures(values, table.metrics) for values in (published, row["best"], row["last"])]
+        cells.append([row["label"], *figures, str(len(row["runs"]))])
+    metrics = " / ".join(map(format_metric, table.metrics))
+    lines += [f"Recipe `{table.recipe}`. {metrics}, %.", "", format_table(cells, "lrrrr")]
     if table.note:
         lines += ["", " ".join(table.note.split())]
     if left_out:
@@ -235,12 +168,6 @@ def markdown(table: Table, rows: Sequence[Mapping[str, Any]], left_out: Sequence
     return "\n".join(lines)
 
 
-def _words(metric: str) -> str:
-    return metric.replace("_", " ").replace("top", "top-")
-
-
-def _mean(values: Sequence[float] | None) -> str:
-    if not values:
-        return EMPTY
-    mean = f"{statistics.fmean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+def _figures(values: Mapping[str, Sequence[float]], metrics: Sequence[str]) -> str:
+    means = [format_mean(values[name], ".2f", ".2f") if values.get(name) else EN_DASH for name in metrics]
+    return " / ".join(means)

@@ -61,7 +61,9 @@ class Arguments(ImageArguments):
     )
     architecture: str | None = dataclasses.field(
         default=None,
-        metadata=doc("A torchvision network, from scratch, one of adamnx_hf.models.nets.NETS."),
+        metadata=doc(
+            "A torchvision network, from scratch, one of adamnx_hf.models.torchvision_net.nets.NETS."
+        ),
     )
     image_size: int = dataclasses.field(
         default=32, metadata=doc("Images of another size are resized to it, in pixels.")
@@ -84,7 +86,7 @@ class Arguments(ImageArguments):
 
 @functools.cache
 def _check_network(architecture: str, options: str) -> None:
-    from adamnx_hf.models import nets
+    from adamnx_hf.models.torchvision_net import nets
 
     changes = json.loads(options)
     nets.options_of(architecture, changes)
@@ -113,7 +115,7 @@ def fast() -> dict[str, Any]:
 
 def smoke(arguments: Arguments) -> dict[str, Any]:
     """What `--smoke` sets: a tiny network and a few images."""
-    from adamnx_hf.models import nets
+    from adamnx_hf.models.torchvision_net import nets
 
     tiny: dict[str, Any] = {
         "max_train_samples": 64,

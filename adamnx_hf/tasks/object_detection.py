@@ -225,7 +225,7 @@ class Augmentation:
     def __init__(self, size: int, scale_range: Sequence[float], jitter: float, flip: float) -> None:
         from torchvision.transforms import v2
 
-        from adamnx_hf.models.yolov7_image_processor import GREY
+        from adamnx_hf.models.yolov7_tiny.image_processor import GREY
         from adamnx_hf.tasks.transforms import HSVJitter
 
         self.jitter = HSVJitter(jitter)
@@ -333,7 +333,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         Returns:
             Class ids, (n,) int64, and corners, (n, 4) float32, as shares of the letterbox's side.
         """
-        from adamnx_hf.models.yolov7_image_processor import letterbox_boxes
+        from adamnx_hf.models.yolov7_tiny.image_processor import letterbox_boxes
 
         objects, (height, width) = self.objects[index], self.sizes[index]
         if not self.with_difficult:
@@ -347,7 +347,7 @@ class DetectionDataset(torch.utils.data.Dataset):
     def _decode(self, index: int) -> Tensor:
         from torchvision.transforms.v2 import functional
 
-        from adamnx_hf.models.yolov7_image_processor import letterbox
+        from adamnx_hf.models.yolov7_tiny.image_processor import letterbox
 
         return letterbox(functional.pil_to_tensor(self.picture(index)), self.size)
 
@@ -370,8 +370,8 @@ class DetectionTrainer(RecipeTrainer):
     smooths_labels = False
 
     def sampled_loss(self, inputs: dict[str, Any]) -> tuple[Tensor, int]:
-        """See :func:`adamnx_hf.models.yolov7_loss.sampled_loss`, whose terms have their weights already."""
-        from adamnx_hf.models.yolov7_loss import STRIDES, Priors, sampled_loss
+        """See :func:`adamnx_hf.models.yolov7_tiny.loss.sampled_loss`, whose terms are weighted."""
+        from adamnx_hf.models.yolov7_tiny.loss import STRIDES, Priors, sampled_loss
 
         pixels = inputs["pixel_values"]
         height, width = pixels.shape[-2:]

@@ -9,8 +9,8 @@ import torchvision
 from PIL import Image
 from transformers import AutoModelForImageClassification, ViTImageProcessor, pipeline
 
-from adamnx_hf.models import TorchvisionNetConfig, TorchvisionNetForImageClassification, nets
-from adamnx_hf.models.image_classifier import feature_size
+from adamnx_hf.models import TorchvisionNetConfig, TorchvisionNetForImageClassification
+from adamnx_hf.models.torchvision_net import nets
 from adamnx_hf.recipes import list_recipes, read_recipe
 
 PAPER = [
@@ -32,6 +32,25 @@ PARAMETERS = {
     - (3 * 128 + 3 * 256 + 27 * 512 + 3 * 1024) * (49 - 9)
     + (128 * 256 + 256 * 512 + 512 * 1024) * (9 - 4),
 }
+
+
+@torch.no_grad()
+def feature_size(model, size):
+    """Height and width of the last feature map for an image of `size` pixels a side."""
+    sizes = []
+
+    def note(_, __, output):
+        # torchvision's Swin keeps channels last.
+        first = 1 if "swin" in model.config.architecture else 2
+        sizes.append((output.shape[first], output.shape[first + 1]))
+
+    handle = model.net.features.register_forward_hook(note)
+    try:
+        parameter = next(model.parameters())
+        model(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        handle.remove()
+    return sizes[0]
 
 
 def config_of(recipe, **more):

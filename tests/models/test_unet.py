@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, MobileNetV2ImageProcessor, pipeline
 
 from adamnx_hf.models import UNetConfig, UNetForSemanticSegmentation
-from adamnx_hf.models.unet import cross_entropy_loss, dice_loss
+from adamnx_hf.models.unet.loss import cross_entropy_loss, dice_loss
 
 VOID = 255
 

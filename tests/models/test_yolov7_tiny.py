@@ -13,9 +13,17 @@ from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 from adamnx_hf.models import Yolov7TinyConfig, Yolov7TinyForObjectDetection, Yolov7TinyImageProcessor
-from adamnx_hf.models.yolov7_image_processor import letterbox, letterbox_boxes, unletterbox_boxes
-from adamnx_hf.models.yolov7_loss import STRIDES, Priors, candidates, decode, match, sampled_loss, yolov7_loss
-from adamnx_hf.models.yolov7_tiny import Prediction
+from adamnx_hf.models.yolov7_tiny.image_processor import letterbox, letterbox_boxes, unletterbox_boxes
+from adamnx_hf.models.yolov7_tiny.loss import (
+    STRIDES,
+    Priors,
+    candidates,
+    decode,
+    match,
+    sampled_loss,
+    yolov7_loss,
+)
+from adamnx_hf.models.yolov7_tiny.network import Prediction
 
 
 def tiny(size=64, classes=3, **options):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from adamnx_hf.models import TorchvisionNetConfig, TorchvisionNetForImageClassification, nets
+from adamnx_hf.models import TorchvisionNetConfig, TorchvisionNetForImageClassification
+from adamnx_hf.models.torchvision_net import nets
 from adamnx_hf.tasks.trainer import RecipeTrainer, RecipeTrainingArguments, in_steps
 
 PAPER_SCHEDULE = {

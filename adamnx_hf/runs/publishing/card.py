@@ -10,7 +10,7 @@ from typing import Any
 from adamnx_hf.common import hub
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.text import format_metric, format_table
-from adamnx_hf.models import TorchvisionNetConfig, UNetConfig, Yolov7TinyConfig
+from adamnx_hf.models import is_ours
 from adamnx_hf.runs.publishing.figures import BEST, Figures, list_figures
 from adamnx_hf.tasks import load_task
 from adamnx_hf.tasks.base import Metric
@@ -167,7 +167,6 @@ def _write_body(facts: CardFacts) -> str:
 
 def _write_use(facts: CardFacts) -> str:
     """Returns Python that uses the model."""
-    ours = {kind.model_type for kind in (TorchvisionNetConfig, UNetConfig, Yolov7TinyConfig)}
     config = json.loads(facts.files["config.json"]) if "config.json" in facts.files else {}
     if facts.tag == "text-generation":
         call = 'model("Once upon a time", max_new_tokens=50)'
@@ -179,7 +178,7 @@ def _write_use(facts: CardFacts) -> str:
         f'model = pipeline("{facts.tag}", model="{facts.repo_id}")',
         f"print({call})",
     ]
-    if config.get("model_type") in ours:
+    if is_ours(config.get("model_type")):
         lines.insert(0, "import adamnx_hf  # makes this kind of model known to Transformers")
     return "\n".join(["```python", *lines, "```"])
 

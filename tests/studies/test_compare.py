@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 
 from adamnx_hf import cli
 from adamnx_hf import recipes as recipe
+from adamnx_hf.commands import compare as command
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.runs import training as run
-from adamnx_hf.studies import compare
-from adamnx_hf.studies.paired import compared, paired_difference
+from adamnx_hf.studies.compare import charts, judge
+from adamnx_hf.studies.compare.contenders import Contender
+from adamnx_hf.studies.compare.plan import Run
+from adamnx_hf.studies.paired import compare_pairs, paired_difference
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def content_of(out):
@@ -110,7 +113,7 @@ def test_what_an_optimizers_settings_fix_is_not_swept(tiny, tmp_path, trained):
     assert [row[:2] for row in trained[:3]] == [("adamw", rate) for rate in (0.1, 0.01, 0.001)]
     assert {row[1] for row in trained[3:] if row[0] == "adamnx"} == {0.05}
     label = "adamnx learning_rate=0.05 beta2_schedule=adax"
-    folder = tmp_path / "out" / compare.Contender(label).folder / "as-given" / "seed0"
+    folder = tmp_path / "out" / Contender(label).folder / "as-given" / "seed0"
     assert recipe.read_recipe(folder / "recipe.yaml")["optim_args"] == "beta2_schedule=adax"
 
 
@@ -217,7 +220,7 @@ def test_what_is_judged_on_training_rows_says_so(tiny, tmp_path, trained, capsys
 
 def test_a_verdict_on_training_rows():
     difference = paired_difference([1.0, 1.1, 1.0], [2.0, 2.1, 2.1])
-    said = compare.verdict("A", "B", "min", difference, {"A": 0, "B": 0}, 3, on_training_rows=True)
+    said = judge.verdict(("A", "B"), "min", difference, {"A": 0, "B": 0}, 3, on_training_rows=True)
     assert said == "A is better than B here, on rows that they were trained on"
 
 
@@ -336,7 +339,7 @@ def test_a_whole_comparison(tiny, tmp_path):
 )
 def test_never_better_where_the_interval_holds_0(pairs, kind):
     difference = paired_difference(*zip(*pairs, strict=True))
-    words = compare.verdict("A", "B", kind, difference, {"A": 0, "B": 0}, len(pairs))
+    words = judge.verdict(("A", "B"), kind, difference, {"A": 0, "B": 0}, len(pairs))
     shown = difference.low is not None and not difference.low <= 0 <= difference.high
     assert ("better" in words or "worse" in words) == shown
     if shown:
@@ -350,7 +353,7 @@ def test_kept_comparisons_come_out_again_from_their_runs(name):
     for item in content["comparisons"]:
         names = (item["first"], item["second"])
         values = [[run[item["metric"]] for run in runs[name]] for name in names]
-        record, difference = compared(names, item["metric"], item["better"], *values)
+        record, difference = compare_pairs(names, item["metric"], item["better"], *values)
         assert list(record) == [key for key in item if key not in ("diverged", "verdict")]
         for key, value in record.items():
             assert item[key] == (pytest.approx(value) if isinstance(value, float | list) else value)
@@ -358,35 +361,37 @@ def test_kept_comparisons_come_out_again_from_their_runs(name):
 
 
 def test_what_is_recorded_of_a_run_that_diverged():
-    record, difference = compared(("A", "B"), "loss", "lower", [1.0, math.nan, 3.0], [1.5, 1.0, math.nan])
+    record, difference = compare_pairs(
+        ("A", "B"), "loss", "lower", [1.0, math.nan, 3.0], [1.5, 1.0, math.nan]
+    )
     assert record["differences"] == [-0.5, None, None] and difference is None
     assert record["mean"] is record["low"] is record["high"] is None
 
 
 def test_a_run_that_diverged_is_named_and_not_averaged_away():
-    words = compare.verdict("A", "B", "min", None, {"A": 2, "B": 0}, 5)
+    words = judge.verdict(("A", "B"), "min", None, {"A": 2, "B": 0}, 5)
     assert words == "no number (diverged?): A in 2 of 5; not compared"
 
 
 def test_a_sweep_passes_over_what_diverged(tiny):
-    one = compare.Contender("adamnx")
+    one = Contender("adamnx")
     grid = [{"learning_rate": "1"}, {"learning_rate": "0.1"}]
 
     def runs(*losses):
         return [
-            compare._Run(one, 0, values, None, [], {"per_epoch": [{"eval_loss": loss}]})
+            Run(one, 0, values, None, [], results={"per_epoch": [{"eval_loss": loss}]})
             for values, loss in zip(grid, losses, strict=True)
         ]
 
-    assert compare._best(one, grid, runs(math.nan, 5.0), "eval_loss", "min") == grid[1]
-    assert compare._best(one, grid, runs(math.inf, 5.0), "eval_loss", "min") == grid[1]
+    assert judge.choose_values(one, grid, runs(math.nan, 5.0), "eval_loss", "min") == grid[1]
+    assert judge.choose_values(one, grid, runs(math.inf, 5.0), "eval_loss", "min") == grid[1]
     with pytest.raises(RecipeError, match="adamnx: diverged at every value"):
-        compare._best(one, grid, runs(math.nan, math.nan), "eval_loss", "min")
+        judge.choose_values(one, grid, runs(math.nan, math.nan), "eval_loss", "min")
 
 
 def test_tokens_and_folders_stay_out_of_the_command(tmp_path):
     parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
+    command.add_arguments(parser)
     args = parser.parse_args(["some", "--optim", "adamnx", "adamw beta1=0.8"])
     args.flags = [
         "--dataset_name",
@@ -395,7 +400,7 @@ def test_tokens_and_folders_stay_out_of_the_command(tmp_path):
         "hf_x",
         "--push_to_hub_token=hf_y",
     ]
-    assert compare._command(args) == (
+    assert command.make_study(args).command == (
         "adamnx-hf compare some --optim adamnx 'adamw beta1=0.8' --seeds=5 --dataset_name cifar "
         "--hub_token '***' '--push_to_hub_token=***'"
     )
@@ -435,7 +440,7 @@ def test_an_optimizers_settings_come_to_those_of_the_recipe(tiny, tmp_path, trai
     labels = ["adamnx", "adamnx horizon=500", "adamw"]
     assert cli.main(["compare", tiny, "--optim", *labels, "--seeds", "1", "--output_dir", str(out)]) == 0
     given = [
-        recipe.read_recipe(out / compare.Contender(label).folder / "as-given" / "seed0" / "recipe.yaml").get(
+        recipe.read_recipe(out / Contender(label).folder / "as-given" / "seed0" / "recipe.yaml").get(
             "optim_args"
         )
         for label in labels
@@ -467,7 +472,7 @@ def test_runs_that_were_judged_once_are_drawn_as_dots(evaluations, tmp_path, mon
         "smoke": False,
     }
     monkeypatch.setattr(plt, "close", lambda figure: None)
-    compare.draw(tmp_path / "comparison.png", content)
+    charts.draw(tmp_path / "comparison.png", content)
     figure = plt.gcf()
     monkeypatch.undo()
     top = figure.axes[0]

@@ -12,11 +12,11 @@ import pytest
 
 from adamnx_hf.bench.cases import CASES
 from adamnx_hf.bench.tables import compute_bytes_each
-from adamnx_hf.figures import draw as figures
+from adamnx_hf.common.text import MINUS
+from adamnx_hf.figures.__main__ import main
 from adamnx_hf.optim.schedules import horizon
-from adamnx_hf.studies.compare import MINUS
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PAGES = ("ablation", "adax", "cifar100_h200", "flatness", "horizon", "jitter")
 
 #: Data that a page's tables have, besides the data it links to, or that of its own name.
@@ -37,7 +37,7 @@ FIGURE = re.compile(rf"(?<![\w.]){NUMBER}(?:(?: %)? (?:±|to) {NUMBER}|, {NUMBER
 def test_the_figures_are_drawn_from_the_data(tmp_path, capsys):
     for page in PAGES:
         shutil.copytree(RESULTS / page, tmp_path / page, ignore=shutil.ignore_patterns("*.png"))
-    figures.main(["--results", str(tmp_path)])
+    main(["--results", str(tmp_path)])
     drawn = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.png")}
     assert drawn == {path.relative_to(RESULTS) for page in PAGES for path in (RESULTS / page).glob("*.png")}
     assert len(capsys.readouterr().out.split()) == len(drawn)

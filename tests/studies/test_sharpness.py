@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adamnx_hf import cli
-from adamnx_hf.studies.sharpness import (
+from adamnx_hf.studies.sharpness.measures import (
     MEASURES,
     ascent,
     filter_sizes,

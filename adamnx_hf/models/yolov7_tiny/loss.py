@@ -15,9 +15,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 from torch.nn.functional import logsigmoid
 from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
 
+from adamnx_hf.models.yolov7_tiny.configuration import Yolov7TinyConfig
+
 __all__ = ["Priors", "candidates", "decode", "match", "sampled_loss", "yolov7_loss"]
 
-STRIDES = (8, 16, 32)
+STRIDES = Yolov7TinyConfig.strides
 
 #: How much the objectness of each scale counts: fine scales have most cells and fewest objects.
 BALANCE = (4.0, 1.0, 0.4)

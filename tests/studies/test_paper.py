@@ -5,6 +5,7 @@ import json
 import pytest
 
 from adamnx_hf import cli
+from adamnx_hf.recipes.paper_tables import tables
 from adamnx_hf.studies import paper
 
 
@@ -60,7 +61,7 @@ def runs(tmp_path):
 
 
 def test_the_ablation(runs):
-    rows, left_out = paper.fill(paper.tables()[7], paper.find_runs([runs]))
+    rows, left_out = paper.fill(tables()[7], paper.find_runs([runs]))
     by_label = {row["label"].removeprefix("β̂2 of "): row for row in rows}
     assert by_label["AdamNX"]["best"] == {"top1_error": [34.0, 36.0], "top5_error": [12.0, 13.0]}
     assert by_label["AdamNX"]["last"]["top1_error"] == [35.0, 37.0]
@@ -82,7 +83,7 @@ def test_other_data_do_not_pass_for_the_papers_and_copies_of_it_do(tmp_path):
     result(tmp_path, "copy", data_changes=copy | {"data_files": {"train": ["a.parquet"]}})
     result(tmp_path, "other", data_changes=copy | {"class_names": ["a", "b"]})
     result(tmp_path, "odd", data_changes=["class_names"])
-    rows, left_out = paper.fill(paper.tables()[7], paper.find_runs([tmp_path]))
+    rows, left_out = paper.fill(tables()[7], paper.find_runs([tmp_path]))
     assert [path for row in rows for path in row["runs"]] == [str(tmp_path / "copy")]
     assert left_out == [{"path": str(tmp_path / "other"), "why": "changed: class_names=['a', 'b']"}]
 
@@ -94,13 +95,13 @@ def test_the_ablation_of_segmentation(tmp_path):
     better = {"mean_iou": {"best": 41.0, "best_epoch": 1, "last": 38.0}}
     result(tmp_path, "sbds", recipe="sbd_unet", metrics=better, train_examples=8498, eval_examples=2857)
     runs = paper.find_runs([tmp_path])
-    rows, left_out = paper.fill(paper.tables()[10], runs)
+    rows, left_out = paper.fill(tables()[10], runs)
     published = [34.43, 31.76, 36.37, 37.81]
     assert [row["published"] for row in rows] == [{"mean_iou": value} for value in published]
     assert rows[3]["best"] == {"mean_iou": [41.0]} and rows[3]["last"] == {"mean_iou": [38.0]}
     assert [one["why"] for one in left_out] == ["10582 train_examples, not 8498"]
     (recipes_own,) = (run for run in runs if run["train_examples"] == 10582)
-    rows, left_out = paper.fill(paper.tables()[10], [recipes_own])
+    rows, left_out = paper.fill(tables()[10], [recipes_own])
     assert rows[3]["last"] == {"mean_iou": [39.0]} and not left_out
 
 
@@ -117,10 +118,10 @@ def test_as_markdown(runs, capsys):
 
 def test_every_table_without_a_run(tmp_path, capsys):
     assert cli.main(["paper", "--json", str(tmp_path)]) == 0
-    tables = json.loads(capsys.readouterr().out)
-    assert [table["number"] for table in tables] == list(range(3, 13))
-    assert not any(row["runs"] for table in tables for row in table["rows"])
-    assert all(table["recipe"] for table in tables)
+    known = json.loads(capsys.readouterr().out)
+    assert [table["number"] for table in known] == list(range(3, 13))
+    assert not any(row["runs"] for table in known for row in table["rows"])
+    assert all(table["recipe"] for table in known)
     assert cli.main(["paper", str(tmp_path)]) == 0
     assert "There is no recipe for this table yet." not in capsys.readouterr().out
 

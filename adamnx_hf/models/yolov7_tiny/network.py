@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
-from adamnx_hf.models.configuration import Yolov7TinyConfig
-from adamnx_hf.models.yolov7_loss import Priors, decode, yolov7_loss
+from adamnx_hf.models.yolov7_tiny.configuration import Yolov7TinyConfig
+from adamnx_hf.models.yolov7_tiny.loss import Priors, decode, yolov7_loss
 
 __all__ = ["Yolov7TinyForObjectDetection", "Yolov7TinyNet", "Yolov7TinyOutput"]
 

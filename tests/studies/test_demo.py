@@ -1,13 +1,17 @@
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
 from adamnx_hf import cli
-from adamnx_hf.figures import draw as figures
-from adamnx_hf.studies import decay, demo
-from adamnx_hf.studies.demo import verdict
+from adamnx_hf.commands.demo import check_folder
+from adamnx_hf.figures.__main__ import main as draw_figures
+from adamnx_hf.optim.schedules import BETA2_SCHEDULES
+from adamnx_hf.studies import decay
+from adamnx_hf.studies.demo import study as demo
+from adamnx_hf.studies.demo import training
 from adamnx_hf.studies.paired import Difference, paired_difference
 
 pytest.importorskip("matplotlib")
@@ -73,16 +77,23 @@ def test_runs_repeat_exactly_and_the_demo_overwrites_its_own(output, capsys):
 
 
 def test_the_model_is_as_the_title_says(tmp_path):
-    args = cli.argparse.Namespace(epochs=1, learning_rate=1e-3)
-    trainer = demo._make_trainer(args, "adamnx", 0, demo._digits(), str(tmp_path))
+    one = demo.Demo(epochs=1, learning_rate=1e-3)
+    trainer = training.make_trainer(one, "adamnx", 0, training.load_digits(), str(tmp_path))
     assert f"{trainer.model.num_parameters():,} parameters" in demo.MODEL
     assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (1347, 450)
 
 
-def test_an_optimizer_that_does_not_exist_ends_in_one_line(tmp_path):
-    with pytest.raises(SystemExit, match=r"--optim adamxn: '?adamxn'? is not a valid") as stop:
-        cli.main(["demo", "--output-dir", str(tmp_path), "--optim", "adamnx", "adamxn"])
-    assert "\n" not in stop.value.code
+def stops(argv, capsys):
+    """Runs the demo, which ends with one line that it returns."""
+    assert cli.main(["demo", *argv]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("adamnx-hf demo: error: ")
+    return line
+
+
+def test_an_optimizer_that_does_not_exist_ends_in_one_line(tmp_path, capsys):
+    line = stops(["--output-dir", str(tmp_path), "--optim", "adamnx", "adamxn"], capsys)
+    assert re.search(r"--optim adamxn: '?adamxn'? is not a valid", line)
 
 
 @pytest.mark.parametrize(
@@ -96,26 +107,25 @@ def test_an_optimizer_that_does_not_exist_ends_in_one_line(tmp_path):
         {"results.json": json.dumps({"made_by": demo.MADE_BY}), "thesis.tex": ""},
     ],
 )
-def test_leaves_a_folder_of_other_files_alone(files, tmp_path):
+def test_leaves_a_folder_of_other_files_alone(files, tmp_path, capsys):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(SystemExit, match="--overwrite-output-dir") as stop:
-        cli.main(["demo", "--output-dir", str(tmp_path)])
-    assert str(tmp_path) in stop.value.code
+    line = stops(["--output-dir", str(tmp_path)], capsys)
+    assert str(tmp_path) in line and "--overwrite-output-dir" in line
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
-    demo._check_output_dir(tmp_path, overwrite=True)
+    check_folder(tmp_path, overwrite=True)
 
 
-def test_output_dir_is_a_file(tmp_path):
+def test_output_dir_is_a_file(tmp_path, capsys):
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match="file is a file"):
-        cli.main(["demo", "--output-dir", str(tmp_path / "file"), "--overwrite-output-dir"])
+    argv = ["--output-dir", str(tmp_path / "file"), "--overwrite-output-dir"]
+    assert "file is a file" in stops(argv, capsys)
 
 
-def test_output_dir_that_cannot_be_made(tmp_path):
+def test_output_dir_that_cannot_be_made(tmp_path, capsys):
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match=r"--output-dir .*folder: Not a directory"):
-        cli.main(["demo", "--output-dir", str(tmp_path / "file" / "folder")])
+    line = stops(["--output-dir", str(tmp_path / "file" / "folder")], capsys)
+    assert re.search(r"--output-dir .*folder: Not a directory", line)
 
 
 def test_paired_difference_by_hand():
@@ -148,6 +158,10 @@ def test_pairs_must_match():
 ABOVE, BELOW, AROUND = Difference(2, 1, 3), Difference(-2, -3, -1), Difference(1, -1, 3)
 
 
+def verdict(first, second, loss, accuracy):
+    return demo.verdict(demo.Comparison(first, second, loss, accuracy))
+
+
 def test_verdict_better():
     text = verdict("A", "B", loss=BELOW, accuracy=ABOVE)
     assert text.startswith("test loss: A is better than B here; test accuracy: A is better than B here.")
@@ -167,7 +181,7 @@ def test_verdict_says_neither_where_it_cannot(open_):
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("schedule", sorted(decay.BETA2))
+@pytest.mark.parametrize("schedule", sorted(BETA2_SCHEDULES))
 def test_shares_add_up_to_one(schedule):
     assert decay.shares(schedule, 5000).sum() == pytest.approx(1, abs=1e-12)
 
@@ -190,5 +204,5 @@ def test_shares_in_closed_form():
 
 
 def test_figure_is_drawn(tmp_path):
-    figures.main([str(tmp_path / "images")])
+    draw_figures([str(tmp_path / "images")])
     assert (tmp_path / "images" / "decay.png").stat().st_size > 20_000

@@ -1,0 +1,7 @@
+"""Comparisons of optimizers on one recipe: paired by seed, each at its best.
+
+For each seed every optimizer starts from the same weights and sees the same batches. With a sweep each takes
+the values, of the same grid for all, that do best on data held out of the training split. Then it is judged
+on the recipe's evaluation split, with other seeds, after the last step. The verdict on two optimizers follows
+from Student's t interval of their paired differences.
+"""

@@ -1,0 +1,118 @@
+"""Carries a comparison out: plans its runs, trains what has not been trained yet, judges, and writes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.files import sole_writer, write_text
+from adamnx_hf.common.splits import judged_on_training_rows, training_rows
+from adamnx_hf.studies.compare.charts import draw, draw_decay
+from adamnx_hf.studies.compare.judge import Outcome, choose_values, compare_contenders, summarize
+from adamnx_hf.studies.compare.markdown import markdown
+from adamnx_hf.studies.compare.plan import QUIET, Run, describe_splits, make_plan
+from adamnx_hf.studies.compare.study import LOSS, Study, hide_folders
+from adamnx_hf.studies.compare.training import Progress, carry_out, check_run
+
+if TYPE_CHECKING:
+    from adamnx_hf.tasks.base import Recipe
+
+__all__ = ["compare"]
+
+
+def compare(study: Study) -> dict[str, Any]:
+    """Trains what has not been trained yet, and writes the comparison into its folder.
+
+    Returns:
+        What comparison.json holds, with its `folder`.
+
+    Raises:
+        RecipeError: something does not fit, or another comparison is writing into the folder; nothing has
+            been trained by then.
+    """
+    from adamnx_hf import recipes
+    from adamnx_hf.common.files import write_json
+
+    base = recipes.resolve(study.recipe, [*study.flags, *QUIET])
+    folder = study.output_dir or Path("runs") / base.name / "compare"
+    with sole_writer(folder):
+        content = _describe(study, base, _carry_out_all(study, base, folder))
+        write_json(folder / "comparison.json", content)
+        write_text(folder / "comparison.md", markdown(content) + "\n")
+        draw(folder / "comparison.png", content)
+        draw_decay(folder / "decay.png", content)
+    return content | {"folder": str(folder)}
+
+
+def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
+    """Plans the runs, checks all of them, then trains those that choose and those that judge."""
+    metrics = {LOSS: "min", **{name: metric.best for name, metric in base.task.METRICS.items()}}
+    chosen_by = study.metric or next(iter(base.task.METRICS), LOSS)
+    if chosen_by not in metrics:
+        raise RecipeError(f"--metric: {chosen_by!r} is none of {', '.join(metrics)}")
+    plan = make_plan(study, base, folder)
+    # All runs are checked before the first is trained, also those that the sweep may not choose.
+    for run in (*plan.sweep, *plan.candidates):
+        check_run(run, study)
+    on_training_rows = judged_on_training_rows(base)
+    if on_training_rows:
+        print(
+            f"adamnx-hf compare: {training_rows(base.task_arguments)}; each verdict says so", file=sys.stderr
+        )
+    with Progress(len(plan.sweep) + len(study.contenders) * study.seeds) as progress:
+        for run in plan.sweep:
+            carry_out(run, study, progress)
+            _check_metric(run, chosen_by)
+        chosen = {
+            one: choose_values(one, grid, plan.sweep, chosen_by, metrics[chosen_by])
+            for one, grid in plan.grids.items()
+        }
+        runs = plan.judging_runs(chosen)
+        for run in runs:
+            carry_out(run, study, progress)
+    # The runs lack those of the task's metrics that the recipe does not ask for.
+    rows = [row for run in runs for row in run.results["per_epoch"]]
+    metrics = {
+        name: best
+        for name, best in metrics.items()
+        if name == LOSS or any(row.get(name) is not None for row in rows)
+    }
+    return Outcome(plan, chosen, runs, metrics, chosen_by, on_training_rows)
+
+
+def _check_metric(run: Run, metric: str) -> None:
+    if all(row.get(metric) is None for row in run.results["per_epoch"]):
+        raise RecipeError(
+            f"--metric: no evaluation on these data gives {metric}; choose by another, such as "
+            f"--metric {LOSS}"
+        )
+
+
+def _describe(study: Study, base: Recipe, outcome: Outcome) -> dict[str, Any]:
+    """Returns the content of comparison.json."""
+    from adamnx_hf.runs.environment import describe_environment
+    from adamnx_hf.runs.titles import find_title, list_data_changes
+
+    first, *others = study.contenders
+    seed = base.training_arguments.seed
+    return {
+        "recipe": base.name,
+        "title": find_title(base),
+        "data": "made up" if base.synthetic_data else hide_folders(base.task_arguments.dataset_name),
+        "data_changes": hide_folders(list_data_changes(base)),
+        "command": study.command,
+        "seeds": list(range(seed, seed + study.seeds)),
+        "sweep": {key: list(values) for key, values in study.sweeps.items()},
+        "sweep_seeds": study.sweep_seeds if study.sweeps else 0,
+        "chosen_by": outcome.chosen_by if study.sweeps else None,
+        "splits": describe_splits(study, base.task_arguments),
+        "judged_on_training_rows": outcome.on_training_rows,
+        "smoke": base.arguments.smoke,
+        "metrics": dict(outcome.metrics),
+        "commits": sorted({str(run.results["environment"].get("commit")) for run in outcome.runs}),
+        "contenders": [summarize(one, outcome) for one in study.contenders],
+        "comparisons": [row for second in others for row in compare_contenders(first, second, outcome)],
+        "environment": describe_environment(),
+    }
