@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from adamnx_hf.optim.formats import packed_shape, packs
+from adamnx_hf.optim.formats import format_of
 
 __all__ = ["check_state", "check_state_dict"]
 
@@ -125,7 +125,8 @@ def check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
             raise ValueError(f"{key} of {name} is sparse ({moment.layout}), which AdamNX's moments never are")
         if moment.is_meta and not param.is_meta:
             raise ValueError(f"{key} of {name} is on the meta device: its values have not been loaded")
-        if moment.dtype == torch.uint8 and packs(param) and moment.shape == packed_shape(param.shape):
+        kept_as = format_of(moment.dtype)
+        if kept_as.packed and kept_as.fits(param) and moment.shape == kept_as.shape(param):
             continue
         if moment.shape != param.shape:
             raise ValueError(
@@ -158,7 +159,7 @@ def check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
 def _has_negative(moment: Tensor) -> bool:
     """Whether there are values below 0; of a DTensor in this rank's part."""
     moment = moment.to_local() if hasattr(moment, "to_local") else moment
-    if moment.is_meta or is_fake(moment) or moment.dtype == torch.uint8:
+    if moment.is_meta or is_fake(moment) or format_of(moment.dtype).packed:
         return False
     values = torch.view_as_real(moment.detach()) if moment.is_complex() else moment.detach()
     return bool((values < 0).any())

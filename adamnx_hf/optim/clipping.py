@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.optim.engines import triton
-from adamnx_hf.optim.functional import dtensors_among, is_dense
-from adamnx_hf.optim.layout import Memo, wrapped
+from adamnx_hf.optim.engines.contract import Case
+from adamnx_hf.optim.layout import Memo, are_wrapped, find_dtensors, is_dense
 
 __all__ = ["clip_divisor", "total_norm"]
 
@@ -34,7 +34,7 @@ def total_norm(grads: list[Tensor], memo: Memo | None = None) -> Tensor:
     for number, ((_, dtype, layout), members) in enumerate(_groups(grads).items()):
         norm = _norm(members, dtype, memo.setdefault(number, {}))
         if layout is not None:
-            distributed: Any = dtensors_among(grads)
+            distributed: Any = find_dtensors(grads)
             mesh, placements = layout
             parts = [
                 distributed.Replicate() if placement.is_replicate() else distributed.Partial("sum")
@@ -57,7 +57,7 @@ def _groups(grads: list[Tensor]) -> dict[Any, list[Tensor]]:
 
     Of DTensors it is this rank's part that is listed.
     """
-    distributed = dtensors_among(grads)
+    distributed = find_dtensors(grads)
     if distributed is None and len(devices := {grad.device for grad in grads}) == 1:
         dtypes = {torch.promote_types(dtype, torch.float32) for dtype in {grad.dtype for grad in grads}}
         if len(dtypes) == 1:  # as nearly always: nothing to be asked of each
@@ -82,8 +82,8 @@ def _norm(grads: list[Tensor], dtype: torch.dtype, memo: Memo) -> Tensor:
     """The 2-norm of plain tensors of one device, computed in `dtype`: by our kernel where it applies."""
     device = grads[0].device.type
     if not torch.compiler.is_compiling():
-        options = {"host_schedule": True, "differentiable": False, "wrapped": wrapped(grads)}
-        if triton.why_not(device, dtype, **options) is None and triton.why_no_norm(device) is None:
+        case = Case(device, dtype, wrapped=are_wrapped(grads))
+        if triton.why_not(case) is None and triton.why_no_norm(device) is None:
             if not all(map(Tensor.is_contiguous, grads)):
                 grads = [grad if is_dense(grad) else grad.contiguous() for grad in grads]
             norm = triton.norm(grads, memo)

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.optim import Adam
 
 from adamnx_hf.optim.checkpoint import check_state
-from adamnx_hf.optim.functional import moment_dtype
-from adamnx_hf.optim.optimizer import FORMATS, AdamNX
+from adamnx_hf.optim.formats import moment_dtype
+from adamnx_hf.optim.optimizer import AdamNX
+from adamnx_hf.optim.options import STORAGE
+from adamnx_hf.optim.part import convert_state
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES
 
 __all__ = ["from_adamw"]
@@ -90,7 +92,8 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
             new["step"] = torch.as_tensor(state["step"]).detach().clone()
             for key, beta in zip(("exp_avg", "exp_avg_sq"), old_group["betas"], strict=True):
                 new[key] = _debias(state[key], float(beta), step)
-    converted._convert([{option: group[option] for option in FORMATS} for group in converted.param_groups])
+    storage = [{option: group[option] for option in STORAGE} for group in converted.param_groups]
+    convert_state(converted.param_groups, converted.state, storage)
     # Puts `step` where this optimizer keeps it.
     converted.__setstate__(converted.__getstate__())
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
-from adamnx_hf.optim.optimizer import AdamNX, note_versions
+from adamnx_hf.optim.optimizer import AdamNX
+from adamnx_hf.optim.part import find_gradients, list_offsets, look_at_part, note_versions, step_part
 
 __all__ = ["LayerwiseAdamNX"]
 
@@ -80,7 +81,8 @@ class LayerwiseAdamNX(AdamNX):
         self._squares: list[Tensor] = []
 
     def _hook(self, index: int) -> None:
-        for number, param in enumerate(self.param_groups[index]["params"], self._offsets()[index]):
+        first = list_offsets(self.param_groups)[index]
+        for number, param in enumerate(self.param_groups[index]["params"], first):
             vars(self).setdefault("_places", {})[id(param)] = index, number
             self._attach(param)
 
@@ -116,15 +118,15 @@ class LayerwiseAdamNX(AdamNX):
                 "use AdamNX, with FSDP2 to share the memory out"
             )
         index, number = self._places[id(param)]
-        params, grads, _ = self._with_grads({"params": [param]}, 0)
-        part = self._part(index, params, grads, [number], self._memos[id(param)])
+        gradients = find_gradients([param], number)
+        part = look_at_part(self.param_groups, index, gradients, self.state, self._memos[id(param)])
         divisor = None
         if self.max_grad_norm is not None:
-            norm = total_norm([grad.detach() for grad in grads])
+            norm = total_norm([grad.detach() for grad in gradients.grads])
             self._squares.append(norm.square())
             if not math.isinf(self.max_grad_norm):
                 divisor = clip_divisor(norm, self.max_grad_norm)
-        self._step_part(part, divisor, None)
+        step_part(part, self.state, divisor, None)
         # Fused kernels do not tell autograd, which may have kept the parameter for what is still to come in
         # this pass (a weight used twice, once detached): it is to raise then, not to go on with the new one.
         torch.autograd.graph.increment_version(param)

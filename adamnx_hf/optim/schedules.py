@@ -4,12 +4,13 @@ Every running average here is `average ← average + weight · (new − average)
 `(step, beta) -> weight`, where `weight = 1 − β̂_t`. It returns the weight, not β̂, because 1 − β̂ is
 what loses its digits as β̂ rises to 1: `1 − (1 − q^(t−1))/(1 − q^t)` has none left at t = 400,000.
 
-All the exponential schedules are one formula, :func:`exponential_weight`, at different rates. Add a
-schedule by adding a function and its name in :data:`BETA2_SCHEDULES`.
+All the exponential schedules are one formula, :func:`exponential_weight`, at different rates. To add a
+schedule: write a function and add a line to :data:`BETA2_SCHEDULES`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from numbers import Real
@@ -21,6 +22,7 @@ from torch import Tensor
 __all__ = [
     "BETA2_SCHEDULES",
     "Beta2Schedule",
+    "Schedule",
     "adafactor",
     "adam",
     "adamnx",
@@ -110,14 +112,28 @@ def adafactor(step: Scalar, beta2: Scalar) -> Scalar:
     return step**-0.8
 
 
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A second-moment schedule, which is called as its `weight` is."""
+
+    weight: Callable[[Scalar, Scalar], Scalar]
+    """The function `(step, beta2) -> weight`."""
+    default_beta2: float
+    """The β2 that the schedule's authors use; 0 where it has no effect."""
+
+    def __call__(self, step: Scalar, beta2: Scalar) -> Scalar:
+        """Returns the weight of the newest of `step` values."""
+        return self.weight(step, beta2)
+
+
 Beta2Schedule = Literal["adamnx", "adam", "adafactor", "adax"]
 
-#: Second-moment schedules by the name `AdamNX(beta2_schedule=...)` takes.
-BETA2_SCHEDULES: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
-    "adamnx": adamnx,
-    "adam": adam,
-    "adafactor": adafactor,
-    "adax": adax,
+#: Second-moment schedules by the name that `AdamNX(beta2_schedule=...)` takes.
+BETA2_SCHEDULES: dict[str, Schedule] = {
+    "adamnx": Schedule(adamnx, 0.99),
+    "adam": Schedule(adam, 0.999),
+    "adafactor": Schedule(adafactor, 0.0),
+    "adax": Schedule(adax, 0.99),
 }
 
 

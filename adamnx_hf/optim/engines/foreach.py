@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from adamnx_hf.optim.engines import Weight
+from adamnx_hf.optim.engines.contract import Abilities, Case, Extras, Rule
+from adamnx_hf.optim.layout import Columns
+
+ABILITIES = Abilities(flag="foreach", compiled="traced")
 
 
-MIXES: frozenset[torch.dtype] = frozenset()
-SCALES = False
-
-
-def why_not(
-    device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool, wrapped: bool
-) -> str | None:
+def why_not(case: Case) -> str | None:
     """Applies everywhere but under autograd."""
-    if differentiable:
+    if case.differentiable:
         return "torch's foreach operations do not support differentiable=True"
     return None
 
 
-def step_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    *,
-    weight1: Weight,
-    weight2: Weight,
-    lr: float | Tensor,
-    weight_decay: float,
-    eps: float,
-    maximize: bool,
-) -> None:
-    """One step in place; see :mod:`adamnx_hf.optim.engines`."""
+def step_(columns: Columns, rule: Rule, extras: Extras) -> None:
+    """Steps the parameters in place."""
+    params, grads, exp_avgs, exp_avg_sqs = columns.four()
+    weight1, weight2, lr, weight_decay, eps, maximize = rule
     if maximize:
         grads = list(torch._foreach_neg(grads))
     if weight_decay != 0:

@@ -11,19 +11,19 @@ import torch
 import triton
 import triton.language as tl
 
-from adamnx_hf.optim import formats
-from adamnx_hf.optim.engines.triton import INTERPRETED
+from adamnx_hf.optim.engines import runtime
+from adamnx_hf.optim.formats import int8, residual
 
-PARAM_SALT = tl.constexpr(formats.PARAM_SALT)
-SHARING = tl.constexpr(formats.BLOCK)
-ROW_BYTES = tl.constexpr(formats.ROW_BYTES)
-ONE = tl.constexpr(formats.ONE)
-SMALLEST = tl.constexpr(formats.SMALLEST)
-LARGEST_M = tl.constexpr(formats.LARGEST_M)
-LARGEST_V = tl.constexpr(formats.LARGEST_V)
+PARAM_SALT = tl.constexpr(residual.PARAM_SALT)
+SHARING = tl.constexpr(int8.BLOCK)
+ROW_BYTES = tl.constexpr(int8.ROW_BYTES)
+ONE = tl.constexpr(int8.ONE)
+SMALLEST = tl.constexpr(int8.SMALLEST)
+LARGEST_M = tl.constexpr(int8.LARGEST_M)
+LARGEST_V = tl.constexpr(int8.LARGEST_V)
 
 #: Whether PTX can stand in the kernel: not where it is interpreted, nor on ROCm.
-NVIDIA = tl.constexpr(not INTERPRETED and torch.version.hip is None)
+NVIDIA = tl.constexpr(not runtime.INTERPRETED and torch.version.hip is None)
 
 __all__ = ["COLUMNS", "adamnx_update", "root_kernel", "squares_kernel", "step_kernel"]
 
@@ -93,7 +93,7 @@ def fold(start, offsets):
 
 @triton.jit
 def random_bits(index, step, number):
-    """:func:`adamnx_hf.optim.formats.random_bits`, of elements whose :func:`fold` is `index`."""
+    """:func:`adamnx_hf.optim.formats.rounding.random_bits`, of elements whose :func:`fold` is `index`."""
     bits = index * 0x9E3779B1
     bits = bits ^ step.to(tl.uint32) * 0x85EBCA77 ^ number.to(tl.uint32) * 0xC2B2AE3D
     bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
@@ -103,7 +103,7 @@ def random_bits(index, step, number):
 
 @triton.jit
 def round_stochastically(values, bits):
-    """:func:`adamnx_hf.optim.formats.round_stochastically`, left in float32."""
+    """:func:`adamnx_hf.optim.formats.rounding.round_stochastically`, left in float32."""
     wide = values.to(tl.uint32, bitcast=True) + bits
     rounded = (wide & 0xFFFF0000).to(tl.float32, bitcast=True)
     return tl.where(values == values, rounded, values)  # a nan of all ones would carry over into the sign
@@ -163,7 +163,7 @@ def decode(codes, exponents, SIGNED: tl.constexpr):
 
 @triton.jit
 def load_moment(moments, offsets, mask, codes, exponents, there, SIGNED: tl.constexpr, LOAD: tl.constexpr):
-    """:func:`adamnx_hf.optim.formats.load`: a moment's elements in float32."""
+    """:func:`adamnx_hf.optim.formats.StateFormat.load`: a moment's elements in float32."""
     if moments.dtype.element_ty == tl.uint8:
         packed = tl.load(moments + codes, mask, eviction_policy=LOAD)
         return decode(packed, tl.load(moments + exponents, there), SIGNED)
@@ -175,7 +175,7 @@ def store_moment(
     moments, values, offsets, mask, codes, exponents, there, index, step, number,
     SIGNED: tl.constexpr, STORE: tl.constexpr,
 ):  # fmt: skip
-    """:func:`adamnx_hf.optim.formats.store`, of elements `index` of the parameter."""
+    """:func:`adamnx_hf.optim.formats.StateFormat.store`, of elements `index` of the parameter."""
     if moments.dtype.element_ty != tl.float32:
         bits = random_bits(index, step, number)  # of which each moment has its own half
         bits = bits & 0xFFFF if SIGNED else bits >> 16
