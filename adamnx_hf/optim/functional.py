@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adamnx_hf.optim.engines.contract import Extras
+from adamnx_hf.optim.engines.contract import Extras, Rule
 from adamnx_hf.optim.formats import PARAM_ROUNDINGS
 from adamnx_hf.optim.layout import Columns, Layout, Memo, look_at, pick
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES
@@ -97,8 +97,8 @@ def adamnx(
     # Asked here: of a step that Dynamo cannot trace as a whole, it may still compile what is called.
     compiling = torch.compiler.is_compiling()
     clock = Clock.read(state_steps, memo, on_device=capturable or compiling)
-    rates = Rates(lr, beta1, beta2, beta2_schedule, weight_decay, eps, maximize)
-    rates = rates.as_scalars(on_host=clock.on_host and not differentiable, compiling=compiling)
+    on_host = clock.on_host and not differentiable
+    rates = Rates.read(lr, beta1, beta2, beta2_schedule, on_host=on_host, compiling=compiling)
     engines = choose_engines(
         columns,
         layout,
@@ -118,7 +118,8 @@ def adamnx(
 
     numbers = range(len(params)) if numbers is None else numbers
     for place, bucket in enumerate(plan(columns, layout, engines, clock)):
-        rule = rates.at(bucket.step, len(bucket.places))
+        weights = rates.weigh(bucket.step, len(bucket.places))
+        rule = Rule(*weights, rates.lr, weight_decay, eps, maximize)
         own = pick(numbers, bucket.places)
         extras = Extras(bucket.step, own, param_rounding, grad_scale, found_inf, memo.setdefault(place, {}))
         step_bucket(bucket, rule, extras)

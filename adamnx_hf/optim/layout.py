@@ -76,6 +76,8 @@ class Columns(NamedTuple):
 
     def pick(self, places: Sequence[int]) -> Columns:
         """Returns the columns of the parameters at `places`."""
+        if len(places) == len(self.params):
+            return self
         return Columns(*[pick(column, places) for column in self.given()])
 
 

@@ -199,13 +199,15 @@ def clear_outdated_residuals(part: Part) -> None:
 
 def note_versions(part: Part) -> None:
     """Notes down, where there are residuals, which weights they belong to."""
+    rounding = part.group["param_rounding"]
+    if rounding != "kahan" and "versions" not in part.memo:
+        return
     if torch.compiler.is_compiling() or runtime.is_capturing():
         return
-    rounding = part.group["param_rounding"]
     if rounding == "kahan":
         kept = [param for param in part.columns.params if keeps_residual(param, rounding)]
         part.memo.setdefault("versions", {}).update({id(param): _read_version(param) for param in kept})
-    elif "versions" in part.memo:  # a step without residuals: those of before belong to none of its weights
+    else:  # a step without residuals: those of before belong to no weights
         part.memo["versions"] = dict.fromkeys(part.memo["versions"])
 
 

@@ -76,6 +76,8 @@ class Rule(NamedTuple):
 
     def pick(self, places: Sequence[int]) -> Rule:
         """Returns the rule for the parameters at `places`."""
+        if isinstance(self.weight1, float) and isinstance(self.weight2, float):
+            return self
         weight1, weight2 = pick_weights(self.weight1, places), pick_weights(self.weight2, places)
         return Rule(weight1, weight2, self.lr, self.weight_decay, self.eps, self.maximize)
 

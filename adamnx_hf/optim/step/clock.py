@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import _to_scalar
 
 from adamnx_hf.optim.engines import ENGINES
-from adamnx_hf.optim.engines.contract import Case, Rule, Weight
+from adamnx_hf.optim.engines.contract import Case, Weight
 from adamnx_hf.optim.formats import moment_dtype
 from adamnx_hf.optim.layout import Memo
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
@@ -94,37 +94,41 @@ class Clock(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Hyperparameters, from which :meth:`at` makes the rule of a step."""
+    """The hyperparameters that a schedule may change, as numbers or 0-d tensors."""
 
     lr: float | Tensor
     beta1: Scalar
     beta2: Scalar
     beta2_schedule: str
-    weight_decay: float
-    eps: float
-    maximize: bool
 
-    def as_scalars(self, *, on_host: bool, compiling: bool) -> Rates:
-        """Returns the rates with `lr` and betas as numbers or 0-d tensors; betas as numbers if `on_host`.
+    @classmethod
+    def read(
+        cls,
+        lr: float | Tensor,
+        beta1: Scalar,
+        beta2: Scalar,
+        beta2_schedule: str,
+        *,
+        on_host: bool,
+        compiling: bool,
+    ) -> Rates:
+        """Returns the rates; betas are numbers if `on_host`.
 
         As a number, each value of a schedule would have torch.compile compile the step anew, but for products
         with a tensor: there Dynamo has the number in a tensor itself.
         """
-        lr, beta1, beta2 = _to_scalar(self.lr), _to_scalar(self.beta1), _to_scalar(self.beta2)
+        lr, beta1, beta2 = _to_scalar(lr), _to_scalar(beta1), _to_scalar(beta2)
         if compiling:
             one = torch.ones((), dtype=torch.float64, device="cpu")
             lr, beta1, beta2 = (x if isinstance(x, Tensor) else one * x for x in (lr, beta1, beta2))
         if on_host:
             beta1, beta2 = float(beta1), float(beta2)
-        return Rates(lr, beta1, beta2, self.beta2_schedule, self.weight_decay, self.eps, self.maximize)
+        return cls(lr, beta1, beta2, beta2_schedule)
 
-    def at(self, step: Weight, count: int) -> Rule:
-        """Returns the rule of the next t, a number or one for each of `count` parameters."""
-        weight1, weight2 = (
-            _weigh(schedule, step, beta, count)
-            for schedule, beta in ((adam, self.beta1), (BETA2_SCHEDULES[self.beta2_schedule], self.beta2))
-        )
-        return Rule(weight1, weight2, self.lr, self.weight_decay, self.eps, self.maximize)
+    def weigh(self, step: Weight, count: int) -> tuple[Weight, Weight]:
+        """Returns the weights 1 − β̂1 and 1 − β̂2 at t, a number or one for each of `count` parameters."""
+        schedule = BETA2_SCHEDULES[self.beta2_schedule]
+        return _weigh(adam, step, self.beta1, count), _weigh(schedule, step, self.beta2, count)
 
 
 def _weigh(schedule: Any, step: Weight, beta: Scalar, count: int) -> Weight:

@@ -11,7 +11,7 @@ import torch
 from adamnx_hf.optim.engines import choose_engine
 from adamnx_hf.optim.engines.contract import Engine, Weight
 from adamnx_hf.optim.formats import moment_dtype
-from adamnx_hf.optim.layout import Columns, Layout
+from adamnx_hf.optim.layout import Columns, Layout, pick
 from adamnx_hf.optim.step.clock import Clock
 
 __all__ = ["Bucket", "Engines", "choose_engines", "plan"]
@@ -107,7 +107,7 @@ def _next_step(clock: Clock, steps: list[float], device: torch.device, places: S
     """Returns the next t: a number if the host knows the steps and they agree, else a tensor."""
     if not clock.on_host:
         return clock.next_on(device, places)
-    chosen = [steps[i] for i in places]
+    chosen: list[float] = pick(steps, places)
     if len(set(chosen)) == 1:
         return chosen[0] + 1
     return torch.tensor(chosen, dtype=torch.float64, device="cpu") + 1
