@@ -49,40 +49,42 @@ def adamnx(
     memo: Memo | None = None,
     layout: Layout | None = None,
 ) -> None:
-    """Functional API that performs one AdamNX step in place, beside :class:`adamnx_hf.AdamNX`.
+    """Performs one AdamNX step in place; the functional form of :class:`adamnx_hf.AdamNX`.
 
     Args:
-        params: θ. Floating-point or complex, any device, any strides, DTensors too; a list may mix them.
-        grads: g, of the shapes of `params`; another floating dtype is converted.
-        exp_avgs: m. float32 moments are kept beside float16 and bfloat16 parameters.
-        exp_avg_sqs: v, likewise. For complex parameters it holds the squares of the real and the
-            imaginary part.
-        state_steps: 0-d tensors, steps done so far; each is raised by 1. float64 ones count for ever, those
-            of float32 to 2^24. The schedule is computed where they are: on the CPU, or on the device
-            without asking for their values.
-        foreach, fused: the implementation, as in torch.optim: both None picks the fastest that applies.
-        capturable: keep the schedule on the device, so that a step can be captured in a CUDA graph.
-        differentiable: let autograd through the step; `lr` and betas may be tensors that require grad.
-        grad_scale: a 0-d tensor; gradients count as divided by it. They are left as they are.
-        found_inf: a 0-d tensor; where it is not 0 nothing is changed, `state_steps` neither. As
-            :class:`torch.amp.GradScaler` has them.
+        params: θ, floating-point or complex tensors of any device and strides, and DTensors; a list may mix
+            them.
+        grads: g, of the shapes of `params`, in any floating dtype.
+        exp_avgs: m, float32 beside float16 and bfloat16 parameters, or in another format of
+            :data:`adamnx_hf.optim.formats.FORMATS`.
+        exp_avg_sqs: v, likewise. For complex parameters v holds the squares of the real and the imaginary
+            part.
+        state_steps: 0-d tensors, the steps done so far; each is raised by 1. Those of float64 count for ever,
+            those of float32 to 2^24. The schedule is computed where they are: on the CPU, or on the device
+            without waiting for their values.
+        foreach, fused: the implementation, as in torch.optim; if both are None, the fastest that applies.
+        capturable: keeps the schedule on the device, so that a step can be captured in a CUDA graph.
+        differentiable: lets autograd through the step; `lr` and betas may be tensors that require grad.
+        grad_scale: a 0-d tensor by which gradients are divided for the step; `grads` stay as they are. This
+            and `found_inf` are :class:`torch.amp.GradScaler`'s.
+        found_inf: a 0-d tensor. If it is not 0 nothing is changed, and no step is counted.
         beta1, beta2, lr, weight_decay, eps, maximize, beta2_schedule, param_rounding: see
             :class:`adamnx_hf.AdamNX`.
-        param_residuals: with param_rounding="kahan", for each bfloat16 parameter what it cannot hold, of its
-            shape and dtype (:func:`adamnx_hf.optim.formats.split`); None for the others. They belong to the
-            weights that the last step has left: set them to 0 where you set weights anew.
-        numbers: one for each parameter, always the same, by which the random bits of different parameters
-            differ where something is rounded stochastically. Default: their places in `params`.
-        memo: an empty dict, to be passed again at each step of the same group: saves host time.
-        layout: what :func:`adamnx_hf.optim.layout.look_at` has said of these tensors, where it has just been
-            asked with this `memo`. None: it is asked here.
+        param_residuals: needed with param_rounding="kahan": for each bfloat16 parameter a tensor of its shape
+            and dtype with what rounding cut off (:func:`adamnx_hf.optim.formats.split`), for others None.
+            Residuals belong to the weights that the last step has left: set them to 0 where you set weights.
+        numbers: a number for each parameter, the same at every step, by which its random bits differ from
+            those of others where something is rounded stochastically. Default: places in `params`.
+        memo: an empty dict, to be passed again at each step of the same group, which saves host time.
+        layout: the result of :func:`adamnx_hf.optim.layout.look_at` for these tensors and this `memo`, if
+            they have not changed since. Default: `look_at` is called here.
 
     Raises:
-        ValueError: there is no such schedule or rounding; lists of different lengths; "kahan" without
-            residuals; a `step` on the CPU that has come to the end of float32.
-        TypeError: parameters of integers.
+        ValueError: there is no such schedule or rounding; lists have different lengths; "kahan" lacks
+            residuals; a float32 `step` on the CPU has come to its end.
+        TypeError: parameters are integers.
         RuntimeError: a tensor has another shape than its parameter, or is on another device; the
-            implementation asked for cannot serve these tensors. Raised before any tensor is modified.
+            implementation that was asked for cannot serve these tensors. Nothing has been modified then.
     """
     check_choice("beta2_schedule", beta2_schedule, BETA2_SCHEDULES)
     check_choice("param_rounding", param_rounding, PARAM_ROUNDINGS)
@@ -94,7 +96,7 @@ def adamnx(
     check_lists(columns, layout, state_steps, numbers, param_rounding)
     columns, layout = make_plain(columns, layout, memo, differentiable=differentiable)
 
-    # Asked here: of a step that Dynamo cannot trace as a whole, it may still compile what is called.
+    # Asked in this frame: where Dynamo cannot compile it, it may still compile the functions called below.
     compiling = torch.compiler.is_compiling()
     clock = Clock.read(state_steps, memo, on_device=capturable or compiling)
     on_host = clock.on_host and not differentiable

@@ -1,7 +1,6 @@
-"""What a step has to know of its tensors before it touches one: that their shapes fit, and how they lie.
+"""The tensors of a step: whether their shapes fit, and how they lie in memory, known before one is changed.
 
-It is asked of thousands of tensors at every step, so what was as it is now at the step before is not asked
-again.
+A step has thousands of tensors. If all are as they were at the step before, none is asked anything again.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from adamnx_hf.optim.formats import format_of
 
-try:  # torch's own, and not public: without it everything is asked at every step
+try:  # torch's own, and not public: without these guards everything is asked at every step
     from torch._C._dynamo.guards import TensorGuards
 except ImportError:
     TensorGuards = None  # type: ignore[assignment, misc]
@@ -35,7 +34,7 @@ __all__ = [
     "pick",
 ]
 
-#: What a caller keeps between the steps of the same parameters. Never a tensor of the caller's.
+#: A dict that a caller keeps between the steps of the same parameters. No tensor of the caller's is in it.
 Memo = dict[Any, Any]
 
 #: What a tensor of each of the :class:`Columns` is to its parameter.
@@ -47,7 +46,7 @@ _NEW_STATE = "a parameter that is given another shape needs a new state: del opt
 _MOVE_STATE = "optimizer.load_state_dict(optimizer.state_dict()) moves the state to the parameters"
 _REMEDIES = dict.fromkeys(ROLES, _NEW_STATE) | {"grad": "zero_grad(), then compute the gradients anew"}
 
-# The shape of whose elements a packed moment holds. Its own does not tell: rows are filled up.
+# The parameter's shape for each packed moment, whose own shape does not tell it: rows are filled up.
 _PACKED_FOR = WeakTensorKeyDictionary()
 
 
@@ -64,7 +63,7 @@ class Columns(NamedTuple):
     exp_avgs: list[Any]
     exp_avg_sqs: list[Any]
     residuals: list[Any] | None = None
-    """What bfloat16 parameters cannot hold, None for the others; or there is no such list."""
+    """What rounding cut off bfloat16 parameters, None for other parameters; or None if no list was given."""
 
     def four(self) -> list[list[Any]]:
         """Returns the lists that every engine works on: all but the residuals."""
@@ -82,16 +81,16 @@ class Columns(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What holds of all of a step's tensors together."""
+    """Facts about all tensors of a step together."""
 
     dtypes: list[set[torch.dtype]]
-    """Those found among params, grads, exp_avgs and exp_avg_sqs."""
+    """The dtypes found among params, grads, exp_avgs and exp_avg_sqs, a set for each."""
     numels: list[int]
-    """Elements of each of params. Not to be written to."""
+    """How many elements each parameter has. Do not write to this list."""
     devices: set[torch.device]
-    """Of params."""
+    """The devices of the parameters."""
     contiguous: bool
-    """Whether all of them are."""
+    """Whether all tensors are."""
     wrapped: bool
     """See :func:`are_wrapped`."""
 
@@ -110,10 +109,10 @@ class Layout(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """The layout of the last step, and what tells whether tensors still have it."""
+    """The layout of the last step, and guards that tell whether tensors still have it."""
 
     sizes: list[int]
-    """Tensors in each column."""
+    """How many tensors each column has."""
     guards: list[Any]
     """Each compares a column's dtypes, devices, shapes and strides with what they were, at once."""
     gaps: list[int]
@@ -122,12 +121,12 @@ class _Kept(NamedTuple):
 
 
 def look_at(columns: Columns, memo: Memo | None = None, name: Callable[[int], str] | None = None) -> Layout:
-    """Looks at a step's tensors and returns their layout. Their shapes and devices fit then.
+    """Checks that the shapes and devices of a step's tensors fit, and returns their layout.
 
     Args:
         columns: the step's tensors.
-        memo: the same dict at each step, or None where there are no others.
-        name: of a parameter, by its place. Default: its place.
+        memo: the same dict at each step; None if there is one step only.
+        name: gives the name of the parameter at a place. Default: the place.
 
     Raises:
         RuntimeError: a tensor has another shape than its parameter, or is on another device; sparse
@@ -161,7 +160,7 @@ def look_at(columns: Columns, memo: Memo | None = None, name: Callable[[int], st
 def check_tensors(columns: Columns, name: Callable[[int], str] | None = None) -> None:
     """Raises where tensors do not fit; arguments and errors are those of :func:`look_at`.
 
-    Kernels walk memory by the parameter's shape, and some of torch's do not ask for the others'. Any tensor
+    Kernels walk memory by the parameter's shape, and some of torch's do not check other shapes. Any tensor
     but a parameter may be None.
     """
     lists = columns.given()
@@ -199,7 +198,7 @@ def _refuse(
     param: Tensor,
     expected: torch.Size,
 ) -> None:
-    """Raises: a tensor has a `shape`, and not the one `expected` for `param`."""
+    """Raises the error of a tensor that has a `shape`, and not the one `expected` for `param`."""
     which = _which(place, name)
     packed = "" if expected == param.shape else f", packed {tuple(expected)}"
     shapes = f"{role} of {which} has shape {tuple(shape)}, the parameter {tuple(param.shape)}{packed}"
@@ -210,7 +209,7 @@ def _refuse(
 def _refuse_device(
     role: str, place: int, name: Callable[[int], str] | None, tensor: Tensor, param: Tensor
 ) -> None:
-    """Raises: a tensor is on another device than `param`."""
+    """Raises the error of a tensor that is on another device than `param`."""
     devices = f"{role} of {_which(place, name)} is on {tensor.device}, the parameter on {param.device}"
     remedy = _REMEDIES[role] if role == "grad" else _MOVE_STATE
     raise RuntimeError(f"AdamNX: {devices}; {remedy}")

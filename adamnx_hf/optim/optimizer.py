@@ -1,4 +1,8 @@
-"""The optimizer class: arguments, param_groups, state. The step itself is in functional.py."""
+"""The optimizer class: arguments, param_groups, checkpoints. The step itself is in functional.py.
+
+A subclass that steps parameters in another order uses the functions of :mod:`adamnx_hf.optim.part`, as
+:class:`adamnx_hf.LayerwiseAdamNX` does.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,7 @@ from adamnx_hf.optim.step.clock import pack_steps, step_dtype
 
 __all__ = ["AdamNX"]
 
-#: The memo of the norm of all gradients. Those of the groups have the groups' places.
+#: The key of the memo for the norm of all gradients. Groups have their places as keys.
 NORM = -1
 
 
@@ -56,59 +60,60 @@ class AdamNX(Optimizer):
     \end{aligned}
     $$
 
-    Used exactly as :class:`torch.optim.AdamW`. Early on v is the plain mean of all squared gradients;
-    after about `horizon(beta2)` steps (9,950 at 0.99) it stands still and AdamNX becomes momentum SGD
-    with a fixed diagonal preconditioner.
+    AdamNX is used exactly as :class:`torch.optim.AdamW` is. Early on v is the plain mean of all squared
+    gradients. After about `horizon(beta2)` steps (9,950 at 0.99) v stands still, and AdamNX becomes momentum
+    SGD with a fixed diagonal preconditioner.
 
     Args:
-        params: iterable of parameters, of `(name, parameter)` pairs, or of dicts defining groups. Real
-            or complex, any device, dtype and layout; DTensors too. Moments are kept in at least float32.
-        lr: learning rate η; a 1-element tensor with `fused`, `capturable` or the reference.
-        betas: β1 and β2, both floats or both 1-element tensors, in [0, 1). Mind that β2 = 0.99 here
-            plays the role of AdamW's 0.999: its horizon is 1/(1−β2)², not 1/(1−β2), steps.
-        eps: term added to √v for numerical stability.
-        weight_decay: decoupled weight decay λ.
-        maximize: maximize the objective.
-        foreach: True for torch's foreach kernels, False for the reference loop. None, with `fused` None
-            too, picks the fastest that applies: fused on CPU, CUDA, MPS and XPU.
-        capturable: keep `step` and the schedule on the parameters' device, for CUDA graphs.
-        differentiable: let autograd through the step (reference loop).
-        fused: True for a fused kernel (on CUDA our own Triton kernel, elsewhere torch's); an error, with
-            the reason, where there is none. As with torch's, a :class:`torch.amp.GradScaler` then leaves it
-            to the step to divide by the scale and to skip where there is an inf, with no synchronisation.
+        params: iterable of parameters, of `(name, parameter)` pairs, or of dicts that define groups.
+            Parameters may be real or complex, of any device, dtype and layout, and DTensors.
+        lr: the learning rate η. It may be a 1-element tensor with `fused`, `capturable` or the reference.
+        betas: β1 and β2 in [0, 1), both floats or both 1-element tensors. Here β2 = 0.99 plays the role of
+            AdamW's 0.999: its horizon is 1/(1−β2)² steps, not 1/(1−β2).
+        eps: the term that is added to √v for numerical stability.
+        weight_decay: the decoupled weight decay λ.
+        maximize: maximizes the objective.
+        foreach: True asks for torch's foreach kernels, False for the reference loop. If `fused` is None too,
+            None picks the fastest that applies: fused on CPU, CUDA, MPS and XPU.
+        capturable: keeps `step` and the schedule on the parameters' device, for CUDA graphs.
+        differentiable: lets autograd through the step, by the reference loop.
+        fused: True asks for a fused kernel: on CUDA our own Triton kernel, elsewhere torch's. Where there is
+            none, that is an error that gives the reason. As with torch's optimizers, a
+            :class:`torch.amp.GradScaler` then leaves it to the step to divide by the scale and to skip at an
+            inf, without a synchronisation.
         beta2_schedule: how β̂2 rises: `"adamnx"`, or for the paper's ablation `"adam"` (the result is
             AdamW, while β1 is constant), `"adafactor"` (β2 has no effect) or `"adax"` (b = (1−β2)²). See
             :mod:`adamnx_hf.optim.schedules`.
-        state_dtype: of the moments. None: float32, or float64 for such parameters. `"bfloat16"` (or
-            `torch.bfloat16`) halves them, `"int8"` quarters those of matrices and leaves small tensors in
-            float32. They are rounded stochastically, without which v would stand still after some 500 steps
-            (:mod:`adamnx_hf.optim.formats`). Complex parameters keep complex moments.
-        param_rounding: how parameters in bfloat16 are stored, where `"nearest"` loses what is below 2^-9 of
-            them. `"stochastic"`: up or down at random, right on average. `"kahan"`: what rounding cut off is
-            kept in `param_residual` and counts at the next step: 2 bytes a parameter, for the very results
-            of a float32 master copy. Weights that somebody else writes between two steps start without it,
-            as their version counter tells. Parameters of other dtypes are stored as ever.
-        max_grad_norm: clip the norm of all gradients together to this, as part of the step: the result of
-            :func:`torch.nn.utils.clip_grad_norm_` and then a step, with 8 bytes a parameter less to move.
-            `.grad` stays as it is; the norm is in `grad_norm` afterwards. It knows plain tensors and
-            DTensors (FSDP2): where each rank holds a part of the gradients in plain tensors (FSDP1,
-            DeepSpeed ZeRO), let those clip. None: no clipping; inf: the norm alone.
+        state_dtype: the format of the moments. None means float32, or float64 for float64 parameters.
+            `"bfloat16"` (or `torch.bfloat16`) halves their memory. `"int8"` quarters that of matrices and
+            leaves small tensors in float32. Both are rounded stochastically, as v would otherwise stand still
+            after some 500 steps (:mod:`adamnx_hf.optim.formats`). Complex parameters keep complex moments.
+        param_rounding: how bfloat16 parameters are stored; other dtypes are rounded to nearest. `"nearest"`
+            loses updates below 2^-9 of the parameter. `"stochastic"` rounds up or down at random, right on
+            average. `"kahan"` keeps what rounding cut off in `param_residual` for the next step: 2 bytes a
+            parameter, for the very results of a float32 master copy. If somebody else writes a weight
+            between two steps, which its version counter tells, its residual is set to 0.
+        max_grad_norm: clips the norm of all gradients together to this as part of the step. The result is
+            that of :func:`torch.nn.utils.clip_grad_norm_` and a step, with 8 bytes a parameter less to move.
+            `.grad` stays as it is, and the norm is in `grad_norm` afterwards. Plain tensors and DTensors
+            (FSDP2) are supported. Where each rank holds a part of the gradients in plain tensors (FSDP1,
+            DeepSpeed ZeRO), let that library clip. None turns clipping off; inf computes the norm alone.
 
     Raises:
-        ValueError: a hyperparameter out of range.
-        TypeError: one that is no number, or a flag that is no bool.
-        RuntimeError: flags that exclude each other; in `step`, before anything is changed, sparse gradients
-            or tensors of another shape than their parameter; an implementation that was asked for and cannot
+        ValueError: a hyperparameter is out of range.
+        TypeError: a hyperparameter is no number, or a flag no bool.
+        RuntimeError: flags exclude each other. In `step`, before anything is changed: gradients are sparse,
+            a tensor has another shape than its parameter, or the implementation that was asked for cannot
             serve the parameters.
 
-    State, as torch.optim names it: `step` (float64 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v); with "kahan"
-    also `param_residual`, which only :func:`adamnx_hf.optim.formats.join` can read. m and v
-    *are* the bias-corrected moments, so a torch.optim.AdamW checkpoint is not one of AdamNX: convert it
-    with :func:`adamnx_hf.from_adamw`.
+    The state has torch.optim's names: `step` (float64 0-d tensor), `exp_avg` (m), `exp_avg_sq` (v); with
+    "kahan" also `param_residual`, which only :func:`adamnx_hf.optim.formats.join` can read. m and v *are* the
+    bias-corrected moments. So a torch.optim.AdamW checkpoint is not one of AdamNX: convert it with
+    :func:`adamnx_hf.from_adamw`.
 
     Attributes:
-        grad_norm: with `max_grad_norm`, the norm that the last step found: a 0-d tensor on the device, so
-            that reading it is what waits. None if there were no gradients.
+        grad_norm: with `max_grad_norm`, the norm that the last step found: a 0-d tensor on the device, where
+            only reading its value waits. None if there were no gradients.
 
     Examples:
         >>> optimizer = AdamNX(model.parameters(), lr=1e-3)
@@ -162,20 +167,20 @@ class AdamNX(Optimizer):
 
     @property
     def grad_norm(self) -> Tensor | None:
-        """See the class. It is kept in a dict: torch.compile loses what is assigned to an optimizer."""
+        """See the class. It is kept in a dict, as torch.compile loses what is set on an optimizer."""
         return self._results.get("grad_norm")
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Asked by torch.amp.GradScaler: as with torch's optimizers, True if `fused` was asked for.
+        """Tells torch.amp.GradScaler, as torch's optimizers do, whether `fused` was asked for.
 
-        Not within Accelerate, whose schedulers wait only for a step that the GradScaler itself left out.
+        Within Accelerate it is False: its schedulers wait only for steps that the GradScaler itself left out.
         """
         wrapper = getattr(vars(self).get("step"), "__module__", None) or ""
         return all(group["fused"] for group in self.param_groups) and not wrapper.startswith("accelerate.")
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy: what torch.optim keeps, and the clipping."""
+        """Returns what pickle and copy keep: what torch.optim keeps, and the clipping."""
         return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm, "_results": self._results}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -183,7 +188,7 @@ class AdamNX(Optimizer):
         if isinstance(param_group, dict):  # torch says what is wrong with anything else
             checked = {**self.defaults, **param_group}
             check_options(checked)
-            # Not so in a saved state: schedules that move β1 put a number beside a tensor.
+            # A saved state may mix them: schedules that move β1 put a number beside a tensor.
             if len({isinstance(beta, Tensor) for beta in checked["betas"]}) > 1:
                 raise ValueError("betas must be either both floats or both Tensors")
             if "state_dtype" in param_group:
@@ -215,15 +220,15 @@ class AdamNX(Optimizer):
             pack_steps([self.state[p] for p in group["params"] if "step" in self.state.get(p, {})])
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Loads a state as it was saved: moments keep the dtype they have in `state_dict`.
+        """Loads a state as it was saved: moments keep the dtype that they have in `state_dict`.
 
         torch.optim casts them to the parameter's (pytorch #43706), which would lose float32 moments of
         bfloat16 parameters at every resume. Where this optimizer was given a `state_dtype` or a
         `param_rounding` of its own and the saved one is another, the state is converted, with a warning.
 
         Raises:
-            ValueError: `state_dict` is another optimizer's, another model's, or damaged. Nothing has been
-                changed then.
+            ValueError: `state_dict` is another optimizer's, another model's, or damaged. Nothing is changed
+                then.
         """
         uncast: StateDict = {}
         storage = [
@@ -259,7 +264,7 @@ class AdamNX(Optimizer):
                     stacklevel=2,
                 )
 
-        # The last of the pre-hooks and the first of the post-hooks: other hooks see the whole.
+        # This is the last pre-hook and the first post-hook, so that other hooks see the whole state.
         remembering = self.register_load_state_dict_pre_hook(remember)
         restoring = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
@@ -283,7 +288,7 @@ class AdamNX(Optimizer):
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Performs a single optimization step.
+        """Performs one optimization step.
 
         Args:
             closure: reevaluates the model and returns the loss.
@@ -291,7 +296,7 @@ class AdamNX(Optimizer):
         Returns:
             The closure's loss, if there is one.
         """
-        # torch < 2.9 has it under the older name.
+        # torch < 2.9 has this check under the older name.
         getattr(
             self,
             "_accelerator_graph_capture_health_check",

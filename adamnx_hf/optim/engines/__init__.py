@@ -1,4 +1,4 @@
-"""Engines: ways to carry out one AdamNX step on many tensors at once. All give the same results to rounding.
+"""Engines: ways to carry out one AdamNX step on many tensors at once, all with the same results to rounding.
 
 To add one: write a module that keeps the contract (:mod:`adamnx_hf.optim.engines.contract`) and add a line to
 :data:`ENGINES`.
@@ -15,7 +15,7 @@ from adamnx_hf.optim.engines.contract import Case, Engine
 
 __all__ = ["ENGINES", "choose_engine"]
 
-#: By name, the fastest first: the default is the first that applies.
+#: Engines by name, the fastest first. The default is the first that can serve.
 ENGINES: dict[str, Engine] = {
     "triton": cast(Engine, triton),
     "aten": cast(Engine, aten),
@@ -36,11 +36,11 @@ def choose_engine(
 ) -> Engine:
     """Returns the engine for a :class:`Case`, by torch.optim's rules for `foreach` and `fused`.
 
-    Both None: the fastest that applies. One True: that kind, or an error. Otherwise: the reference. Within
-    torch.compile `fused=True` is also served by what the compiler itself fuses.
+    If both are None that is the fastest that can serve, if one is True an engine of that kind, otherwise the
+    reference. Within torch.compile `fused=True` is also served by what the compiler itself fuses.
 
     Raises:
-        RuntimeError: what was asked for cannot serve; the message gives each engine's reason.
+        RuntimeError: no engine that was asked for can serve; the message gives each one's reason.
     """
     case = Case(device, dtype, host_schedule, differentiable, wrapped)
     reasons = {}

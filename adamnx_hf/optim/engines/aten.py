@@ -1,4 +1,4 @@
-"""torch's own fused AdamW, made to compute AdamNX: one pass over memory on CPU, CUDA, MPS and XPU."""
+"""The engine "aten": torch's own fused AdamW, made to compute AdamNX, on CPU, CUDA, MPS and XPU."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from adamnx_hf.optim.layout import Columns
 
 ABILITIES = Abilities(flag="fused")
 
-# Adam's second bias correction is 1 − β2^step. With step = inf it is 1, as AdamNX wants, unless β2 has
-# been rounded to 1, where it would be 0: keep β2 below by its last bit, which v does not notice.
+# Adam's second bias correction is 1 − β2^step. With step = inf that is 1, as AdamNX wants, unless β2 has
+# been rounded to 1: then it would be 0. So β2 is kept below 1 by its last bit, which v does not notice.
 _BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
 def why_not(case: Case) -> str | None:
-    """Applies where torch has fused kernels and β̂_t is known on the host, as an argument of the call."""
+    """Returns why torch's kernel cannot serve: it must exist for the device, and takes β̂_t from the host."""
     if case.differentiable:
         return "`fused` does not support `differentiable`"
     if not case.host_schedule:

@@ -1,4 +1,4 @@
-"""torch._foreach_*: a handful of kernels for the whole list, on any device, at the cost of temporaries."""
+"""The engine "foreach": torch's foreach kernels, on any device, at the cost of temporaries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ABILITIES = Abilities(flag="foreach", compiled="traced")
 
 
 def why_not(case: Case) -> str | None:
-    """Applies everywhere but under autograd."""
+    """Returns why foreach cannot serve: it can everywhere but under autograd."""
     if case.differentiable:
         return "torch's foreach operations do not support differentiable=True"
     return None
@@ -31,7 +31,7 @@ def step_(columns: Columns, rule: Rule, extras: Extras) -> None:
         torch._foreach_mul_(exp_avg_sqs, 1 - weight2)
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, weight2)
     else:
-        # Weights on the device, as 0-d tensors that are broadcast.
+        # The weights are on the device. As 0-d tensors they are broadcast.
         assert isinstance(weight1, Tensor) and isinstance(weight2, Tensor)
         for averages, news, weights in (
             (exp_avgs, grads, weight1),

@@ -1,4 +1,4 @@
-"""The slow twin: the algorithm itself, tensor by tensor. Every other engine is tested against it."""
+"""The engine "reference": the algorithm itself, tensor by tensor, that others are tested against."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ABILITIES = Abilities(compiled="traced")
 
 
 def why_not(case: Case) -> str | None:
-    """Applies everywhere."""
+    """Returns None: the reference can serve everywhere."""
     return None
 
 

@@ -1,7 +1,7 @@
-"""Our own kernel on CUDA: one launch for all tensors, one pass over memory, mixed dtypes as they are.
+"""The engine "triton": our own kernel on CUDA, one launch and one pass over memory for all tensors.
 
 The kernel is in :mod:`adamnx_hf.optim.engines.triton_kernel`, the tables in which it finds the tensors are in
-:mod:`adamnx_hf.optim.engines.triton_tables`. Here is what the host has to do for a launch.
+:mod:`adamnx_hf.optim.engines.triton_tables`. This module prepares and makes the launches.
 
 With TRITON_INTERPRET=1 in the environment the kernel runs on the CPU, slowly, for tests.
 """
@@ -49,27 +49,27 @@ ABILITIES = Abilities(
     compiled="operator",
 )
 
-#: Elements to a program and warps to work on them: 8 elements to a thread, 2 accesses of 16 bytes a tensor.
+#: Elements of a program, and its warps: 8 elements to a thread, which are 2 accesses of 16 bytes a tensor.
 BLOCK, WARPS = 1024, 4
 
-#: The same for the norm: a thread keeps a single number, so 8 accesses of 16 bytes can be under way at once.
+#: Both for the norm: a thread keeps a single number, so 8 accesses of 16 bytes can be under way at once.
 NORM_BLOCK, NORM_WARPS = 4096, 4
 
 
 class Tuning(NamedTuple):
-    """How the kernel goes about its work. Results do not depend on it."""
+    """Settings of the kernel that results do not depend on."""
 
     block: int = BLOCK
-    """Elements of a chunk."""
+    """How many elements a chunk has."""
     warps: int = WARPS
-    """Warps that work on a chunk."""
+    """How many warps work on a chunk."""
     load: str = ""
-    """Eviction policy of what is read, as :func:`triton.language.load` takes it."""
+    """The eviction policy of loads, as :func:`triton.language.load` takes it."""
     store: str = ""
-    """Cache modifier of what is written, as :func:`triton.language.store` takes it."""
+    """The cache modifier of stores, as :func:`triton.language.store` takes it."""
 
 
-#: By the dtypes of param and exp_avg, what was faster than the default on an H200: docs/results/gpu.
+#: Tunings that were faster than the default on an H200, by the dtypes of param and exp_avg: docs/results/gpu.
 _TUNED = {
     (torch.float32, torch.bfloat16): Tuning(512, 4),
     (torch.bfloat16, torch.bfloat16): Tuning(512, 4, load="evict_first", store=".cs"),
@@ -79,19 +79,19 @@ _TUNED = {
 
 
 def tuning(kind: tuple[Any, ...], rounding: str = "nearest") -> Tuning:
-    """The tuning for a kind of launch.
+    """Returns the tuning for a kind of launch.
 
     Args:
         kind: dtypes of param, grad, exp_avg and exp_avg_sq, and whether all are aligned.
-        rounding: of parameters, see :data:`adamnx_hf.optim.formats.PARAM_ROUNDINGS`.
+        rounding: how parameters are stored, see :data:`adamnx_hf.optim.formats.PARAM_ROUNDINGS`.
     """
-    if rounding == "kahan":  # its residuals are a tensor more: there the default is faster
+    if rounding == "kahan":  # residuals are a tensor more, with which the default is faster
         return Tuning()
     return _TUNED.get((kind[0], kind[2]), Tuning())
 
 
 def why_not(case: Case) -> str | None:
-    """Applies on CUDA (and ROCm) where Triton can compile, to what is computed in float32."""
+    """Returns why the kernel cannot serve: it computes in float32, on CUDA or ROCm, if Triton works."""
     if case.differentiable:
         return "`fused` does not support `differentiable`"
     if case.dtype != torch.float32:
@@ -112,13 +112,13 @@ def why_not(case: Case) -> str | None:
 
 
 def _must_not_be_tried(trial: Any) -> bool:
-    """Whether a cached trial has not been made yet, and cannot be made now, as a CUDA graph is captured."""
+    """Returns whether a cached trial is still to be made but cannot be now, as a CUDA graph is captured."""
     return not trial.cache_info().currsize and runtime.is_capturing()
 
 
 @functools.cache
 def _why_not_compiled() -> str | None:
-    """Tries the kernel out, once. A failure is told once, here."""
+    """Tries the kernel out, once; returns why it fails, or None. A failure is warned of here, once."""
 
     def step() -> None:
         columns = Columns(*[[torch.zeros(1, device="cuda")] for _ in range(4)])
@@ -129,14 +129,14 @@ def _why_not_compiled() -> str | None:
 
 @functools.cache
 def _why_no_norm_compiled() -> str | None:
-    """Tries the norm's kernels out, once."""
+    """Tries the norm's kernels out, once; returns why they fail, or None."""
     return _why_it_fails(
         lambda: norm([torch.zeros(1, device="cuda")], {}), "its Triton kernel for norms", "torch's norm"
     )
 
 
 def why_no_norm(device: str) -> str | None:
-    """The reason why :func:`norm` cannot serve on a type of device where the step's kernel can, or None."""
+    """Returns why :func:`norm` cannot serve on a type of device where the step's kernel can, or None."""
     if device == "cpu":
         return None
     if _must_not_be_tried(_why_no_norm_compiled):
@@ -145,7 +145,10 @@ def why_no_norm(device: str) -> str | None:
 
 
 def _why_it_fails(attempt: Callable[[], Any], what: str, instead: str) -> str | None:
-    """Makes an attempt. If it fails, warns that `what` cannot be used and what serves instead."""
+    """Makes an attempt, and returns why it fails, or None.
+
+    The warning of a failure names `what` cannot be used, and what serves `instead`.
+    """
     reason = None
     try:
         importlib.import_module("triton")
@@ -194,7 +197,7 @@ def step_(columns: Columns, rule: Rule, extras: Extras) -> None:
 
 
 def _tabulate(columns: Columns, layout: Layout, numbers: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    """Returns what the kernel's table has of each parameter, in columns, and the elements of each.
+    """Returns columns of the kernel's table, with a row for each parameter, and the elements of each.
 
     Returns:
         Addresses of params, grads, exp_avgs, exp_avg_sqs and residuals (0: none), elements to a row where
@@ -241,7 +244,7 @@ def _aligned(addresses: list[int]) -> bool:
 
 
 def _all_aligned(table: list[list[int]], memo: Memo) -> bool:
-    """Whether all columns but the last, the parameters' numbers, hold multiples of 16.
+    """Returns whether all columns but the last, the parameters' numbers, hold multiples of 16.
 
     Only the gradients' addresses are looked at each time: the others seldom change.
     """
@@ -264,22 +267,28 @@ def _number_or_address(
 
 def _launch(
     kind: tuple[Any, ...],
-    addresses: list[list[int]],
+    table: list[list[int]],
     numels: list[int],
     places: range | list[int],
     arguments: dict[str, Any],
     device: torch.device,
     memo: Memo,
 ) -> None:
-    """One launch for parameters of a `kind`: the dtypes of their four tensors, and if all are aligned.
+    """Launches the kernel once, for parameters of a `kind`.
 
-    `addresses` are those of params, grads, exp_avgs, exp_avg_sqs and residuals, then what else the table has
-    of each parameter, see `triton_kernel.COLUMNS`.
+    Args:
+        kind: the dtypes of their four tensors, and whether all are aligned.
+        table: see :func:`_tabulate`.
+        numels: elements of each parameter.
+        places: places of the parameters in the lists of weights.
+        arguments: see :func:`_make_arguments`.
+        device: the device of the tensors.
+        memo: a dict that is the same at each step.
     """
     from adamnx_hf.optim.engines import triton_kernel as kernel
 
-    params, grads, *others = addresses
-    if kind[0] != torch.bfloat16:  # stored as ever
+    params, grads, *others = table
+    if kind[0] != torch.bfloat16:  # those of other dtypes are rounded to nearest
         arguments = arguments | {"ROUNDING": "nearest"}
     block, warps, load, store = tuning(kind, arguments["ROUNDING"])
     with runtime.select(device):
@@ -308,15 +317,15 @@ def _launch(
 
 
 def norm(grads: list[Tensor], memo: Memo) -> Tensor | None:
-    """The 2-norm of all gradients together, in two launches: one over them all, one over its sums.
+    """Returns the 2-norm of all gradients together, by a launch over them all and one over its sums.
 
     Args:
         grads: float32, bfloat16 or float16, of one device, each dense in memory (in any order).
         memo: a dict that is the same at each step.
 
     Returns:
-        A float32 0-d tensor on their device. None while a CUDA graph is captured and no norm of these
-        gradients has been asked for before: the tables cannot be sent then.
+        A float32 0-d tensor on their device. None if a CUDA graph is being captured and there was no norm of
+        these gradients before, as the tables cannot be sent then.
     """
     from adamnx_hf.optim.engines import triton_kernel as kernel
 
@@ -365,7 +374,7 @@ def _triton_dtype(dtype: torch.dtype) -> Any:
 
 
 def _step_within_compile(columns: Columns, rule: Rule, extras: Extras) -> None:
-    """Calls the operator below, with arguments that its schema knows."""
+    """Calls the operator below, with arguments of types that its schema knows."""
     weight1, weight2, lr, weight_decay, eps, maximize = rule
     step = extras.step
     assert isinstance(weight1, Tensor) and isinstance(weight2, Tensor)  # the schedule is on the device
@@ -378,7 +387,7 @@ def _step_within_compile(columns: Columns, rule: Rule, extras: Extras) -> None:
     )  # fmt: skip
 
 
-# Not in CUDA graphs that torch.compile makes: it would have to know what to keep for the replays.
+# torch.compile must not put this in CUDA graphs: it would have to know what to keep for the replays.
 @torch.library.custom_op(
     "adamnx_hf::triton_step",
     mutates_args=("params", "exp_avgs", "exp_avg_sqs", "residuals"),
@@ -402,9 +411,10 @@ def _opaque_step(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """:func:`step_` as torch.compile sees it: an operator that it calls and does not look into.
+    """Steps as :func:`step_` does, as an operator that torch.compile calls and does not look into.
 
-    `residuals` are those of the parameters in bfloat16, or none: its schema knows no lists with gaps.
+    A schema has neither tuples nor lists with gaps. So the arguments come one by one, and `residuals` are
+    those of the bfloat16 parameters, or none at all.
     """
     rests = iter(residuals)
     known = [next(rests) if p.dtype == torch.bfloat16 else None for p in params] if residuals else None

@@ -27,14 +27,14 @@ _ALIGNMENT = 16
 
 
 class Contents(NamedTuple):
-    """What tables hold besides the addresses of gradients: for each parameter, in lists."""
+    """The contents of tables besides the addresses of gradients: lists with an entry for each parameter."""
 
     columns: list[list[int]]
-    """See :data:`adamnx_hf.optim.engines.triton_kernel.COLUMNS`; the last is that of elements."""
+    """Columns of the table, see :data:`adamnx_hf.optim.engines.triton_kernel.COLUMNS`, up to elements."""
     places: Sequence[int]
     """Places in the lists of weights."""
     block: int
-    """Elements of a chunk."""
+    """How many elements a chunk has."""
 
     def make_tables(self, grads: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the tables of parameters, gradients and chunks, on the host."""
@@ -47,18 +47,18 @@ class Contents(NamedTuple):
 
 @dataclasses.dataclass
 class Tables:
-    """What a launch looks up, on the device; see `step_kernel` for what they hold."""
+    """Tables that a launch looks up, on the device; see `step_kernel` for their contents."""
 
     parameters: Tensor
     grads: Tensor
     chunks: Tensor
-    #: What `grads` holds.
+    #: The contents of `grads`.
     grad_addresses: list[int]
 
 
 @dataclasses.dataclass
 class CachedTables:
-    """Tables of the last launch, what they hold, and a pinned buffer that captures send new ones from."""
+    """Tables of the last launch, their contents, and a pinned buffer that captures send new ones from."""
 
     contents: Contents
     #: The stream they were sent on. On another one they may not have arrived when a kernel looks.
@@ -94,7 +94,7 @@ def provide_tables(
     """Returns the tables for a launch. Only what has changed since the last one is sent to the device.
 
     Args:
-        contents: what the tables are to hold.
+        contents: the contents of the tables.
         grads: addresses of the gradients.
         kind: which of a step's launches it is.
         device: where the kernel runs.
@@ -150,5 +150,5 @@ def _round_up(size: int) -> int:
 
 
 def _int64(numbers: list[int]) -> Tensor:
-    # Half the time of torch.tensor.
+    # This takes half the time of torch.tensor.
     return torch.frombuffer(array("q", numbers), dtype=torch.int64)
