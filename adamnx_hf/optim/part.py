@@ -1,4 +1,9 @@
-"""Parts of an optimizer that are stepped together: their tensors, and state that is made where it lacks."""
+"""Parts of an optimizer that are stepped together: their gradients, their state, their residuals.
+
+The optimizers, and subclasses of them, step parameters with these functions: :func:`find_gradients`, then
+:func:`look_at_part` for all parts, which raises before anything is changed, then :func:`step_part` and
+:func:`note_versions`.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +51,7 @@ class Part(NamedTuple):
 
     group: Group
     columns: Columns
-    """The moments and residuals are None where they are still to be made."""
+    """Moments and residuals are None where they are still to be made."""
     numbers: Sequence[int]
     states: list[dict[str, Any]]
     """Empty where they are still to be made."""
@@ -179,16 +184,16 @@ def convert_state(groups: Sequence[Group], state: State, storage: Sequence[Mappi
 
 
 def clear_outdated_residuals(part: Part) -> None:
-    """Sets residuals to 0 that belong to other weights than there are: they were written since our last step.
+    """Sets the residuals to 0 of weights that somebody else has written since our last step.
 
-    After a state was loaded nothing is known of that step, and residuals belong to the weights they were
-    saved with, whether those are loaded before or after.
+    After a state was loaded that step is unknown. Then residuals belong to the weights that they were saved
+    with, whether those are loaded before or after.
     """
     if part.columns.residuals is None:
         return
     if torch.compiler.is_compiling() or runtime.is_capturing():
-        # What is compiled would set them to 0 at every call, and so would the replays of a graph; and nobody
-        # notes down what versions those leave behind.
+        # Compiled code would set them to 0 at every call, and so would the replays of a graph. Nobody notes
+        # down the versions that these leave behind.
         part.memo.pop("versions", None)
         return
     versions = part.memo.get("versions", {})
@@ -198,7 +203,7 @@ def clear_outdated_residuals(part: Part) -> None:
 
 
 def note_versions(part: Part) -> None:
-    """Notes down, where there are residuals, which weights they belong to."""
+    """Notes down which weights the residuals belong to, if there are any."""
     rounding = part.group["param_rounding"]
     if rounding != "kahan" and "versions" not in part.memo:
         return
@@ -212,10 +217,10 @@ def note_versions(part: Part) -> None:
 
 
 def _read_version(param: Tensor) -> tuple[int, ...]:
-    """Returns a parameter's version counter, of a DTensor both that it has; () where it tells nothing.
+    """Returns a parameter's version counter, both of those of a DTensor, or () where a counter tells nothing.
 
-    Whoever writes to a parameter raises it, save fused kernels. Inference tensors have none. Parameters that
-    are parts of one buffer share theirs, which does not tell the one that was written.
+    Every write to a parameter raises it, save those of fused kernels. Inference tensors have no counter.
+    Parameters that are parts of one buffer share a counter, which does not tell the one that was written.
     """
     if param.is_inference():
         return ()

@@ -12,7 +12,7 @@ __all__ = ["BFloat16"]
 
 
 class BFloat16(StateFormat):
-    """See the module."""
+    """Moments in bfloat16."""
 
     narrow = True
 

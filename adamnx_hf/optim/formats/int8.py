@@ -25,7 +25,7 @@ BLOCK = 128
 #: Rows are filled up to a multiple of this many bytes, so that kernels can move as many at a time.
 ROW_BYTES = 8
 
-#: Tensors of fewer elements, or of shorter rows, are not worth packing.
+#: Tensors of fewer elements, or with shorter rows, are not worth packing.
 LEAST_ELEMENTS, LEAST_COLUMNS = 4096, 64
 
 # The upper bits of the float32 of 1.0, with the 3 of the significand that 8 bits have room for.
@@ -34,12 +34,12 @@ ONE = 127 << 3
 # The smallest m that is not 0, in units of 2^k.
 SMALLEST = 1.25 * 2.0**-16
 
-# The exponents, 127 + k, of what is stored as the largest m and v: 2^63 and its square.
+# The exponents, 127 + k, of the largest m and v that can be stored: 2^63 and its square.
 LARGEST_M, LARGEST_V = 127 + 63, 127 + 126
 
 
 class Int8(StateFormat):
-    """See the module, and :func:`encode`."""
+    """The format of :func:`encode`."""
 
     narrow = True
     packed = True
@@ -89,7 +89,7 @@ class Int8(StateFormat):
 
 
 def packed_shape(shape: torch.Size) -> tuple[int, int]:
-    """Of the moments of a parameter of `shape`, packed: a row for each of its rows."""
+    """Returns the shape of packed moments: a row of bytes for each row of a parameter of `shape`."""
     columns = shape[1:].numel()
     used = columns + -(-columns // BLOCK)
     return shape[0], -(-used // ROW_BYTES) * ROW_BYTES
@@ -98,23 +98,23 @@ def packed_shape(shape: torch.Size) -> tuple[int, int]:
 def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
     """Packs values in 8 bits, each rounded to one of its two neighbours so that it is right on average.
 
-    A row is a byte for each value, then one for each block of 128: 127 + k, where 2^k is the power of two
-    above the block's largest; and zeros up to a multiple of 8 bytes. A value's byte is, in units of 2^k, a
-    float's exponent and 3 bits of its significand, counted so that 1 is C. With a sign, in the upper bit: C
-    = 127, 16 octaves, and what is below them becomes 0 or their smallest. Without: C = 255, 32 octaves, and
-    what is below them becomes their smallest: that is not right on average, but it is not 0 either. Only a 0
-    is 0 there.
+    A row of bytes has three parts: a byte for each value, a byte for each block of 128 values, and zeros up
+    to a multiple of 8. A block's byte is 127 + k, where 2^k is the power of two above its largest value. A
+    value's byte is the exponent and 3 bits of the significand of the float value / 2^k, counted so that 1 is
+    C. With a sign in the upper bit C = 127: 16 octaves, below which a value becomes 0 or their smallest.
+    Without a sign C = 255: 32 octaves, below which a value becomes their smallest. That is not right on
+    average, but only a 0 is stored as 0.
 
-    k is at least −126. It is at most 126, with a sign 63. What is above 2^k becomes 2^k, and so does an inf
-    or a nan. So a square that overflowed leaves its block numbers, and the element's next steps, m / √v, are
-    no longer than others'. Where m or v is nan, or m is inf, the parameter has become nan, and stays so.
+    k is at least −126 and at most 126, or 63 with a sign. A value above 2^k becomes 2^k, and so does an inf
+    or a nan. So a square that overflowed leaves the numbers of its block intact, and the element's next steps,
+    m / √v, are no longer than others'. If m or v is nan, or m is inf, the parameter has become nan anyway.
 
-    It is bits that are shifted, so the Triton kernel, and any device, packs the same bytes.
+    All of this shifts bits, so the Triton kernel and every device pack the same bytes.
 
     Args:
         values: float32 [rows, columns].
-        bits: int32 of that shape, from 0 to 2^16 − 1, uniformly distributed.
-        signed: for exp_avg. Without, for exp_avg_sq, values are 0 or above.
+        bits: int32 [rows, columns], from 0 to 2^16 − 1, uniformly distributed.
+        signed: True for exp_avg; False for exp_avg_sq, whose values are 0 or above.
 
     Returns:
         uint8 [rows, width], see :func:`packed_shape`.
@@ -123,14 +123,15 @@ def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
     top, largest = (127, LARGEST_M) if signed else (255, LARGEST_V)
     blocks = -(-columns // BLOCK)
     magnitudes = values.abs().nan_to_num_(nan=torch.inf, posinf=torch.inf)
-    # As integers floats are in the same order, inf above all. The upper 8 bits are the exponent, biased.
+    # Floats have the same order as their bits read as integers, with inf at the top. The upper 8 bits are the
+    # biased exponent.
     padded = torch.nn.functional.pad(magnitudes, (0, blocks * BLOCK - columns)).view(torch.int32)
     exponents = ((padded.view(rows, blocks, BLOCK).amax(2) >> 23) + 1).clamp(max=largest)
     units = ((254 - exponents) << 23).view(torch.float32)  # 2^-k
     magnitudes = magnitudes * _spread(units, columns)
 
-    # Adding 20 random lower bits carries over as often as it should. There are 16: the others stand in the
-    # middle, so that they are right on average. Below the smallest code the next one is 0.
+    # Adding 20 random lower bits carries over as often as it should. There are 16; the other 4 stand in the
+    # middle, which is right on average. Below the smallest code the next one is 0.
     codes = ((magnitudes.view(torch.int32) + (bits * 16 + 8)) >> 20) - (ONE - top)
     if signed:
         chosen = (bits.float() + 0.5) * (SMALLEST / (1 << 16)) < magnitudes
@@ -143,12 +144,12 @@ def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
 
 
 def decode(packed: Tensor, columns: int, *, signed: bool) -> Tensor:
-    """What :func:`encode` has packed.
+    """Returns the values that :func:`encode` has packed.
 
     Args:
         packed: uint8 [rows, width].
-        columns: of the values.
-        signed: as it was packed.
+        columns: how many values a row has.
+        signed: the argument of :func:`encode`.
 
     Returns:
         float32 [rows, columns].
@@ -163,5 +164,5 @@ def decode(packed: Tensor, columns: int, *, signed: bool) -> Tensor:
 
 
 def _spread(of_blocks: Tensor, columns: int) -> Tensor:
-    """What blocks have, for each element: [rows, columns]."""
+    """Repeats numbers of blocks for each of their elements, to [rows, columns]."""
     return of_blocks.repeat_interleave(BLOCK, dim=1)[:, :columns]

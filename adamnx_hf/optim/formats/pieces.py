@@ -1,4 +1,4 @@
-"""How large tensors are worked on: some rows at a time, so that temporaries stay small."""
+"""Cutting of large tensors into some rows at a time, so that temporaries stay small."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["cut_rows", "most_elements"]
 
-# Elements that are worked on at a time: each costs some 30 bytes. On the CPU they stay in its caches.
+# How many elements are worked on at a time: each costs some 30 bytes. On the CPU they fit into its caches.
 PIECE, PIECE_ON_CPU = 2**22, 2**17
 
 
@@ -20,11 +20,11 @@ def most_elements(device: torch.device) -> int:
 
 
 def cut_rows(param: Tensor, most: int) -> Iterator[tuple[Any, int, int]]:
-    """A parameter's rows, so few at a time that what is computed from them stays small.
+    """Yields a parameter's rows, so few at a time that temporaries of their size stay small.
 
     Args:
-        param: its rows are also those of its moments, packed or not.
-        most: elements, where a row has no more.
+        param: the parameter; rows of its moments are the same, packed or not.
+        most: the most elements at a time, unless a single row has more.
 
     Yields:
         An index of rows, `...` for all; how many elements come before them; how many they are.

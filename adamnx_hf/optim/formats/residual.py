@@ -53,14 +53,14 @@ def store_param(
 
 
 def split(values: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 as its nearest bfloat16, and the difference of their bits. :func:`join` undoes it.
+    """Splits float32 into its nearest bfloat16 and the difference of their bits. :func:`join` undoes that.
 
-    What Kahan summation keeps in a bfloat16, with eight bits more to it: parameter and residual together are
-    a float32 master weight, to the last bit. The difference is an int16 in the clothes of a bfloat16, as
+    Kahan summation keeps a bfloat16 remainder; this one has eight bits more. Parameter and residual together
+    are a float32 master weight, to the last bit. The difference is an int16 whose dtype says bfloat16, as
     neither NCCL nor gloo sends int16 from process to process. nan has no residual.
     """
     bits = values.contiguous().view(torch.int32)
-    # Halfway up, always: the difference of half a step down would not fit into int16.
+    # Halfway is always rounded up: the difference of half a step down would not fit into int16.
     upper = (bits + 0x8000) & -0x10000
     nan = values.isnan()
     nearest = torch.where(nan, values, upper.view(torch.float32)).to(torch.bfloat16)
@@ -68,7 +68,7 @@ def split(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def join(param: Tensor, residual: Tensor) -> Tensor:
-    """The float32 of a bfloat16 `param` and what rounding cut off, contiguous; see :func:`split`."""
+    """Returns the contiguous float32 that :func:`split` has split."""
     bits = param.float().contiguous().view(torch.int32) + residual.view(torch.int16).int()
     # torch.where lays its result out as `param` is.
     return torch.where(param.isnan(), param.float(), bits.view(torch.float32)).contiguous()

@@ -16,7 +16,7 @@ __all__ = ["RandomBits", "random_bits", "round_stochastically"]
 
 
 class RandomBits:
-    """The random bits of a parameter, or of some of its rows, at one step; computed once for all who ask.
+    """The random bits of a parameter, or of some of its rows, at one step; each is drawn once.
 
     Args:
         step, number, start: see :func:`random_bits`.
@@ -27,14 +27,14 @@ class RandomBits:
         self.drawn: dict[int, Tensor] = {}
 
     def __call__(self, values: Tensor, salt: int = 0) -> Tensor:
-        """int32, of the shape of `values`; others for another `salt`. Not to be written to."""
+        """Returns int32 bits of the shape of `values`, others for another `salt`. Do not write to them."""
         if salt not in self.drawn:
             numel, number = values.numel(), self.number + salt
             self.drawn[salt] = random_bits(numel, self.step, number, values.device, self.start)
         return self.drawn[salt].view(values.shape)
 
     def of_moment(self, values: Tensor, role: str) -> Tensor:
-        """int32 below 2^16, of the shape of `values`: each moment has its own half of the bits."""
+        """Returns int32 below 2^16, of the shape of `values`. Each moment has its own half of the bits."""
         bits = self(values)
         return (bits if role == "exp_avg" else bits >> 16) & 0xFFFF
 
@@ -42,16 +42,16 @@ class RandomBits:
 def random_bits(
     numel: int, step: float | Tensor, number: int, device: torch.device, start: int = 0
 ) -> Tensor:
-    """32 bits for each of `numel` elements of a parameter: int32 [numel], of any sign.
+    """Returns 32 random bits for each of `numel` elements of a parameter: int32 [numel], of any sign.
 
     Args:
-        numel: elements, in the order in which they lie in memory.
-        step: t, a whole number; or a 0-d tensor on `device`.
-        number: the parameter's, in its optimizer.
-        device: of the result.
-        start: which element is the first.
+        numel: the number of elements, which count in the order in which they lie in memory.
+        step: t, a whole number, or a 0-d tensor on `device`.
+        number: the parameter's number in its optimizer.
+        device: the device of the result.
+        start: the number of the first element.
     """
-    # The finalizer of MurmurHash3, in place: it is memory that takes the time. Products wrap at 2^32.
+    # The finalizer of MurmurHash3 works in place here, as memory takes the time. Products wrap at 2^32.
     dtype = torch.int32 if start + numel <= 2**31 else torch.int64
     bits = torch.arange(start, start + numel, dtype=dtype, device=device)
     if dtype == torch.int64:
@@ -69,19 +69,19 @@ def random_bits(
 
 
 def _xor_shifted_(bits: Tensor, by: int, mask: int) -> None:
-    """Combines `bits` with themselves shifted, zeros coming in, not the sign: `mask` has 32 − `by` ones."""
+    """Combines `bits` with themselves shifted. `mask` has 32 − `by` ones: no copies of the sign come in."""
     shifted = bits >> by
     shifted &= mask
     bits ^= shifted
 
 
 def _int32(number: int) -> int:
-    """The lower 32 bits of a number, as the int32 they are."""
+    """Returns the lower 32 bits of a number as an int32."""
     return (number + 2**31) % 2**32 - 2**31
 
 
 def round_stochastically(values: Tensor, bits: Tensor) -> Tensor:
-    """`values` in bfloat16, each rounded to one of its two neighbours so that it is right on average.
+    """Rounds `values` to bfloat16, each to one of its two neighbours so that it is right on average.
 
     Args:
         values: float32, any shape. Infinities and nan stay what they are.
