@@ -84,11 +84,12 @@ def find_kernel(device: str) -> tuple[str, str | None]:
     import torch
 
     from adamnx_hf.optim.engines import ENGINES, choose_engine
+    from adamnx_hf.optim.engines.contract import Case
 
     serves: dict[str, Any] = {"host_schedule": True, "differentiable": False, "wrapped": False}
     engine = choose_engine(device, torch.float32, foreach=None, fused=None, **serves)
     name = next(name for name, known in ENGINES.items() if known is engine)
-    reason = ENGINES["triton"].why_not(device, torch.float32, **serves)
+    reason = ENGINES["triton"].why_not(Case(device, torch.float32))
     return name, None if name == "triton" else reason
 
 

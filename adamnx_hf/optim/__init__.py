@@ -1,4 +1,4 @@
-"""The optimizer. Needs torch alone."""
+"""The optimizer AdamNX. This package needs torch alone (and torch's Triton, where there is a GPU)."""
 
 from adamnx_hf.optim.convert import from_adamw
 from adamnx_hf.optim.functional import adamnx

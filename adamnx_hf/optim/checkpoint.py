@@ -1,4 +1,4 @@
-"""What a saved optimizer state must look like before anything of it is taken over."""
+"""Checks of a saved optimizer state, made before anything of it is loaded."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from adamnx_hf.optim.formats import packed_shape, packs
+from adamnx_hf.optim.formats import format_of
 
 __all__ = ["check_state", "check_state_dict"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
-# What every AdamNX, of any version and the authors', has saved with a group.
+# Options that every version of AdamNX, and the authors' own, saves with a group.
 _OPTIONS = {"lr", "betas", "eps", "weight_decay"}
 
-# Options of optimizers whose state has the same names and another meaning.
+# Options that tell optimizers whose state has the same names with another meaning.
 _FOREIGN = {
     "momentum_decay": "torch.optim.NAdam",
     "decoupled_weight_decay": "torch.optim.RAdam or another of torch's Adams",
@@ -35,13 +35,13 @@ def check_state_dict(state_dict: Any, param_groups: Sequence[Mapping[str, Any]])
     entries, which stay where they are.
 
     Args:
-        state_dict: as `Optimizer.state_dict` gives it.
-        param_groups: of the optimizer that is to load it. Where the numbers of groups or of parameters
-            differ, nothing is said: that is torch.optim's to refuse.
+        state_dict: what `Optimizer.state_dict` gives.
+        param_groups: those of the optimizer that is to load the state. Different numbers of groups or of
+            parameters are left to torch.optim, which refuses them.
 
     Raises:
-        ValueError: it is another optimizer's, an 8-bit one's, another model's, or damaged; the message
-            names the parameter and what is wrong with it.
+        ValueError: `state_dict` is another optimizer's, an 8-bit one's, another model's, or damaged. The
+            message names the parameter and what is wrong.
     """
     if not (isinstance(state_dict, Mapping) and {"state", "param_groups"} <= set(state_dict)):
         found = sorted(state_dict) if isinstance(state_dict, Mapping) else type(state_dict).__name__
@@ -105,12 +105,12 @@ def check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
     """Raises where `state` cannot be the state of `param`.
 
     Args:
-        state: of one parameter, not empty.
-        param: whose it is to be.
+        state: the state of one parameter, not empty.
+        param: the parameter that is to have the state.
         name: what to call the parameter in the message.
 
     Raises:
-        ValueError: the message says what is wrong with it.
+        ValueError: the state does not fit; the message says why.
     """
     if missing := [key for key in ("step", *_MOMENTS) if key not in state]:
         raise ValueError(
@@ -125,7 +125,8 @@ def check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
             raise ValueError(f"{key} of {name} is sparse ({moment.layout}), which AdamNX's moments never are")
         if moment.is_meta and not param.is_meta:
             raise ValueError(f"{key} of {name} is on the meta device: its values have not been loaded")
-        if moment.dtype == torch.uint8 and packs(param) and moment.shape == packed_shape(param.shape):
+        kept_as = format_of(moment.dtype)
+        if kept_as.packed and kept_as.fits(param) and moment.shape == kept_as.shape(param):
             continue
         if moment.shape != param.shape:
             raise ValueError(
@@ -156,9 +157,9 @@ def check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
 
 
 def _has_negative(moment: Tensor) -> bool:
-    """Whether there are values below 0; of a DTensor in this rank's part."""
+    """Returns whether a moment has values below 0. A DTensor is asked for this rank's part."""
     moment = moment.to_local() if hasattr(moment, "to_local") else moment
-    if moment.is_meta or is_fake(moment) or moment.dtype == torch.uint8:
+    if moment.is_meta or is_fake(moment) or format_of(moment.dtype).packed:
         return False
     values = torch.view_as_real(moment.detach()) if moment.is_complex() else moment.detach()
     return bool((values < 0).any())

@@ -1,4 +1,4 @@
-"""The norm of all gradients, for clipping that is part of the step."""
+"""Clipping as part of the step: the norm of all gradients, and the number to divide them by."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.optim.engines import triton
-from adamnx_hf.optim.functional import dtensors_among, is_dense
-from adamnx_hf.optim.layout import Memo, wrapped
+from adamnx_hf.optim.engines.contract import Case
+from adamnx_hf.optim.layout import Memo, are_wrapped, find_dtensors, is_dense
 
 __all__ = ["clip_divisor", "total_norm"]
 
 
 def total_norm(grads: list[Tensor], memo: Memo | None = None) -> Tensor:
-    """The 2-norm of all gradients together, as :func:`torch.nn.utils.clip_grad_norm_` has it.
+    """Returns the 2-norm of all gradients together, as :func:`torch.nn.utils.clip_grad_norm_` does.
 
-    Of DTensors it is the norm of the whole tensors, not of this rank's shards (one all-reduce of a number for
-    each layout). Half precision is added up in float32. Nothing waits for the device.
+    DTensors count whole, not as this rank's shards (one all-reduce of a number for each layout). Half
+    precision is added up in float32. Nothing waits for the device.
 
     Args:
-        grads: of any devices, dtypes and shapes, at least one.
-        memo: an empty dict, to be passed again at each step: saves host time.
+        grads: at least one, of any devices, dtypes and shapes.
+        memo: an empty dict, to be passed again at each step, which saves host time.
 
     Returns:
-        A 0-d tensor on the device of the first, float32 or float64.
+        A 0-d tensor on the device of the first gradient, float32 or float64.
     """
     memo = {} if memo is None else memo
     norms = []
-    for number, ((_, dtype, layout), members) in enumerate(_groups(grads).items()):
+    for number, ((_, dtype, layout), members) in enumerate(_sort_gradients(grads).items()):
         norm = _norm(members, dtype, memo.setdefault(number, {}))
         if layout is not None:
-            distributed: Any = dtensors_among(grads)
+            distributed: Any = find_dtensors(grads)
             mesh, placements = layout
             parts = [
                 distributed.Replicate() if placement.is_replicate() else distributed.Partial("sum")
@@ -52,15 +52,15 @@ def total_norm(grads: list[Tensor], memo: Memo | None = None) -> Tensor:
     )
 
 
-def _groups(grads: list[Tensor]) -> dict[Any, list[Tensor]]:
-    """Gradients by device, by the dtype their norm is computed in, and if they are DTensors by their layout.
+def _sort_gradients(grads: list[Tensor]) -> dict[Any, list[Tensor]]:
+    """Sorts gradients by device, dtype of their norm and, if they are DTensors, layout.
 
-    Of DTensors it is this rank's part that is listed.
+    A DTensor is listed as this rank's part of it.
     """
-    distributed = dtensors_among(grads)
+    distributed = find_dtensors(grads)
     if distributed is None and len(devices := {grad.device for grad in grads}) == 1:
         dtypes = {torch.promote_types(dtype, torch.float32) for dtype in {grad.dtype for grad in grads}}
-        if len(dtypes) == 1:  # as nearly always: nothing to be asked of each
+        if len(dtypes) == 1:  # as nearly always; then no gradient is asked by itself
             return {(*devices, *dtypes, None): grads}
     groups: defaultdict[Any, list[Tensor]] = defaultdict(list)
     for grad in grads:
@@ -79,22 +79,22 @@ def _groups(grads: list[Tensor]) -> dict[Any, list[Tensor]]:
 
 
 def _norm(grads: list[Tensor], dtype: torch.dtype, memo: Memo) -> Tensor:
-    """The 2-norm of plain tensors of one device, computed in `dtype`: by our kernel where it applies."""
+    """Returns the 2-norm of plain tensors of one device, computed in `dtype`, by our kernel if it can."""
     device = grads[0].device.type
     if not torch.compiler.is_compiling():
-        options = {"host_schedule": True, "differentiable": False, "wrapped": wrapped(grads)}
-        if triton.why_not(device, dtype, **options) is None and triton.why_no_norm(device) is None:
+        case = Case(device, dtype, wrapped=are_wrapped(grads))
+        if triton.why_not(case) is None and triton.why_no_norm(device) is None:
             if not all(map(Tensor.is_contiguous, grads)):
                 grads = [grad if is_dense(grad) else grad.contiguous() for grad in grads]
             norm = triton.norm(grads, memo)
             if norm is not None:
                 return norm
-    # Its dtype argument is for half precision alone: for complex numbers it would not be real.
+    # `dtype` is for half precision alone: a complex one would make the norm complex.
     kwargs = {} if dtype.is_complex else {"dtype": dtype}
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2.0, **kwargs)))
 
 
 def clip_divisor(norm: Tensor, max_norm: float) -> Tensor:
-    """What to divide gradients by, so that their norm is at most `max_norm`: a 0-d tensor, at least 1."""
+    """Returns the divisor, 0-d and at least 1, that makes the norm of gradients at most `max_norm`."""
     # 1e-6 as in torch.nn.utils.clip_grad_norm_, for the same result.
     return ((norm + 1e-6) / max_norm).clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""From another optimizer's state to AdamNX's."""
+"""Conversion of a torch.optim.AdamW or Adam, in the middle of training, to AdamNX."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.optim import Adam
 
 from adamnx_hf.optim.checkpoint import check_state
-from adamnx_hf.optim.functional import moment_dtype
-from adamnx_hf.optim.optimizer import FORMATS, AdamNX
+from adamnx_hf.optim.formats import moment_dtype
+from adamnx_hf.optim.optimizer import AdamNX
+from adamnx_hf.optim.options import STORAGE
+from adamnx_hf.optim.part import convert_state
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES
 
 __all__ = ["from_adamw"]
 
-# What an Adam group has and an AdamNX group has no use for.
+# Options of an Adam group that an AdamNX group has no use for.
 _DROPPED = {"amsgrad", "decoupled_weight_decay"}
 
 
@@ -24,17 +26,16 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
     """Carries a live torch.optim.AdamW or Adam into AdamNX, in the middle of training.
 
     The new optimizer has the same parameters and groups (lr, β1, eps, weight decay, and whatever else a
-    scheduler put there), the same step count, and the old moments divided by their bias correction,
-    which is the form AdamNX keeps them in. `optimizer` itself is left as it was. With
-    `beta2_schedule="adam"` and `beta2` as before, training goes on as if nothing had happened, while β1 is
-    constant.
+    scheduler put there) and the same step count. It has the old moments divided by their bias correction,
+    which is the form that AdamNX keeps. `optimizer` itself is left as it was. With `beta2_schedule="adam"`
+    and `beta2` as before, training goes on as if nothing had happened, while β1 is constant.
 
-    A saved AdamW checkpoint: load it into AdamW, then convert that.
+    To convert a saved AdamW checkpoint, load it into AdamW and convert that.
 
     Args:
-        optimizer: torch.optim.AdamW or Adam, any of their implementations.
+        optimizer: a torch.optim.AdamW or Adam, with any of their implementations.
         beta2: AdamNX's β2 for every group. Not the old one: 0.999 would mean a horizon of a million steps.
-        verbose: print what was done.
+        verbose: prints what was done.
         **options: further keyword arguments of :class:`AdamNX` (`beta2_schedule`, `fused`, ...), for all
             groups.
 
@@ -90,8 +91,9 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
             new["step"] = torch.as_tensor(state["step"]).detach().clone()
             for key, beta in zip(("exp_avg", "exp_avg_sq"), old_group["betas"], strict=True):
                 new[key] = _debias(state[key], float(beta), step)
-    converted._convert([{option: group[option] for option in FORMATS} for group in converted.param_groups])
-    # Puts `step` where this optimizer keeps it.
+    storage = [{option: group[option] for option in STORAGE} for group in converted.param_groups]
+    convert_state(converted.param_groups, converted.state, storage)
+    # This puts `step` on the device where the new optimizer keeps it.
     converted.__setstate__(converted.__getstate__())
 
     if verbose:

@@ -1,4 +1,4 @@
-"""Which parameters decay: groups for any torch optimizer, by the Trainer's rule or the paper's."""
+"""Parameter groups for any torch optimizer: which parameters decay, by the Trainer's rule or the paper's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_DECAY_NAMES = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm
 
 
 def _owned_parameters(model: nn.Module) -> Iterator[_Owned]:
-    """Every parameter once, with its full name and the module that holds it."""
+    """Yields every parameter once, with its full name and the module that holds it."""
     seen = set()
     for path, module in model.named_modules():
         for name, param in module.named_parameters(recurse=False):
@@ -26,17 +26,17 @@ def _owned_parameters(model: nn.Module) -> Iterator[_Owned]:
 
 
 def _trainer_rule(name: str, module: nn.Module) -> bool:
-    """`Trainer.get_decay_parameter_names`: all but LayerNorms and whatever is *named* bias or norm."""
+    """Follows `Trainer.get_decay_parameter_names`: all but LayerNorms and what is *named* bias or norm."""
     return not isinstance(module, nn.LayerNorm) and not _NO_DECAY_NAMES.search(name.lower())
 
 
 def _paper_rule(name: str, module: nn.Module) -> bool:
-    """The authors' training code: the weights of convolutions and linear layers, nothing else."""
+    """Follows the authors' training code: the weights of convolutions and linear layers, nothing else."""
     layers = (nn.Linear, nn.modules.conv._ConvNd)
     return isinstance(module, layers) and name.rpartition(".")[2] == "weight"
 
 
-#: By the name `param_groups(rule=...)` takes: whether the parameter `name` of `module` decays.
+#: Rules by the name that `param_groups(rule=...)` takes: whether the parameter `name` of `module` decays.
 DECAY_RULES: dict[str, Callable[[str, nn.Module], bool]] = {
     "trainer": _trainer_rule,
     "paper": _paper_rule,
@@ -50,10 +50,10 @@ def param_groups(
 
     Args:
         model: frozen parameters are left out; tied ones are counted once.
-        weight_decay: of the decaying group; the other's is 0.
-        rule: `"trainer"`: as the Transformers Trainer groups them: no biases, no LayerNorm, nothing named
-            norm (so a BatchNorm named `bn1` decays). `"paper"`: the weights of convolutions and linear
-            layers only, as in the authors' experiments.
+        weight_decay: the weight decay λ of the decaying group; the other's is 0.
+        rule: `"trainer"` groups as the Transformers Trainer does: no biases, no LayerNorm, nothing named norm
+            decays (so a BatchNorm named `bn1` does). With `"paper"` the weights of convolutions and linear
+            layers decay and nothing else, as in the authors' experiments.
         decay_embeddings: False takes the weights of `nn.Embedding` out of the decaying group.
 
     Returns:

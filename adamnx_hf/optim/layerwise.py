@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
-from adamnx_hf.optim.optimizer import AdamNX, note_versions
+from adamnx_hf.optim.optimizer import AdamNX
+from adamnx_hf.optim.part import find_gradients, list_offsets, look_at_part, note_versions, step_part
 
 __all__ = ["LayerwiseAdamNX"]
 
@@ -19,28 +20,28 @@ __all__ = ["LayerwiseAdamNX"]
 class LayerwiseAdamNX(AdamNX):
     """:class:`AdamNX` that steps within `backward()` and frees each gradient at once.
 
-    No more gradients are in memory together than those of the layer at work, where otherwise there are all of
-    them: 4 bytes a float32 parameter less. The updates are AdamNX's own, and so are states and checkpoints.
+    Only one layer's gradients exist at a time. That saves 4 bytes for each float32 parameter. The updates
+    are AdamNX's own, and so are states and checkpoints.
 
-    `backward()` changes the parameters. `step()` afterwards ends the step, and steps what still has a
-    gradient because it came some other way. Call it, and learning-rate schedulers after it, as ever: a
-    second backward pass without it is an error, as gradients that are gone cannot be accumulated.
+    `backward()` changes the parameters. `step()` afterwards ends the step, and steps parameters that have a
+    gradient from elsewhere. Call `step()`, and learning-rate schedulers after it, as with any optimizer. A
+    second backward pass before `step()` is an error, as gradients that are gone cannot be accumulated.
 
     Args:
-        params, lr, betas, eps, weight_decay, kwargs: as of :class:`AdamNX`.
-        max_grad_norm: clips the gradient of each parameter by that gradient's own norm. The norm of all of
-            them, by which AdamNX clips, is known only with the last one, when the first are gone. It is in
-            `grad_norm` after `step()`.
+        params, lr, betas, eps, weight_decay, kwargs: see :class:`AdamNX`.
+        max_grad_norm: clips the gradient of each parameter by that gradient's own norm. AdamNX clips by the
+            norm of all gradients, but that is known only with the last one, when the first are gone. After
+            `step()` that norm is in `grad_norm`.
 
-    Every `backward()` that reaches a parameter steps it. Where a network's gradients are not meant for it (a
-    discriminator's in the generator's turn), set `requires_grad_(False)` meanwhile. A pass that breaks off
-    has moved some of the parameters.
+    Every `backward()` that reaches a parameter steps it. Set `requires_grad_(False)` while a network's
+    gradients are not to change it (a discriminator's in the generator's turn). A pass that breaks off has
+    moved some of the parameters.
 
-    Not for a :class:`torch.amp.GradScaler` (gradients are still scaled in the backward pass), nor for more
-    than one process (they are not yet averaged).
+    This optimizer does not go with a :class:`torch.amp.GradScaler`, whose gradients are still scaled in the
+    backward pass, nor with several processes, whose gradients are not averaged yet.
 
     Raises:
-        ValueError: see :class:`AdamNX`; also `differentiable` and `capturable`.
+        ValueError: see :class:`AdamNX`; also for `differentiable` and `capturable`.
         RuntimeError: in `backward()`, at a second pass before `step()`, or with several processes.
 
     Examples:
@@ -53,11 +54,11 @@ class LayerwiseAdamNX(AdamNX):
     def _step_supports_amp_scaling(self) -> bool:
         return False
 
-    #: Of each parameter: its group's index and its own number.
+    #: The index of its group and its own number, by the id of each parameter.
     _places: dict[int, tuple[int, int]]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, as torch.optim does."""
+        """Adds a group, as torch.optim does, and hooks its parameters."""
         if isinstance(param_group, dict):
             for option in ("differentiable", "capturable"):
                 if {**self.defaults, **param_group}[option]:
@@ -80,21 +81,22 @@ class LayerwiseAdamNX(AdamNX):
         self._squares: list[Tensor] = []
 
     def _hook(self, index: int) -> None:
-        for number, param in enumerate(self.param_groups[index]["params"], self._offsets()[index]):
+        first = list_offsets(self.param_groups)[index]
+        for number, param in enumerate(self.param_groups[index]["params"], first):
             vars(self).setdefault("_places", {})[id(param)] = index, number
             self._attach(param)
 
     def _attach(self, param: Any) -> None:
         """Has the backward pass step `param`, for this optimizer and no longer for an older one.
 
-        The parameter's own list of hooks is what tells of the older one's. A weak reference to the parameter
-        would be in the way of :func:`torch.utils.swap_tensors`.
+        An older optimizer's hook is found in the parameter's own list of hooks. A weak reference to the
+        parameter instead would be in the way of :func:`torch.utils.swap_tensors`.
         """
         hooks = param._post_accumulate_grad_hooks
         if hooks is not None:
             for key in [key for key, hook in hooks.items() if isinstance(hook, _Release)]:
                 del hooks[key]
-            # Where tensors were swapped, the list is still here, but autograd has lost it.
+            # After tensors were swapped the list is still here, but autograd has lost it.
             param._post_accumulate_grad_hooks = hooks
         if param.requires_grad:
             param.register_post_accumulate_grad_hook(_Release(self))
@@ -116,24 +118,24 @@ class LayerwiseAdamNX(AdamNX):
                 "use AdamNX, with FSDP2 to share the memory out"
             )
         index, number = self._places[id(param)]
-        params, grads, _ = self._with_grads({"params": [param]}, 0)
-        part = self._part(index, params, grads, [number], self._memos[id(param)])
+        gradients = find_gradients([param], number)
+        part = look_at_part(self.param_groups, index, gradients, self.state, self._memos[id(param)])
         divisor = None
         if self.max_grad_norm is not None:
-            norm = total_norm([grad.detach() for grad in grads])
+            norm = total_norm([grad.detach() for grad in gradients.grads])
             self._squares.append(norm.square())
             if not math.isinf(self.max_grad_norm):
                 divisor = clip_divisor(norm, self.max_grad_norm)
-        self._step_part(part, divisor, None)
-        # Fused kernels do not tell autograd, which may have kept the parameter for what is still to come in
-        # this pass (a weight used twice, once detached): it is to raise then, not to go on with the new one.
+        step_part(part, self.state, divisor, None)
+        # Autograd may have kept the parameter for the rest of this pass (a weight that is used twice, once
+        # detached). It must raise then, and not go on with the new value; fused kernels do not tell it.
         torch.autograd.graph.increment_version(param)
         note_versions(part)
         param.grad = None
         self._stepped.add(id(param))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drops what gradients there are, and takes a backward pass that broke off for ended."""
+        """Drops all gradients. A backward pass that broke off counts as ended."""
         super().zero_grad(set_to_none)
         self._begin()
 
@@ -154,7 +156,7 @@ class LayerwiseAdamNX(AdamNX):
             for param in group["params"]:
                 if param.grad is not None:
                     self._release(param)
-                    self._attach(param)  # its hook was lost, or there was none as the parameter was frozen
+                    self._attach(param)  # the hook was lost, or there was none while the parameter was frozen
         if self.max_grad_norm is not None:
             norm = None
             if self._squares:
@@ -166,7 +168,7 @@ class LayerwiseAdamNX(AdamNX):
 
 
 class _Release:
-    """The hook. It does not keep an optimizer alive that nobody else holds."""
+    """The hook on a parameter. It does not keep an optimizer alive that nobody else holds."""
 
     def __init__(self, optimizer: LayerwiseAdamNX) -> None:
         self.optimizer = weakref.ref(optimizer)

@@ -1,11 +1,11 @@
-"""What a step has to know of its tensors before it touches one: that their shapes fit, and how they lie.
+"""The tensors of a step: whether their shapes fit, and how they lie in memory, known before one is changed.
 
-It is asked of thousands of tensors at every step, so what was as it is now at the step before is not asked
-again.
+A step has thousands of tensors. If all are as they were at the step before, none is asked anything again.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,64 +14,105 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from adamnx_hf.optim.formats import packed_shape
+from adamnx_hf.optim.formats import format_of
 
-try:  # torch's own, and not public: without it everything is asked at every step
+try:  # torch's own, and not public: without these guards everything is asked at every step
     from torch._C._dynamo.guards import TensorGuards
 except ImportError:
     TensorGuards = None  # type: ignore[assignment, misc]
 
-__all__ = ["ROLES", "Layout", "Memo", "check_tensors", "look_at", "wrapped"]
+__all__ = [
+    "ROLES",
+    "Columns",
+    "Layout",
+    "Memo",
+    "are_wrapped",
+    "check_tensors",
+    "find_dtensors",
+    "is_dense",
+    "look_at",
+    "pick",
+]
 
-#: What a caller keeps between the steps of the same parameters. Never a tensor of the caller's.
+#: A dict that a caller keeps between the steps of the same parameters. No tensor of the caller's is in it.
 Memo = dict[Any, Any]
 
-#: What the columns of tensors are, one row for each parameter.
+#: What a tensor of each of the :class:`Columns` is to its parameter.
 ROLES = ("param", "grad", "exp_avg", "exp_avg_sq", "param_residual")
 
-#: How many of them an engine works on.
-_WORKED_ON = 4
+_MEMORY_FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
 
 _NEW_STATE = "a parameter that is given another shape needs a new state: del optimizer.state[param]"
 _MOVE_STATE = "optimizer.load_state_dict(optimizer.state_dict()) moves the state to the parameters"
 _REMEDIES = dict.fromkeys(ROLES, _NEW_STATE) | {"grad": "zero_grad(), then compute the gradients anew"}
 
-# The shape of whose elements a packed moment holds. Its own does not tell: rows are filled up.
+# The parameter's shape for each packed moment, whose own shape does not tell it: rows are filled up.
 _PACKED_FOR = WeakTensorKeyDictionary()
 
 
+def pick(items: Any, places: Sequence[int]) -> Any:
+    """Returns the `items` at `places`; the list itself where that is all of them."""
+    return items if len(places) == len(items) else [items[i] for i in places]
+
+
+class Columns(NamedTuple):
+    """The tensors of a step in lists that have one entry for each parameter."""
+
+    params: list[Any]
+    grads: list[Any]
+    exp_avgs: list[Any]
+    exp_avg_sqs: list[Any]
+    residuals: list[Any] | None = None
+    """What rounding cut off bfloat16 parameters, None for other parameters; or None if no list was given."""
+
+    def four(self) -> list[list[Any]]:
+        """Returns the lists that every engine works on: all but the residuals."""
+        return [self.params, self.grads, self.exp_avgs, self.exp_avg_sqs]
+
+    def given(self) -> list[list[Any]]:
+        """Returns the lists that there are, in the order of :data:`ROLES`."""
+        return self.four() if self.residuals is None else [*self.four(), self.residuals]
+
+    def pick(self, places: Sequence[int]) -> Columns:
+        """Returns the columns of the parameters at `places`."""
+        if len(places) == len(self.params):
+            return self
+        return Columns(*[pick(column, places) for column in self.given()])
+
+
 class Layout(NamedTuple):
-    """What holds of all of a step's tensors together."""
+    """Facts about all tensors of a step together."""
 
     dtypes: list[set[torch.dtype]]
-    """Those found among params, grads, exp_avgs and exp_avg_sqs."""
+    """The dtypes found among params, grads, exp_avgs and exp_avg_sqs, a set for each."""
     numels: list[int]
-    """Elements of each of params. Not to be written to."""
+    """How many elements each parameter has. Do not write to this list."""
     devices: set[torch.device]
-    """Of params."""
+    """The devices of the parameters."""
     contiguous: bool
-    """Whether all of them are."""
+    """Whether all tensors are."""
     wrapped: bool
-    """See :func:`wrapped`."""
+    """See :func:`are_wrapped`."""
 
     @classmethod
-    def of(cls, columns: Sequence[Sequence[Tensor]]) -> Layout:
-        """The layout of `columns`: params, grads, exp_avgs and exp_avg_sqs."""
+    def of(cls, columns: Columns) -> Layout:
+        """Returns the layout of `columns`; residuals do not count."""
         # Comprehensions, not map(): Dynamo has to trace this.
+        lists = columns.four()
         return cls(
-            [{tensor.dtype for tensor in column} for column in columns],
-            [param.numel() for param in columns[0]],
-            {param.device for param in columns[0]},
-            all(False not in [tensor.is_contiguous() for tensor in column] for column in columns),
-            wrapped(*columns),
+            [{tensor.dtype for tensor in tensors} for tensors in lists],
+            [param.numel() for param in columns.params],
+            {param.device for param in columns.params},
+            all(False not in [tensor.is_contiguous() for tensor in tensors] for tensors in lists),
+            are_wrapped(*lists),
         )
 
 
 class _Kept(NamedTuple):
-    """The layout of the last step, and what tells whether tensors still have it."""
+    """The layout of the last step, and guards that tell whether tensors still have it."""
 
     sizes: list[int]
-    """Tensors in each column."""
+    """How many tensors each column has."""
     guards: list[Any]
     """Each compares a column's dtypes, devices, shapes and strides with what they were, at once."""
     gaps: list[int]
@@ -79,17 +120,13 @@ class _Kept(NamedTuple):
     layout: Layout
 
 
-def look_at(
-    columns: Sequence[Sequence[Tensor | None]],
-    memo: Memo | None = None,
-    name: Callable[[int], str] | None = None,
-) -> Layout:
-    """Looks at a step's tensors and returns their layout. Their shapes and devices fit then.
+def look_at(columns: Columns, memo: Memo | None = None, name: Callable[[int], str] | None = None) -> Layout:
+    """Checks that the shapes and devices of a step's tensors fit, and returns their layout.
 
     Args:
-        columns: params, grads, exp_avgs, exp_avg_sqs, and maybe param_residuals, which may hold None.
-        memo: the same dict at each step, or None where there are no others.
-        name: of a parameter, by its place. Default: its place.
+        columns: the step's tensors.
+        memo: the same dict at each step; None if there is one step only.
+        name: gives the name of the parameter at a place. Default: the place.
 
     Raises:
         RuntimeError: a tensor has another shape than its parameter, or is on another device; sparse
@@ -98,55 +135,52 @@ def look_at(
     """
     if torch.compiler.is_compiling():  # what Dynamo compiles is for these very shapes
         check_tensors(columns, name)
-        return Layout.of(columns[:_WORKED_ON])  # type: ignore[arg-type]
-    given, gaps = columns, []
-    if len(columns) > _WORKED_ON:
-        *others, residuals = columns
-        gaps = [place for place, residual in enumerate(residuals) if residual is None]
-        columns = [*others, [residual for residual in residuals if residual is not None]]
-    sizes = list(map(len, columns))
+        return Layout.of(columns)
+    lists, gaps = columns.given(), []
+    if columns.residuals is not None:
+        gaps = [place for place, residual in enumerate(columns.residuals) if residual is None]
+        lists[-1] = [residual for residual in columns.residuals if residual is not None]
+    sizes = list(map(len, lists))
     kept: _Kept | None = None if memo is None else memo.get("layout")
     if kept is not None and kept.sizes == sizes and kept.gaps == gaps:
-        for guard, column in zip(kept.guards, columns, strict=True):
-            if not guard.check(*column):
+        for guard, tensors in zip(kept.guards, lists, strict=True):
+            if not guard.check(*tensors):
                 break
         else:
             return kept.layout
-    check_tensors(given, name)
-    layout = Layout.of(columns[:_WORKED_ON])  # type: ignore[arg-type]
+    check_tensors(columns, name)
+    layout = Layout.of(columns)
     if memo is not None and TensorGuards is not None:
         everything_static: dict[str, Any] = {"dynamic_dims_sizes": None, "dynamic_dims_strides": None}
-        guards = [TensorGuards(*column, **everything_static) for column in columns]
+        guards = [TensorGuards(*tensors, **everything_static) for tensors in lists]
         memo["layout"] = _Kept(sizes, guards, gaps, layout)
     return layout
 
 
-def check_tensors(
-    columns: Sequence[Sequence[Tensor | None]], name: Callable[[int], str] | None = None
-) -> None:
+def check_tensors(columns: Columns, name: Callable[[int], str] | None = None) -> None:
     """Raises where tensors do not fit; arguments and errors are those of :func:`look_at`.
 
-    Kernels walk memory by the parameter's shape, and some of torch's do not ask for the others'. Any tensor
+    Kernels walk memory by the parameter's shape, and some of torch's do not check other shapes. Any tensor
     but a parameter may be None.
     """
-    lengths = [len(column) for column in columns]
+    lists = columns.given()
+    lengths = [len(tensors) for tensors in lists]
     if len(set(lengths)) > 1:
         found = ", ".join(f"{length} of {role}" for role, length in zip(ROLES, lengths, strict=False))
         raise ValueError(f"AdamNX: lists of different lengths: {found}; each has one tensor for a parameter")
-    if True in [grad is not None and grad.is_sparse for grad in columns[1]]:
+    if True in [grad is not None and grad.is_sparse for grad in columns.grads]:
         raise RuntimeError(
             "AdamNX does not support sparse gradients; use dense ones, as of torch.nn.Embedding(sparse=False)"
         )
-    params: Sequence[Any] = columns[0]
-    for i in range(1, len(columns)):  # no zip(strict=...), which Dynamo of torch 2.8 does not trace
+    for i in range(1, len(lists)):  # no zip(strict=...), which Dynamo of torch 2.8 does not trace
         role = ROLES[i]
-        for place, tensor in enumerate(columns[i]):
+        for place, tensor in enumerate(lists[i]):
             if tensor is None:
                 continue
-            param = params[place]
+            param = columns.params[place]
             shape, expected = tensor.shape, param.shape
-            if tensor.dtype == torch.uint8 and role.startswith("exp_avg") and param.ndim > 1:
-                expected = torch.Size(packed_shape(expected))
+            if role.startswith("exp_avg") and format_of(tensor.dtype).packed:
+                expected = format_of(tensor.dtype).shape(param)
                 if shape == expected and not torch.compiler.is_compiling():
                     shape, expected = _PACKED_FOR.setdefault(tensor, param.shape), param.shape
             if shape != expected:
@@ -164,7 +198,7 @@ def _refuse(
     param: Tensor,
     expected: torch.Size,
 ) -> None:
-    """Raises: a tensor has a `shape`, and not the one `expected` for `param`."""
+    """Raises the error of a tensor that has a `shape`, and not the one `expected` for `param`."""
     which = _which(place, name)
     packed = "" if expected == param.shape else f", packed {tuple(expected)}"
     shapes = f"{role} of {which} has shape {tuple(shape)}, the parameter {tuple(param.shape)}{packed}"
@@ -175,7 +209,7 @@ def _refuse(
 def _refuse_device(
     role: str, place: int, name: Callable[[int], str] | None, tensor: Tensor, param: Tensor
 ) -> None:
-    """Raises: a tensor is on another device than `param`."""
+    """Raises the error of a tensor that is on another device than `param`."""
     devices = f"{role} of {_which(place, name)} is on {tensor.device}, the parameter on {param.device}"
     remedy = _REMEDIES[role] if role == "grad" else _MOVE_STATE
     raise RuntimeError(f"AdamNX: {devices}; {remedy}")
@@ -185,11 +219,28 @@ def _which(place: int, name: Callable[[int], str] | None) -> str:
     return f"parameter {place}" if name is None else name(place)
 
 
-def wrapped(*columns: Sequence[Tensor]) -> bool:
-    """Whether there are tensors whose memory is not their own: subclasses that wrap others, as torchao's."""
+def are_wrapped(*columns: Sequence[Tensor]) -> bool:
+    """Returns whether there are tensors that wrap others and have no memory of their own, as torchao's."""
     if torch.compiler.is_compiling():
         return False
     plain = Tensor.__torch_dispatch__
     return any(
         kind.__torch_dispatch__ is not plain for column in columns for kind in {type(t) for t in column}
+    )
+
+
+def find_dtensors(tensors: list[Any]) -> Any:
+    """Returns the module torch.distributed.tensor if there are DTensors among `tensors`, else None."""
+    # Whoever has a DTensor has imported its module.
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None or not any(issubclass(kind, module.DTensor) for kind in {type(t) for t in tensors}):
+        return None
+    return module
+
+
+def is_dense(*tensors: Tensor) -> bool:
+    """Returns whether the elements of `tensors` fill memory without gaps, all in the same format."""
+    return any(
+        all(t.is_contiguous(memory_format=memory_format) for t in tensors)
+        for memory_format in (torch.contiguous_format, *_MEMORY_FORMATS.get(tensors[0].ndim, ()))
     )

@@ -1,4 +1,4 @@
-"""The algorithm."""
+"""The algorithm: one AdamNX step of one tensor."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def adamnx_update(
     weight_decay: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One AdamNX step of one tensor, as the paper's Algorithm 1 writes it. Pure: nothing is modified.
+    """Returns one AdamNX step of one tensor, as the paper's Algorithm 1 has it. No argument is modified.
 
     There is no separate bias correction: the schedules start at `weight = 1`, so both moments are
     averages of the gradients seen so far from the first step on.
 
     Args:
         param, grad, exp_avg, exp_avg_sq: θ, g, m and v, real tensors of one shape, dtype and device.
-        weight1: 1 − β̂1_t, see :func:`adamnx_hf.optim.schedules.adam`.
-        weight2: 1 − β̂2_t, see :data:`adamnx_hf.optim.schedules.BETA2_SCHEDULES`.
-        lr: learning rate η.
-        weight_decay: λ, decoupled, applied before the update.
-        eps: ε, added to √v.
+        weight1: 1 − β̂1 at step t, see :func:`adamnx_hf.optim.schedules.adam`.
+        weight2: 1 − β̂2 at step t, see :data:`adamnx_hf.optim.schedules.BETA2_SCHEDULES`.
+        lr: the learning rate η.
+        weight_decay: the decoupled weight decay λ, applied before the update.
+        eps: the ε that is added to √v.
 
     Returns:
         The new param, exp_avg and exp_avg_sq.

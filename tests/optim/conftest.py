@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch._dynamo
 
-from adamnx_hf.optim.engines import choose_engine, triton
+from adamnx_hf.optim.engines import choose_engine, runtime, triton
 
 
 def replace_language_once_a_launch(interpreter, patch):
@@ -57,7 +57,7 @@ def interpreted(monkeypatch):
         patch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
         replace_language_once_a_launch(interpreter, patch)
         patch.setenv("TRITON_INTERPRET", "1")
-        patch.setattr(triton, "INTERPRETED", True)
+        patch.setattr(runtime, "INTERPRETED", True)
         importlib.reload(standard)
         for name in ("cdiv", "max", "sum"):
             patch.setattr(language, name, getattr(standard, name))

@@ -14,8 +14,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
 from adamnx_hf import AdamNX, adamnx
-from adamnx_hf.optim import formats, schedules
+from adamnx_hf.optim import schedules
 from adamnx_hf.optim.engines import ENGINES, choose_engine
+from adamnx_hf.optim.formats import pieces
 from adamnx_hf.optim.update import adamnx_update
 
 # Every test here runs on the CPU and, where there is one, on the GPU.
@@ -415,8 +416,8 @@ def test_a_weight_of_1_forgets_all_of_the_past(flags, capturable, is_triton, dev
 
 def work_on(most, monkeypatch):
     """Has batches of at most `most` elements."""
-    monkeypatch.setattr(formats, "PIECE", most)
-    monkeypatch.setattr(formats, "PIECE_ON_CPU", most)
+    monkeypatch.setattr(pieces, "PIECE", most)
+    monkeypatch.setattr(pieces, "PIECE_ON_CPU", most)
 
 
 @every_engine
@@ -426,9 +427,9 @@ def test_working_copies_are_made_in_batches_of_bounded_size(flags, is_triton, de
     sizes = []
     for name, engine in ENGINES.items():
 
-        def spy(params, *args, _step=engine.step_, **kwargs):
-            sizes.append(sum(p.numel() for p in params))
-            return _step(params, *args, **kwargs)
+        def spy(columns, *args, _step=engine.step_):
+            sizes.append(sum(p.numel() for p in columns.params))
+            return _step(columns, *args)
 
         monkeypatch.setattr(ENGINES[name], "step_", spy)
     shapes = [(5,), (3,), (4,), (20,), (1,), (5, 3), (2, 10), (), (1, 9)]

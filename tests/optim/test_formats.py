@@ -14,7 +14,6 @@ from torch.testing import assert_close
 from adamnx_hf import AdamNX, from_adamw
 from adamnx_hf.optim import schedules
 from adamnx_hf.optim.formats import (
-    BLOCK,
     decode,
     encode,
     join,
@@ -23,6 +22,7 @@ from adamnx_hf.optim.formats import (
     round_stochastically,
     split,
 )
+from adamnx_hf.optim.formats.int8 import BLOCK
 
 CPU = torch.device("cpu")
 FLAGS = {

@@ -14,7 +14,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from adamnx_hf import AdamNX
-from adamnx_hf.optim import clipping, optimizer
+from adamnx_hf.optim import clipping
+from adamnx_hf.optim.engines import runtime, triton_tables
 from adamnx_hf.optim.engines import triton as engine
 
 pytest.importorskip("triton")
@@ -37,10 +38,9 @@ class Stream:
 @pytest.fixture
 def stream(interpreted, monkeypatch):
     stream = Stream()
-    monkeypatch.setattr(engine, "_stream", lambda device: ("a stream", stream.capturing))
-    monkeypatch.setattr(engine, "_pinned", stream.pin)
-    for module in (engine, optimizer):
-        monkeypatch.setattr(module, "is_capturing", lambda: stream.capturing)
+    monkeypatch.setattr(runtime, "current_stream", lambda device: ("a stream", stream.capturing))
+    monkeypatch.setattr(runtime, "pin_memory", stream.pin)
+    monkeypatch.setattr(runtime, "is_capturing", lambda: stream.capturing)
     return stream
 
 
@@ -99,7 +99,7 @@ def test_a_residual_is_not_made_during_a_capture(stream):
 def test_captures_that_follow_one_another_need_no_pinned_memory(stream):
     kernel, reference = twins(max_grad_norm=1.0)
     kept = []
-    for step in range(2 + engine._CAPTURES):
+    for step in range(2 + triton_tables.CAPTURES):
         stream.capturing = step >= 2
         kept.append(give_gradients(kernel, reference, seed=step))
         kernel.step()
@@ -158,26 +158,26 @@ def test_the_kernel_is_not_tried_during_a_capture(untried, chosen, monkeypatch):
     tried, captured = [], {"host_schedule": False}
 
     def step(*tensors, **options):
-        if engine.is_capturing():
+        if runtime.is_capturing():
             raise RuntimeError(engine.STEP_FIRST)
         tried.append(tensors)
 
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: zeros(*args))  # there may be no card
     monkeypatch.setattr(engine, "step_", step)
-    monkeypatch.setattr(engine, "is_capturing", lambda: True)
+    monkeypatch.setattr(runtime, "is_capturing", lambda: True)
     assert chosen(**captured) == "triton"
     assert not tried and engine._why_not_compiled.cache_info().currsize == 0
-    monkeypatch.setattr(engine, "is_capturing", lambda: False)
+    monkeypatch.setattr(runtime, "is_capturing", lambda: False)
     assert chosen(**captured) == chosen(fused=True, **captured) == "triton"
     assert len(tried) == 1
-    monkeypatch.setattr(engine, "is_capturing", lambda: True)
+    monkeypatch.setattr(runtime, "is_capturing", lambda: True)
     assert chosen(**captured) == "triton"
 
 
 def test_a_capture_without_triton_goes_to_another_engine(untried, chosen, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.setattr(engine, "is_capturing", lambda: True)
+    monkeypatch.setattr(runtime, "is_capturing", lambda: True)
     assert chosen(host_schedule=False) == "foreach"
 
 
@@ -297,7 +297,7 @@ def test_a_norm_that_does_not_compile_is_torchs(norm_untried, chosen, monkeypatc
 
 
 def test_the_norm_is_not_tried_during_a_capture(norm_untried, chosen, monkeypatch):
-    monkeypatch.setattr(engine, "is_capturing", lambda: True)
+    monkeypatch.setattr(runtime, "is_capturing", lambda: True)
     assert "while a CUDA graph is captured" in engine.why_no_norm("cuda")
     assert engine._why_no_norm_compiled.cache_info().currsize == 0
 

@@ -9,7 +9,7 @@ from flags_of_engines import every_engine
 from torch import nn
 
 from adamnx_hf import AdamNX, LayerwiseAdamNX
-from adamnx_hf.optim import optimizer as module
+from adamnx_hf.optim.engines import runtime
 from adamnx_hf.optim.formats import join
 
 pytestmark = pytest.mark.usefixtures("on_a_card")
@@ -200,7 +200,7 @@ def test_nothing_is_told_while_a_graph_is_captured(flags, monkeypatch):
         state["param_residual"].view(torch.int16).fill_(7)
     fill(model)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "is_capturing", lambda: True)
+        patch.setattr(runtime, "is_capturing", lambda: True)
         optimizer.step()
     optimizer.step()  # nor after it: replays change weights, and raise no version
     assert all((state["param_residual"].view(torch.int16) == 7).all() for state in optimizer.state.values())

@@ -21,7 +21,7 @@ from torch.testing import assert_close
 
 from adamnx_hf import AdamNX
 from adamnx_hf.optim.clipping import total_norm
-from adamnx_hf.optim.engines import triton
+from adamnx_hf.optim.engines import runtime
 from adamnx_hf.optim.formats import join
 
 FLAGS = {
@@ -192,13 +192,13 @@ def worker(rank, file):
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     for name, flags in FLAGS.items():
-        triton.INTERPRETED = name.startswith("triton")
+        runtime.INTERPRETED = name.startswith("triton")
         for max_grad_norm in (None, 0.1):
             go_together(flags, max_grad_norm)
         if "capturable" not in name:
             for rounding in ("stochastic", "kahan"):
                 bfloat16_goes_together(rounding)
-    triton.INTERPRETED = False
+    runtime.INTERPRETED = False
     packed_goes_together()
     gradients_placed_otherwise(mesh)
     dist.barrier()

@@ -20,9 +20,11 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adamnx_hf import AdamNX, adamnx
-from adamnx_hf.optim import formats, functional
+from adamnx_hf.optim import formats
+from adamnx_hf.optim.engines import runtime
 from adamnx_hf.optim.engines import triton as engine
-from adamnx_hf.optim.formats import RandomBits, load, new_moment, store
+from adamnx_hf.optim.formats import FORMATS, RandomBits
+from adamnx_hf.optim.step.clock import Clock
 
 triton = pytest.importorskip("triton")
 tl = triton.language
@@ -158,9 +160,9 @@ def test_layouts_that_cannot_be_walked_are_copied(device, launches):
 
 def test_only_what_has_changed_is_sent_to_the_device(device, monkeypatch):
     sent = []
-    send = engine._send
+    send = runtime.send
     monkeypatch.setattr(
-        engine, "_send", lambda table, *args: (sent.append(table.shape), send(table, *args))[1]
+        runtime, "send", lambda table, *args: (sent.append(table.shape), send(table, *args))[1]
     )
     kernel, reference = twins([torch.randn(1030, device=device) for _ in range(3)])
     params = kernel.param_groups[0]["params"]
@@ -194,11 +196,11 @@ def test_only_what_has_changed_is_sent_to_the_device(device, monkeypatch):
 def test_tables_of_a_capture_are_its_own_and_kept(interpreted, monkeypatch):
     # Without a card: what is sent while a graph is captured must survive later steps, for the replays.
     stream = ["the default", False]
-    monkeypatch.setattr(engine, "_stream", lambda device: tuple(stream))
-    monkeypatch.setattr(engine, "_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
+    monkeypatch.setattr(runtime, "current_stream", lambda device: tuple(stream))
+    monkeypatch.setattr(runtime, "pin_memory", lambda size: torch.empty(size, dtype=torch.uint8))
     seen = []
-    tables = engine._tables
-    monkeypatch.setattr(engine, "_tables", lambda *args: (seen.append(tables(*args)), seen[-1])[1])
+    provide = engine.provide_tables
+    monkeypatch.setattr(engine, "provide_tables", lambda *args: (seen.append(provide(*args)), seen[-1])[1])
     kernel, reference = twins([torch.randn(1030), torch.randn(5)])
     params = kernel.param_groups[0]["params"]
     kept = []
@@ -240,8 +242,8 @@ def test_tables_of_a_capture_are_its_own_and_kept(interpreted, monkeypatch):
 
 def test_copies_of_strided_parameters_can_be_captured(interpreted, monkeypatch):
     stream = ["the default", False]
-    monkeypatch.setattr(engine, "_stream", lambda device: tuple(stream))
-    monkeypatch.setattr(engine, "_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
+    monkeypatch.setattr(runtime, "current_stream", lambda device: tuple(stream))
+    monkeypatch.setattr(runtime, "pin_memory", lambda size: torch.empty(size, dtype=torch.uint8))
     params = [nn.Parameter(torch.randn(8, 6)[:, ::2]), nn.Parameter(torch.randn(5))]
     kernel, reference = AdamNX(params, fused=True), AdamNX(copy.deepcopy(params), foreach=False)
     for step, capturing in enumerate([False, True, True, False]):
@@ -372,7 +374,7 @@ SHAPES_OF_8_BITS = [(33, 128), (40, 3, 50), (5, 1030), (64, 80)]
 
 
 def moments_of_8_bits(params):
-    return [[new_moment(param, torch.uint8) for param in params] for _ in range(2)]
+    return [[FORMATS["int8"].zeros(param) for param in params] for _ in range(2)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -388,13 +390,13 @@ def test_8_bits_are_those_of_the_twin_to_the_last(dtype, device):
         grads = [torch.randn_like(param) * 10.0 ** (t - 3) for param in ours]
         adamnx(ours, grads, *packed, steps[0], **numbers)
         wide = [
-            [load(moment, param, role) for moment, param in zip(moments, twins, strict=True)]
+            [FORMATS["int8"].load(moment, param, role) for moment, param in zip(moments, twins, strict=True)]
             for role, moments in zip(("exp_avg", "exp_avg_sq"), kept, strict=True)
         ]
         adamnx(twins, grads, *wide, steps[1], **numbers)
         for role, moments, values in zip(("exp_avg", "exp_avg_sq"), kept, wide, strict=True):
             for number, (moment, value) in enumerate(zip(moments, values, strict=True)):
-                store(moment, value, RandomBits(t, number), role)
+                FORMATS["int8"].store(moment, value, RandomBits(t, number), role)
         for a, b in zip([*packed[0], *packed[1]], [*kept[0], *kept[1]], strict=True):
             assert torch.equal(a, b)
         for a, b in zip(ours, twins, strict=True):
@@ -977,7 +979,7 @@ def test_counting_never_asks_whether_a_step_counts(packed):
     for found_inf, expected in ((0.0, 1), (1.0, 1), (0.0, 2)):
         value = torch.tensor(found_inf)
         with AskNothing():
-            functional._count(steps, together if packed else None, value)
+            Clock(steps, together if packed else None, on_host=False).advance(value)
         assert steps == [expected, expected]
 
 

@@ -1,55 +1,41 @@
-"""torch's own fused AdamW, made to compute AdamNX: one pass over memory on CPU, CUDA, MPS and XPU."""
+"""The engine "aten": torch's own fused AdamW, made to compute AdamNX, on CPU, CUDA, MPS and XPU."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-if TYPE_CHECKING:
-    from adamnx_hf.optim.engines import Weight
+from adamnx_hf.optim.engines.contract import Abilities, Case, Extras, Rule
+from adamnx_hf.optim.layout import Columns
 
-MIXES: frozenset[torch.dtype] = frozenset()
-SCALES = False
+ABILITIES = Abilities(flag="fused")
 
-# Adam's second bias correction is 1 − β2^step. With step = inf it is 1, as AdamNX wants, unless β2 has
-# been rounded to 1, where it would be 0: keep β2 below by its last bit, which v does not notice.
+# Adam's second bias correction is 1 − β2^step. With step = inf that is 1, as AdamNX wants, unless β2 has
+# been rounded to 1: then it would be 0. So β2 is kept below 1 by its last bit, which v does not notice.
 _BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
-def why_not(
-    device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool, wrapped: bool
-) -> str | None:
-    """Applies where torch has fused kernels and β̂_t is known on the host, as an argument of the call."""
-    if differentiable:
+def why_not(case: Case) -> str | None:
+    """Returns why torch's kernel cannot serve: it must exist for the device, and takes β̂_t from the host."""
+    if case.differentiable:
         return "`fused` does not support `differentiable`"
-    if not host_schedule:
+    if not case.host_schedule:
         return (
             "torch's fused AdamW takes the decay rates from the host, "
             "which capturable=True and torch.compile keep on the device"
         )
-    if device not in (supported := _get_fused_kernels_supported_devices()):
-        return f"torch has fused kernels for {', '.join(supported)}, not for {device}"
+    if case.device not in (supported := _get_fused_kernels_supported_devices()):
+        return f"torch has fused kernels for {', '.join(supported)}, not for {case.device}"
     return None
 
 
-def step_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    *,
-    weight1: Weight,
-    weight2: Weight,
-    lr: float | Tensor,
-    weight_decay: float,
-    eps: float,
-    maximize: bool,
-) -> None:
-    """One step in place; see :mod:`adamnx_hf.optim.engines`."""
+def step_(columns: Columns, rule: Rule, extras: Extras) -> None:
+    """Steps the parameters in place."""
+    params, grads, exp_avgs, exp_avg_sqs = columns.four()
+    weight1, weight2, lr, weight_decay, eps, maximize = rule
     assert isinstance(weight1, float) and isinstance(weight2, float)  # why_not saw to it
     device = params[0].device
     if isinstance(lr, Tensor) and lr.device.type != "cpu":

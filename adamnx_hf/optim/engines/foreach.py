@@ -1,43 +1,27 @@
-"""torch._foreach_*: a handful of kernels for the whole list, on any device, at the cost of temporaries."""
+"""The engine "foreach": torch's foreach kernels, on any device, at the cost of temporaries."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from adamnx_hf.optim.engines import Weight
+from adamnx_hf.optim.engines.contract import Abilities, Case, Extras, Rule
+from adamnx_hf.optim.layout import Columns
+
+ABILITIES = Abilities(flag="foreach", compiled="traced")
 
 
-MIXES: frozenset[torch.dtype] = frozenset()
-SCALES = False
-
-
-def why_not(
-    device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool, wrapped: bool
-) -> str | None:
-    """Applies everywhere but under autograd."""
-    if differentiable:
+def why_not(case: Case) -> str | None:
+    """Returns why foreach cannot serve: it can everywhere but under autograd."""
+    if case.differentiable:
         return "torch's foreach operations do not support differentiable=True"
     return None
 
 
-def step_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    *,
-    weight1: Weight,
-    weight2: Weight,
-    lr: float | Tensor,
-    weight_decay: float,
-    eps: float,
-    maximize: bool,
-) -> None:
-    """One step in place; see :mod:`adamnx_hf.optim.engines`."""
+def step_(columns: Columns, rule: Rule, extras: Extras) -> None:
+    """Steps the parameters in place."""
+    params, grads, exp_avgs, exp_avg_sqs = columns.four()
+    weight1, weight2, lr, weight_decay, eps, maximize = rule
     if maximize:
         grads = list(torch._foreach_neg(grads))
     if weight_decay != 0:
@@ -47,7 +31,7 @@ def step_(
         torch._foreach_mul_(exp_avg_sqs, 1 - weight2)
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, weight2)
     else:
-        # Weights on the device, as 0-d tensors that are broadcast.
+        # The weights are on the device. As 0-d tensors they are broadcast.
         assert isinstance(weight1, Tensor) and isinstance(weight2, Tensor)
         for averages, news, weights in (
             (exp_avgs, grads, weight1),

@@ -1,46 +1,25 @@
-"""The slow twin: the algorithm itself, tensor by tensor. Every other engine is tested against it."""
+"""The engine "reference": the algorithm itself, tensor by tensor, that others are tested against."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor
 
+from adamnx_hf.optim.engines.contract import Abilities, Case, Extras, Rule
+from adamnx_hf.optim.layout import Columns
 from adamnx_hf.optim.update import adamnx_update
 
-if TYPE_CHECKING:
-    from adamnx_hf.optim.engines import Weight
+ABILITIES = Abilities(compiled="traced")
 
 
-MIXES: frozenset[torch.dtype] = frozenset()
-SCALES = False
-
-
-def why_not(
-    device: str, dtype: torch.dtype, *, host_schedule: bool, differentiable: bool, wrapped: bool
-) -> str | None:
-    """Applies everywhere."""
+def why_not(case: Case) -> str | None:
+    """Returns None: the reference can serve everywhere."""
     return None
 
 
-def step_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    *,
-    weight1: Weight,
-    weight2: Weight,
-    lr: float | Tensor,
-    weight_decay: float,
-    eps: float,
-    maximize: bool,
-) -> None:
-    """One step in place; see :mod:`adamnx_hf.optim.engines`."""
-    for i, (param, grad, exp_avg, exp_avg_sq) in enumerate(
-        zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)
-    ):
+def step_(columns: Columns, rule: Rule, extras: Extras) -> None:
+    """Steps the parameters in place."""
+    weight1, weight2, lr, weight_decay, eps, maximize = rule
+    for i, (param, grad, exp_avg, exp_avg_sq) in enumerate(zip(*columns.four(), strict=True)):
         old = (param, exp_avg, exp_avg_sq)
         if torch.is_grad_enabled():
             # Autograd (differentiable=True) may keep the old values, which copy_ is about to overwrite.

@@ -4,41 +4,43 @@ A launch covers a list of chunks, each BLOCK consecutive elements of one paramet
 parameter its chunk belongs to and where that parameter's tensors lie, so tensors of all sizes share a launch.
 Where moments are packed in 8 bits, a chunk is BLOCK / SHARING blocks of elements that share an exponent.
 
-How a moment is stored is known to `load_moment` and `store_moment` alone.
+Only `load_moment` and `store_moment` know how a moment is stored. To add a format of the state, add it there,
+and its dtype to the abilities in triton.py.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from adamnx_hf.optim import formats
-from adamnx_hf.optim.engines.triton import INTERPRETED
+from adamnx_hf.optim.engines import runtime
+from adamnx_hf.optim.formats import int8, residual
 
-PARAM_SALT = tl.constexpr(formats.PARAM_SALT)
-SHARING = tl.constexpr(formats.BLOCK)
-ROW_BYTES = tl.constexpr(formats.ROW_BYTES)
-ONE = tl.constexpr(formats.ONE)
-SMALLEST = tl.constexpr(formats.SMALLEST)
-LARGEST_M = tl.constexpr(formats.LARGEST_M)
-LARGEST_V = tl.constexpr(formats.LARGEST_V)
+PARAM_SALT = tl.constexpr(residual.PARAM_SALT)
+SHARING = tl.constexpr(int8.BLOCK)
+ROW_BYTES = tl.constexpr(int8.ROW_BYTES)
+ONE = tl.constexpr(int8.ONE)
+SMALLEST = tl.constexpr(int8.SMALLEST)
+LARGEST_M = tl.constexpr(int8.LARGEST_M)
+LARGEST_V = tl.constexpr(int8.LARGEST_V)
 
-#: Whether PTX can stand in the kernel: not where it is interpreted, nor on ROCm.
-NVIDIA = tl.constexpr(not INTERPRETED and torch.version.hip is None)
+#: Whether the kernel may hold PTX: not where it is interpreted, nor on ROCm.
+NVIDIA = tl.constexpr(not runtime.INTERPRETED and torch.version.hip is None)
 
 __all__ = ["COLUMNS", "adamnx_update", "root_kernel", "squares_kernel", "step_kernel"]
 
-#: int64 columns of the table of parameters: addresses of param, exp_avg, exp_avg_sq and param_residual (or
-#: 0), elements to a row, the number that seeds its rounding, elements, number of the first chunk, place in
-#: the lists of weights. Where moments are packed, rows count as filled up to whole blocks in `elements`.
+#: How many int64 columns the table of parameters has: addresses of param, exp_avg, exp_avg_sq and
+#: param_residual (or 0), elements to a row, the number that seeds the rounding, elements, number of the first
+#: chunk, place in the lists of weights. Where moments are packed, elements count as if rows were filled
+#: up to whole blocks.
 COLUMNS = 9
 
 
 @triton.jit
 def quotient(exp_avg, exp_avg_sq, eps, APPROXIMATE: tl.constexpr):
-    """The step's direction, m / (√v + ε): correctly rounded, or with fewer instructions to some last bits."""
+    """Returns m / (√v + ε), correctly rounded, or APPROXIMATE to some last bits with fewer instructions."""
     if APPROXIMATE:
-        # tl.sqrt would flush a tiny v to 0, this does not. What it is the root of and ε are far from where a
-        # reciprocal is flushed.
+        # tl.sqrt would flush a tiny v to 0; this does not. Roots and ε are far from where a reciprocal is
+        # flushed.
         root = tl.inline_asm_elementwise(
             "sqrt.approx.f32 $0, $1;", "=f,f", [exp_avg_sq], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -52,11 +54,11 @@ def quotient(exp_avg, exp_avg_sq, eps, APPROXIMATE: tl.constexpr):
 def adamnx_update(
     param, grad, exp_avg, exp_avg_sq, weight1, weight2, lr, weight_decay, eps, APPROXIMATE: tl.constexpr
 ):
-    """:func:`adamnx_hf.optim.update.adamnx_update` in float32."""
+    """Computes :func:`adamnx_hf.optim.update.adamnx_update` in float32."""
     param = param * (1 - lr * weight_decay)
     exp_avg = (1 - weight1) * exp_avg + weight1 * grad
-    # Not (1 - weight2) · v, which float32 would round to v long before v stands still. An infinite v, which
-    # that would leave alone, needs care here.
+    # float32 would round (1 - weight2) · v to v long before v stands still. That form would leave an infinite
+    # v alone; this one needs care.
     averaged = exp_avg_sq - weight2 * exp_avg_sq + weight2 * (grad * grad)
     exp_avg_sq = tl.where(exp_avg_sq == float("inf"), exp_avg_sq, averaged)
     param = param - lr * quotient(exp_avg, exp_avg_sq, eps, APPROXIMATE)
@@ -65,7 +67,7 @@ def adamnx_update(
 
 @triton.jit
 def divide(numbers, divisor):
-    """`numbers // divisor` and `numbers % divisor`, int32, from one division of scalars.
+    """Returns `numbers // divisor` and `numbers % divisor`, int32, from one division of scalars.
 
     The product with the rounded reciprocal is right or 1 too small.
     """
@@ -79,7 +81,7 @@ def divide(numbers, divisor):
 
 @triton.jit
 def fold(start, offsets):
-    """The number of each element, `start + offsets`, in 32 bits: its upper half and its lower half, xor.
+    """Returns the number of each element, `start + offsets`, as 32 bits: its upper half xor its lower half.
 
     int32 `offsets` are below a power of 2 of which `start` is a multiple, so that no carry comes into it.
     With int64 `offsets`, `start` is 0.
@@ -93,7 +95,7 @@ def fold(start, offsets):
 
 @triton.jit
 def random_bits(index, step, number):
-    """:func:`adamnx_hf.optim.formats.random_bits`, of elements whose :func:`fold` is `index`."""
+    """Computes :func:`adamnx_hf.optim.formats.random_bits` of elements whose :func:`fold` is `index`."""
     bits = index * 0x9E3779B1
     bits = bits ^ step.to(tl.uint32) * 0x85EBCA77 ^ number.to(tl.uint32) * 0xC2B2AE3D
     bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
@@ -103,7 +105,7 @@ def random_bits(index, step, number):
 
 @triton.jit
 def round_stochastically(values, bits):
-    """:func:`adamnx_hf.optim.formats.round_stochastically`, left in float32."""
+    """Computes :func:`adamnx_hf.optim.formats.round_stochastically`, left in float32."""
     wide = values.to(tl.uint32, bitcast=True) + bits
     rounded = (wide & 0xFFFF0000).to(tl.float32, bitcast=True)
     return tl.where(values == values, rounded, values)  # a nan of all ones would carry over into the sign
@@ -111,7 +113,7 @@ def round_stochastically(values, bits):
 
 @triton.jit
 def split(values):
-    """:func:`adamnx_hf.optim.formats.split`, the first half left in float32."""
+    """Computes :func:`adamnx_hf.optim.formats.split`, the first half left in float32."""
     bits = values.to(tl.uint32, bitcast=True)
     upper = (bits + 0x8000) & 0xFFFF0000
     number = values == values
@@ -121,7 +123,7 @@ def split(values):
 
 @triton.jit
 def join(param, residual):
-    """:func:`adamnx_hf.optim.formats.join`."""
+    """Computes :func:`adamnx_hf.optim.formats.join`."""
     wide = param.to(tl.float32)
     bits = wide.to(tl.uint32, bitcast=True) + residual.to(tl.int32).to(tl.uint32, bitcast=True)
     return tl.where(wide == wide, bits.to(tl.float32, bitcast=True), wide)
@@ -129,7 +131,7 @@ def join(param, residual):
 
 @triton.jit
 def encode(values, mask, bits, SIGNED: tl.constexpr):
-    """:func:`adamnx_hf.optim.formats.encode`: float32 [blocks, SHARING] to their codes and exponents."""
+    """Computes :func:`adamnx_hf.optim.formats.encode`: codes and exponents of float32 [blocks, SHARING]."""
     TOP: tl.constexpr = 127 if SIGNED else 255
     magnitudes = tl.abs(values)
     ordered = magnitudes.to(tl.int32, bitcast=True)
@@ -151,7 +153,7 @@ def encode(values, mask, bits, SIGNED: tl.constexpr):
 
 @triton.jit
 def decode(codes, exponents, SIGNED: tl.constexpr):
-    """:func:`adamnx_hf.optim.formats.decode`: of uint8 [blocks, SHARING] and [blocks, 1]."""
+    """Computes :func:`adamnx_hf.optim.formats.decode` of uint8 [blocks, SHARING] and [blocks, 1]."""
     TOP: tl.constexpr = 127 if SIGNED else 255
     codes = codes.to(tl.int32)
     magnitudes = codes & TOP
@@ -163,7 +165,7 @@ def decode(codes, exponents, SIGNED: tl.constexpr):
 
 @triton.jit
 def load_moment(moments, offsets, mask, codes, exponents, there, SIGNED: tl.constexpr, LOAD: tl.constexpr):
-    """:func:`adamnx_hf.optim.formats.load`: a moment's elements in float32."""
+    """Computes :func:`adamnx_hf.optim.formats.StateFormat.load`: a moment's elements in float32."""
     if moments.dtype.element_ty == tl.uint8:
         packed = tl.load(moments + codes, mask, eviction_policy=LOAD)
         return decode(packed, tl.load(moments + exponents, there), SIGNED)
@@ -175,7 +177,7 @@ def store_moment(
     moments, values, offsets, mask, codes, exponents, there, index, step, number,
     SIGNED: tl.constexpr, STORE: tl.constexpr,
 ):  # fmt: skip
-    """:func:`adamnx_hf.optim.formats.store`, of elements `index` of the parameter."""
+    """Computes :func:`adamnx_hf.optim.formats.StateFormat.store` of elements `index` of the parameter."""
     if moments.dtype.element_ty != tl.float32:
         bits = random_bits(index, step, number)  # of which each moment has its own half
         bits = bits & 0xFFFF if SIGNED else bits >> 16
@@ -224,7 +226,7 @@ def _step_chunk(
     exp_avg_sq = load_moment(exp_avg_sqs, offsets, mask, codes, exponents, there, False, LOAD)
     if MAXIMIZE:
         grad = -grad
-    # Memory sets the pace, but where moments are packed: there arithmetic does.
+    # Where moments are packed arithmetic sets the pace, elsewhere memory.
     packed: tl.constexpr = exp_avgs.dtype.element_ty == tl.uint8
     new_param, exp_avg, exp_avg_sq = adamnx_update(
         old_param, grad, exp_avg, exp_avg_sq, weight1, weight2, lr, weight_decay, eps, packed and NVIDIA
@@ -271,7 +273,7 @@ def step_kernel(
     STORE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program steps one chunk.
+    """Steps one chunk, in each program.
 
     Args:
         table: int64 [parameters, COLUMNS], see :data:`COLUMNS`.
@@ -385,7 +387,7 @@ def step_kernel(
 def squares_kernel(
     table, grads, chunks, sums, GRAD: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One program adds up the squares of one chunk of gradients.
+    """Adds up the squares of one chunk of gradients, in each program.
 
     Args:
         table: int64 [gradients, 3]: elements, number of the first chunk, and a place that is not needed.
@@ -416,7 +418,7 @@ def squares_kernel(
 
 @triton.jit(do_not_specialize=["count"])
 def root_kernel(sums, result, count, BLOCK: tl.constexpr):
-    """One program writes the root of the sum of `sums`, float32 [count], to `result`, float32 [].
+    """Writes the root of the sum of `sums`, float32 [count], to `result`, float32 [], in a single program.
 
     It adds them up in float64, always in the same order.
     """

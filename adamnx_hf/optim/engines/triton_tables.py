@@ -1,0 +1,154 @@
+"""The tables in which a launch of the Triton kernel finds tensors by their addresses.
+
+What does not change from step to step is not sent to the device again. With `zero_grad(set_to_none=True)` at
+most the addresses of the gradients are left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adamnx_hf.optim.engines import runtime
+from adamnx_hf.optim.layout import Memo
+
+__all__ = ["CAPTURES", "CachedTables", "Contents", "Tables", "provide_tables"]
+
+#: How many CUDA graphs can be captured one after the other, without a step outside of a graph in between.
+CAPTURES = 16
+
+#: Pinned memory is handed out in multiples of this many bytes.
+_ALIGNMENT = 16
+
+
+class Contents(NamedTuple):
+    """The contents of tables besides the addresses of gradients: lists with an entry for each parameter."""
+
+    columns: list[list[int]]
+    """Columns of the table, see :data:`adamnx_hf.optim.engines.triton_kernel.COLUMNS`, up to elements."""
+    places: Sequence[int]
+    """Places in the lists of weights."""
+    block: int
+    """How many elements a chunk has."""
+
+    def make_tables(self, grads: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the tables of parameters, gradients and chunks, on the host."""
+        counts = (_int64(self.columns[-1]) + self.block - 1) // self.block
+        firsts = (counts.cumsum(0) - counts).tolist()
+        rows = torch.tensor([*self.columns, firsts, list(self.places)], dtype=torch.int64, device="cpu").t()
+        indices = torch.arange(len(counts), dtype=torch.int32, device="cpu")
+        return rows.contiguous(), _int64(grads), indices.repeat_interleave(counts)
+
+
+@dataclasses.dataclass
+class Tables:
+    """Tables that a launch looks up, on the device; see `step_kernel` for their contents."""
+
+    parameters: Tensor
+    grads: Tensor
+    chunks: Tensor
+    #: The contents of `grads`.
+    grad_addresses: list[int]
+
+
+@dataclasses.dataclass
+class CachedTables:
+    """Tables of the last launch, their contents, and a pinned buffer that captures send new ones from."""
+
+    contents: Contents
+    #: The stream they were sent on. On another one they may not have arrived when a kernel looks.
+    stream: Any
+    tables: Tables
+    spare: Tensor | None = None
+
+    def nbytes(self) -> int:
+        """Returns the bytes of pinned memory that all tables together take."""
+        tables = (self.tables.parameters, self.tables.grads, self.tables.chunks)
+        return sum(_round_up(table.nbytes) for table in tables)
+
+    def provide(self) -> None:
+        """Makes sure that there is pinned memory for :data:`CAPTURES` captures.
+
+        The gradients of each may lie elsewhere; all tables are sent anew once at most.
+        """
+        if self.spare is None or len(self.spare) < self.nbytes():
+            addresses = _round_up(self.tables.grads.nbytes)
+            self.spare = runtime.pin_memory(self.nbytes() + (CAPTURES - 1) * addresses)
+
+    def take(self, size: int) -> Tensor:
+        """Returns `size` bytes of pinned memory, for good."""
+        if self.spare is None or len(self.spare) < size:
+            return runtime.pin_memory(size)  # torch may not have any left to give during a capture
+        taken, self.spare = self.spare[:size], self.spare[size:]
+        return taken
+
+
+def provide_tables(
+    contents: Contents, grads: list[int], kind: tuple[Any, ...], device: torch.device, memo: Memo
+) -> Tables:
+    """Returns the tables for a launch. Only what has changed since the last one is sent to the device.
+
+    Args:
+        contents: the contents of the tables.
+        grads: addresses of the gradients.
+        kind: which of a step's launches it is.
+        device: where the kernel runs.
+        memo: a dict that is the same at each step.
+
+    Raises:
+        RuntimeError: a CUDA graph is captured, and there has been no such launch before.
+    """
+    stream, capturing = runtime.current_stream(device)
+    kept: CachedTables | None = memo.get(kind)
+    if capturing:
+        return _provide_for_graph(kept, contents, grads, memo)
+    if kept is None or (kept.contents, kept.stream) != (contents, stream):
+        rows, addresses, chunks = (runtime.send(t, device) for t in contents.make_tables(grads))
+        spare = None if kept is None else kept.spare
+        kept = CachedTables(contents, stream, Tables(rows, addresses, chunks, grads), spare)
+        memo[kind] = kept
+    elif kept.tables.grad_addresses != grads:
+        sent = runtime.send(_int64(grads), device)
+        kept.tables = dataclasses.replace(kept.tables, grads=sent, grad_addresses=grads)
+    if stream is not None:
+        kept.provide()
+    return kept.tables
+
+
+def _provide_for_graph(kept: CachedTables | None, contents: Contents, grads: list[int], memo: Memo) -> Tables:
+    """Returns tables for a launch that is captured in a CUDA graph, which are kept for as long as `memo` is.
+
+    Each replay reads them again, and copies again, from the host's memory, what had to be sent during the
+    capture: the addresses of gradients that autograd made in the graph's own memory, say.
+    """
+    if kept is None:
+        raise RuntimeError(runtime.STEP_FIRST)
+    tables, host = kept.tables, None
+    if kept.contents != contents or tables.grad_addresses != grads:
+        new = contents.make_tables(grads) if kept.contents != contents else (_int64(grads),)
+        host = kept.take(sum(_round_up(table.nbytes) for table in new))
+        sent, start = [], 0
+        for table in new:
+            staged = host[start : start + table.nbytes].view(table.dtype).view(table.shape).copy_(table)
+            sent.append(staged.to(tables.grads.device, non_blocking=True, copy=True))
+            start += _round_up(table.nbytes)
+        if len(sent) == 1:
+            tables = dataclasses.replace(tables, grads=sent[0], grad_addresses=grads)
+        else:
+            tables = Tables(sent[0], sent[1], sent[2], grads)
+    memo.setdefault("captured", []).append((tables, host))
+    return tables
+
+
+def _round_up(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _int64(numbers: list[int]) -> Tensor:
+    # This takes half the time of torch.tensor.
+    return torch.frombuffer(array("q", numbers), dtype=torch.int64)

@@ -1,0 +1,64 @@
+"""What a format of the state has to offer, and the plain one: a tensor of floating-point numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adamnx_hf.optim.formats.rounding import RandomBits
+
+__all__ = ["StateFormat"]
+
+
+class StateFormat:
+    """How the moments of a parameter are stored. This one keeps numbers of a dtype; others derive from it.
+
+    A format is known by its dtype, so each in :data:`adamnx_hf.optim.formats.FORMATS` has its own. The name
+    is in checkpoints: a released name stands for its layout for good, and another layout takes another name,
+    which older versions refuse.
+
+    Args:
+        dtype: of the tensors that hold the moments.
+    """
+
+    #: Whether `store` rounds stochastically. No gradient flows through that.
+    narrow = False
+
+    #: Whether the elements are codes, which `load` alone can read. Rows of the parameter are rows of these.
+    packed = False
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def fits(self, param: Tensor) -> bool:
+        """Returns whether moments of `param` can have this format; where not, float32 takes its place."""
+        return True
+
+    def shape(self, param: Tensor) -> torch.Size:
+        """Returns the shape of a moment of `param`."""
+        return param.shape
+
+    def zeros(self, param: Tensor) -> Tensor:
+        """Returns a new moment of `param` that stands for zeros. A DTensor for a DTensor."""
+        return torch.zeros_like(param, dtype=self.dtype, memory_format=torch.preserve_format)
+
+    def load(self, moment: Tensor, param: Tensor, role: str) -> Tensor:
+        """Returns a moment's numbers, in the shape of `param`. Neither may be a DTensor.
+
+        Args:
+            moment: in this format.
+            param: the parameter, or the rows of it that `moment` has.
+            role: `"exp_avg"` or `"exp_avg_sq"`.
+        """
+        return moment
+
+    def store(self, moment: Tensor, values: Tensor, bits: RandomBits, role: str) -> None:
+        """Writes `values` into a moment.
+
+        Args:
+            moment: in this format, of any strides.
+            values: floating-point, of the parameter's shape, laid out as it lies in memory.
+            bits: the parameter's.
+            role: `"exp_avg"` or `"exp_avg_sq"`.
+        """
+        moment.copy_(values)
