@@ -43,7 +43,7 @@ def canvas(
     The file's folder is made if it is missing. No screen is needed.
 
     Args:
-        path: of the picture; the suffix is the format.
+        path: the picture's file; the suffix is the format.
         rows, columns: how many axes.
         size: width and height in inches.
         dpi: dots an inch.
