@@ -43,7 +43,7 @@ test-oldest: ## Run the tests on the oldest torch and Transformers supported, in
 test-card-versions: setup  ## Run the optimizer's tests on the versions of a machine with a card, in .venv-card.
 	$(BIN)/uv venv --quiet --allow-existing --python $(CARD_PYTHON) .venv-card
 	$(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX=$(PIP_INDEX_URL)) VIRTUAL_ENV=.venv-card $(BIN)/uv pip install --quiet --compile-bytecode --python .venv-card/bin/python $(CARD)
-	PYTHONPATH=$(CURDIR) .venv-card/bin/python -m pytest tests/optim tests/test_bench.py -n 2
+	PYTHONPATH=$(CURDIR) .venv-card/bin/python -m pytest tests/optim tests/bench -n 2
 
 quality: setup  ## Lint, check the format and the types.
 	$(BIN)/ruff check .

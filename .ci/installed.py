@@ -61,9 +61,7 @@ def base() -> None:
         )
         trainer = Trainer(Model(), args, train_dataset=[{"x": torch.ones(2)}] * 4)
         trainer.train()
-    inner = trainer.optimizer
-    while hasattr(inner, "optimizer"):  # Accelerate's wrapper
-        inner = inner.optimizer
+    inner = trainer_patches.unwrap_optimizer(trainer.optimizer)
     assert type(inner).__name__ == "AdamNX" and trainer.state.global_step == 2
 
     assert "publish" in command("--help")

@@ -8,8 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from adamnx_hf import models
-from adamnx_hf.catalog import names
+from adamnx_hf import catalog, models
 from trainer_patches import register_optimizer
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ __all__ = [
     "register_optimizer",
 ]
 
-names.register()
+catalog.register()
 models.register()
 
 

@@ -20,7 +20,7 @@ from adamnx_hf.common.files import no_room
 
 __all__ = ["COMMANDS", "main"]
 
-#: Module name, which is the command's name, and its line in `adamnx-hf --help`.
+#: The commands, which are modules of `adamnx_hf.commands`, and the line of each in `adamnx-hf --help`.
 COMMANDS = {
     "demo": "train a small vision transformer with AdamNX and with AdamW, and draw the curves",
     "bench": "time AdamNX's step beside other optimizers' on this machine",
@@ -34,7 +34,7 @@ COMMANDS = {
     "paper": "show the paper's tables beside your own runs",
 }
 
-# The top-level modules of the extras. A command says by `EXTRA` which one it needs.
+# The top-level modules that each extra installs. A command's `EXTRA` names the extra that it needs.
 _EXTRAS = {
     "demo": {"matplotlib", "rich", "scipy", "sklearn"},
     "recipes": {
@@ -74,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except BaseException:
-            if not interrupts.is_interrupted():  # else it is what an import or a data loader makes of one
+            if (
+                not interrupts.is_interrupted()
+            ):  # an import or a data loader may turn an interruption into this
                 raise
     close_bars()
     print("adamnx-hf: interrupted", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""`python -m adamnx_hf.kernel_package FOLDER`: the optimizer and its Triton kernel for the `kernels` package.
+"""`python -m adamnx_hf.kernel_package FOLDER` writes the optimizer as a repository of the `kernels` package.
 
-What is written is this package's `optim` folder, file by file, with its imports made relative: it needs torch
-(with its Triton) alone, and is tested here. Triton's source is the same for every platform, so each of
-:data:`BACKENDS` gets the same files: `build/torch-<backend>/`, which `kernels.get_kernel` picks from.
+The repository holds this package's `optim` folder, file by file, with relative imports. That folder needs
+torch (with its Triton) alone. Triton's source is the same for every platform, so each of :data:`BACKENDS` has
+the same files in `build/torch-<backend>/`, and `kernels.get_kernel` picks the folder of the machine.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 from adamnx_hf import __version__
 from adamnx_hf.common.files import write_text
 
-__all__ = ["BACKENDS", "NAME", "VERSION", "build", "main", "relative_imports"]
+__all__ = ["BACKENDS", "NAME", "VERSION", "build", "main", "make_imports_relative"]
 
 #: The kernel's name, and the version of its interface: branch `v1` of a kernel repository.
 NAME, VERSION = "adamnx", 1
 
-#: Of `kernels`: where the Triton kernel runs, and the CPU, which torch's own kernel serves.
+#: The backends' names in `kernels`. The Triton kernel serves the first two, torch's own kernel the CPU.
 BACKENDS = ("cuda", "rocm", "cpu")
 
 _SOURCE = Path(__file__).parent / "optim"
@@ -53,15 +53,15 @@ optimizer = kernel.AdamNX(model.parameters(), lr=1e-3, weight_decay=0.01)
 """
 
 
-def relative_imports(source: str, depth: int) -> str:
-    """`source` with its imports of `adamnx_hf.optim` made relative.
+def make_imports_relative(source: str, depth: int) -> str:
+    """Returns `source` with relative imports in the place of those from `adamnx_hf.optim`.
 
     Args:
         source: of a module of that package.
         depth: the number of folders between the package and the module.
 
     Raises:
-        ValueError: it imports something else of this project, which would not be there.
+        ValueError: `source` imports another part of this project, which the repository does not hold.
     """
     dots = "." * (depth + 1)
     result = re.sub(
@@ -76,7 +76,7 @@ def relative_imports(source: str, depth: int) -> str:
 
 
 def build(folder: Path) -> list[Path]:
-    """Writes the kernel repository; the same source gives the same bytes.
+    """Writes the kernel repository. The same source gives the same bytes.
 
     Args:
         folder: new or empty.
@@ -90,13 +90,13 @@ def build(folder: Path) -> list[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not an empty folder; choose another one")
     files = {
-        path.relative_to(_SOURCE): relative_imports(
+        path.relative_to(_SOURCE): make_imports_relative(
             path.read_text(encoding="utf-8"), len(path.relative_to(_SOURCE).parents) - 1
         )
         for path in sorted(_SOURCE.rglob("*.py"))
     }
     digest = hashlib.sha256("".join(f"{path.as_posix()}\n{text}" for path, text in files.items()).encode())
-    # torch's operators are global: the kernel's are to live beside those of an installed adamnx_hf.
+    # torch's operators are global. A name of their own keeps them apart from those of an installed adamnx_hf.
     unique = f"{NAME}_{digest.hexdigest()[:12]}"
     variants = []
     for backend in BACKENDS:

@@ -1,10 +1,11 @@
-"""`python -m adamnx_hf.launch`: somebody else's training script, with `optim="adamnx"` known to it.
+"""`python -m adamnx_hf.launch` runs somebody else's training script, which then knows `optim="adamnx"`.
 
 python -m adamnx_hf.launch run_clm.py --optim adamnx ...
 python -m adamnx_hf.launch trl sft --optim adamnx ...
 accelerate launch -m adamnx_hf.launch run_clm.py --optim adamnx ...
 
-The script runs unmodified, as if started directly; so do the processes it starts.
+The script runs unmodified, as if it had been started directly. The processes that it starts know the name,
+too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Runs what `sys.argv` asks for; see :func:`trainer_patches.launch.launch`."""
+    """Runs the script or module that `sys.argv` names; see :func:`trainer_patches.launch.launch`."""
     return launch(["adamnx_hf"], "adamnx_hf.launch")
 
 

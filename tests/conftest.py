@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from forks import lean
 from tiny_recipe import TINY
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker to a core: more threads would only get in each other's way
@@ -15,8 +16,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def pytest_collection_finish():
-    """Every Trainer collects garbage when it begins: half a second, if what is imported is looked through."""
+def pytest_collection_modifyitems(items):
+    """Files whose fixtures take long begin early: at the end one worker would wait for them alone."""
+    items.sort(key=lambda item: item.path.name != "test_transformers_patch.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage_is_looked_for_in_what_is_new():
+    """Every Trainer collects garbage when it begins: a second, if all that was imported is looked through."""
     gc.collect()
     gc.freeze()
 
@@ -40,8 +47,9 @@ def run_python(tmp_path):
     """Runs code in an interpreter of its own, for what depends on import order or patches globally."""
 
     def run(code: str, expect: int = 0) -> str:
+        command = [sys.executable, "-c", code]
         result = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=lean()
         )
         assert result.returncode == expect, result.stderr
         return result.stderr + result.stdout  # what others warn of comes before what the code prints

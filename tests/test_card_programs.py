@@ -19,7 +19,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from adamnx_hf import AdamNX
-from adamnx_hf.catalog.baselines import AdaX
+from adamnx_hf.catalog import AdaX
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.optim.schedules import beta2_for_horizon, horizon
 

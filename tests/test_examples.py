@@ -4,13 +4,13 @@ tests/faults runs `trainer.py` and `accelerate_loop.py` in one process, again an
 """
 
 import importlib
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import lean
 
 pytest.importorskip("transformers")
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -35,7 +35,7 @@ def run(folder, command):
     result = subprocess.run(
         [sys.executable, *command.split()],
         cwd=folder,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env={**lean(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=200,

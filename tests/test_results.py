@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from adamnx_hf.bench import run as bench
+from adamnx_hf.bench.cases import CASES
+from adamnx_hf.bench.tables import compute_bytes_each
 from adamnx_hf.figures import draw as figures
 from adamnx_hf.optim.schedules import horizon
 from adamnx_hf.studies.compare import MINUS
@@ -146,10 +147,10 @@ def records(path):
     else:  # bench
         for case in data["results"]:
             together = []  # a row may have several optimizers of a case, or tunings
-            if case.get("case") in bench.CASES:
-                together.append((len(bench.CASES[case["case"]].shapes()),))
+            if case.get("case") in CASES:
+                together.append((len(CASES[case["case"]].shapes()),))
             for row in case.get("optimizers", []):
-                each = bench._bytes_each(row, case)
+                each = compute_bytes_each(row, case)
                 times = [(row[k],) for k in ("ms", "ratio", "host_us") if row[k] is not None]
                 together += times
                 together += [(v,) for v in row.get("tuning", {}).values() if isinstance(v, int)]

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from adamnx_hf import AdamNX, adamnx
-from adamnx_hf.bench.run import context_is_lost
+from adamnx_hf.bench.device import context_is_lost
 from adamnx_hf.optim.clipping import total_norm
 from adamnx_hf.optim.engines import triton as engine
 from adamnx_hf.optim.formats import join

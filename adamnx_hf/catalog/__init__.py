@@ -1,1 +1,140 @@
-"""What an `optim=` name stands for."""
+"""What an `optim=` name stands for.
+
+To add one: a record in :data:`OPTIMIZERS` and, if the optimizer is ours, its file. The Trainer then takes the
+name, `adamnx-hf compare` trains it as a contender, and draws its `decay`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from adamnx_hf.catalog.run_options import fit_layerwise_to_run, fit_to_run
+from trainer_patches import register_optimizer
+
+if TYPE_CHECKING:
+    from adamnx_hf.catalog.adax import AdaX
+    from adamnx_hf.catalog.sophia import SophiaG
+
+__all__ = ["OPTIMIZERS", "AdaX", "Decay", "Optimizer", "SophiaG", "default_beta2", "find_decay", "register"]
+
+
+class Decay(NamedTuple):
+    """How an optimizer's second moment v decays."""
+
+    schedule: str
+    """A name in :data:`adamnx_hf.optim.schedules.BETA2_SCHEDULES`."""
+    beta2: float
+    """The optimizer's default β2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """All that is known of an optimizer before it is imported."""
+
+    name: str
+    """The word in `TrainingArguments(optim=...)`."""
+    label: str
+    """Its name for people."""
+    kind: str
+    """The name of its class, as results.json has it."""
+    target: str | None = None
+    """`"module:attribute"` of its class or factory. None: Transformers knows the name itself."""
+    defaults: Mapping[str, Any] | None = None
+    """Keyword arguments that are passed unless the user sets them."""
+    configure: Callable[..., dict[str, Any]] | None = None
+    """Fits the keyword arguments to a run; see :func:`trainer_patches.register_optimizer`."""
+    decay: Decay | None = None
+    """None: it has no second moment, or one that decays by no schedule of ours."""
+
+
+_ADAMNX, _ADAM = Decay("adamnx", 0.99), Decay("adam", 0.999)
+_OURS, _TORCHS = "adamnx_hf.optim", "adamnx_hf.catalog.torch_optimizers"
+
+#: The optimizers by their `optim=` names.
+OPTIMIZERS: dict[str, Optimizer] = {
+    optimizer.name: optimizer
+    for optimizer in (
+        Optimizer("adamnx", "AdamNX", "AdamNX", f"{_OURS}:AdamNX", configure=fit_to_run, decay=_ADAMNX),
+        Optimizer(
+            name="adamnx_bf16",
+            label="AdamNX, bfloat16 state, stochastic",
+            kind="AdamNX",
+            target=f"{_OURS}:AdamNX",
+            defaults={"state_dtype": "bfloat16", "param_rounding": "stochastic"},
+            configure=fit_to_run,
+            decay=_ADAMNX,
+        ),
+        Optimizer(
+            name="adamnx_8bit",
+            label="AdamNX, 8-bit state, stochastic",
+            kind="AdamNX",
+            target=f"{_OURS}:AdamNX",
+            defaults={"state_dtype": "int8", "param_rounding": "stochastic"},
+            configure=fit_to_run,
+            decay=_ADAMNX,
+        ),
+        Optimizer(
+            name="adamnx_layerwise",
+            label="AdamNX, layer by layer",
+            kind="LayerwiseAdamNX",
+            target=f"{_OURS}:LayerwiseAdamNX",
+            configure=fit_layerwise_to_run,
+            decay=_ADAMNX,
+        ),
+        # What the paper compares with.
+        Optimizer("adam", "Adam", "Adam", f"{_TORCHS}:adam", decay=_ADAM),
+        Optimizer("adamw", "AdamW", "AdamW", f"{_TORCHS}:adamw", decay=_ADAM),
+        Optimizer("adax", "AdaX", "AdaX", "adamnx_hf.catalog.adax:AdaX", decay=Decay("adax", 0.99)),
+        Optimizer("momentum_sgd", "SGD with momentum", "SGD", f"{_TORCHS}:momentum_sgd"),
+        Optimizer("radam", "RAdam", "RAdam", f"{_TORCHS}:radam", decay=_ADAM),
+        Optimizer("lion", "Lion", "Lion", "adamnx_hf.catalog.lion:Lion"),
+        Optimizer("sophiag", "SophiaG", "SophiaG", "adamnx_hf.catalog.sophia:SophiaG"),
+        # Transformers' own names.
+        Optimizer("adamw_torch_fused", "AdamW", "AdamW", decay=_ADAM),
+        Optimizer("adafactor", "Adafactor", "Adafactor", decay=Decay("adafactor", 0.0)),
+    )
+}
+
+#: Classes that none of these names stands for.
+_OTHERS = {"NAdam": _ADAM}
+
+
+def find_decay(kind: str) -> Decay | None:
+    """Returns how v decays in the optimizers of a class, by its name; None if by no schedule of ours."""
+    known = (optimizer.decay for optimizer in OPTIMIZERS.values() if optimizer.kind == kind)
+    return next(known, _OTHERS.get(kind))
+
+
+def default_beta2(schedule: str) -> float:
+    """Returns the β2 that optimizers of a decay schedule have by default.
+
+    Raises:
+        KeyError: no optimizer has the schedule.
+    """
+    defaults = {one.decay.schedule: one.decay.beta2 for one in OPTIMIZERS.values() if one.decay}
+    return defaults[schedule]
+
+
+def register() -> None:
+    """Registers the names that Transformers lacks. Called when `adamnx_hf` is imported."""
+    for one in OPTIMIZERS.values():
+        if one.target is None:
+            continue
+        try:
+            register_optimizer(
+                one.name, one.target, defaults=one.defaults, configure=one.configure, overwrite=True
+            )
+        except ValueError as error:  # Transformers has come to know the name itself: no reason not to import
+            warnings.warn(str(error), RuntimeWarning, stacklevel=3)
+
+
+def __getattr__(name: str) -> Any:
+    # They import torch, which `import adamnx_hf` does without.
+    homes = {"AdaX": "adax", "SophiaG": "sophia"}
+    if name in homes:
+        return getattr(importlib.import_module(f"adamnx_hf.catalog.{homes[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,6 @@ Each mode is one launch of worker.py, whose checks are reported here one by one.
 """
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import worker
+from forks import lean
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -37,7 +37,7 @@ def launched(tmp_path_factory):
     def launch(mode):
         if mode not in results:
             folder = tmp_path_factory.mktemp(mode)
-            env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+            env = {**lean(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
             env.pop("PYTEST_CURRENT_TEST", None)
             run = subprocess.run(
                 [*LAUNCHES[mode], *TWO[mode], str(HERE / "worker.py"), mode, str(folder)],

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import lean
 
 pytest.importorskip("transformers")
 
@@ -18,7 +19,7 @@ def results(tmp_path_factory):
         pytest.skip("forks, to be fast")
     run = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("crash.py")), str(tmp_path_factory.mktemp("crash"))],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        env={**lean(), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=900,

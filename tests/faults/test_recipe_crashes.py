@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import lean
 
 pytest.importorskip("torchvision")
 
@@ -17,7 +18,7 @@ def ended(folder, plan):
     environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(folder)}
     ran = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("crash_recipe.py")), str(folder), json.dumps(plan)],
-        env={**os.environ, **environment},
+        env={**lean(), **environment},
         capture_output=True,
         text=True,
         timeout=900,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from adamnx_hf import AdamNX, from_adamw
-from adamnx_hf.catalog.baselines import AdaX
+from adamnx_hf.catalog import AdaX
 from adamnx_hf.optim.checkpoint import check_state_dict
 
 

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from forks import lean
 from PIL import Image as Picture
-from tiny_recipe import results_of
+from tiny_recipe import TINY, results_of
 from transformers import pipeline
 
 from adamnx_hf import cli, recipes
 from adamnx_hf.commands.run import EXTRA
 from adamnx_hf.tasks import load_task
 
+JUDGE = Path(__file__).parents[1] / "tasks" / "judge.py"
 WRITTEN = {
     "results.json",
     "metrics.json",
@@ -140,20 +142,28 @@ def test_fast(tiny, tmp_path):
     assert yaml.safe_load((out / "recipe.yaml").read_text())["augment_on_device"] is True
 
 
-def test_two_processes_under_accelerate(tiny, tmp_path):
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, folder):
+    """What two processes of tasks/judge.py print under `accelerate launch`, and the folder of their run."""
+    out = tmp_path_factory.mktemp("two")
+    (out / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "dataset_name": str(folder)}))
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "-m", "adamnx_hf.cli", "run", tiny, "--output_dir", str(out), "--num_train_epochs", "1",
+        str(JUDGE), str(out), str(out / "tiny.yaml"), "--num_train_epochs", "1",
     ]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = lean() | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert (out / "results.json").exists(), ran.stderr[-2000:]
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return ran.stdout, out / "run"
+
+
+def test_two_processes_under_accelerate(two_processes):
+    printed, out = two_processes
     results = results_of(out)
     assert results["total_train_batch_size"] == 16 and results["steps"] == 3
     assert results["changes"]["total_train_batch_size"] == 16
     assert results["environment"]["processes"] == 2
-    assert ran.stdout.count("Written to") == 1
+    assert printed.count("Written to") == 1
 
 
 def test_two_processes_judge_as_one(tmp_path, monkeypatch):

@@ -4,12 +4,13 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from forks import forking
 
 from adamnx_hf import cli, recipes
 from adamnx_hf.runs.trial import try_optimizer
@@ -75,31 +76,46 @@ def test_errors_before_training(error, message, tiny, tmp_path, capsys, monkeypa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def forked():
+    """Runs code in processes that have imported what the command needs."""
+    imports = "import matplotlib.pyplot, adamnx_hf.tasks.image_classification, adamnx_hf.runs.training\n"
+    imports += "from transformers.models.auto import modeling_auto"
+    with forking(imports, check=False) as run:
+        yield run
+
+
+CTRL_C = """
+import os, signal, sys
+from adamnx_hf import cli
+open("pid", "w").write(str(os.getpid()))
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.setsid()
+sys.argv[1:] = {}
+sys.exit(cli.main())
+"""
+
+
 @pytest.mark.parametrize("twice", [False, True])
-def test_ctrl_c(twice, tiny, tmp_path):
+def test_ctrl_c(twice, tiny, tmp_path, forked):
     """Of a whole process, with workers, as a terminal has it: to all of them."""
     out = tmp_path / "out"
-    words = ["--max_steps", "100000", "--dataloader_num_workers", "2", "--output_dir", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "adamnx_hf.cli", "run", tiny, *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    until = time.monotonic() + 120
-    while not (out / "metrics.json").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    if twice:
-        time.sleep(0.01)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    words = ["run", tiny, "--max_steps", "100000", "--dataloader_num_workers", "2", "--output_dir", str(out)]
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(forked, CTRL_C.format(words), tmp_path)
+        until = time.monotonic() + 120
+        while not (out / "metrics.json").exists() and time.monotonic() < until and not ended.done():
+            time.sleep(0.05)
+        pid = int((tmp_path / "pid").read_text())
+        os.killpg(pid, signal.SIGINT)
+        if twice:
+            time.sleep(0.01)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGINT)
+        status, _, err = ended.result(timeout=60)
     assert "Traceback" not in err and "Exception ignored" not in err, err[-3000:]
-    if process.returncode != -signal.SIGINT:  # the shell says 130 to both
-        assert process.returncode == 130 and err.splitlines()[-1] == "adamnx-hf: interrupted"
+    if status != -signal.SIGINT:  # the shell says 130 to both
+        assert status == 130 and err.splitlines()[-1] == "adamnx-hf: interrupted"
     assert twice or not (out / ".lock").exists()
     for path in out.glob("[!.]*.json"):
         json.loads(path.read_text())

@@ -1,9 +1,11 @@
-"""Judges each image recipe's smoke run on 32 images, in batches of 5 a process: `python judge.py FOLDER`.
+"""Runs a recipe, then judges others: `python judge.py FOLDER RECIPE --FIELD VALUE ...`.
 
-Under torchrun, in several processes. Prints the metrics as JSON.
+Under a launcher, in several processes. The run is that of `python -m adamnx_hf.cli run RECIPE`. Judged is
+each image recipe's smoke run on 32 images, in batches of 5 a process. Prints the metrics as JSON, at the end.
 """
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -46,6 +48,13 @@ def shift_true_boxes(trainer):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    figures = judge(sys.argv[1])
+    folder, *words = sys.argv[1:]
+    sys.argv[1:] = ["run", *words, "--output_dir", str(Path(folder) / "run")]
+    try:
+        runpy.run_module("adamnx_hf.cli", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:
+            raise
+    figures = judge(folder)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         print(json.dumps(figures))

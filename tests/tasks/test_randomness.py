@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from forks import lean
 from torch.utils.data import DataLoader
 
 from adamnx_hf import recipes as recipe
@@ -100,7 +101,8 @@ def test_workers_draw_the_same_in_each_epoch(data):
     data.random.epoch = 0
 
 
-def test_workers_that_are_not_forked_learn_of_the_epoch_too(tmp_path):
+def test_workers_that_are_not_forked_learn_of_the_epoch_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", lean()["PYTHONPATH"])
     data = trainer_of("classification", tmp_path).train_dataset
     options = {"num_workers": 1, "collate_fn": image_classification.as_it_is}
     forked, spawned = (

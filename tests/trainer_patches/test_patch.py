@@ -173,15 +173,17 @@ def test_copies_keep_the_name_and_the_betas(tmp_path):
             assert beta2(clone) == expected
 
 
-def test_training_args_bin_opens_without_this_package(tmp_path, run_python):
+def test_training_args_bin_opens_without_this_package(tmp_path, run_after):
     import torch
 
     torch.save(arguments(tmp_path, adam_beta2=0.95), tmp_path / "training_args.bin")
-    out = run_python(
+    out = run_after(
+        "from transformers import TrainingArguments",
         "import sys, torch\n"
         "args = torch.load('training_args.bin', weights_only=False)\n"
         "assert 'adamnx_hf' not in sys.modules and 'trainer_patches' not in sys.modules\n"
-        "print(args.optim, args.adam_beta2, args.to_json_string().count('adamnx'))"
+        "print(args.optim, args.adam_beta2, args.to_json_string().count('adamnx'))",
+        tmp_path,
     )
     assert out.splitlines()[-1] == "adamnx 0.95 1"
 

@@ -8,8 +8,9 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from adamnx_hf import AdamNX, horizon
-from adamnx_hf.catalog import names
-from adamnx_hf.catalog.baselines import AdaX, SophiaG
+from adamnx_hf.catalog import OPTIMIZERS, AdaX, SophiaG, default_beta2, find_decay
+from adamnx_hf.optim.schedules import BETA2_SCHEDULES
+from trainer_patches import registered_optimizers
 
 
 def trajectory(make, steps=30, seed=0):
@@ -168,12 +169,37 @@ CLASSES = {
     "lion": "Lion",
     "sophiag": "SophiaG",
 }
+TRANSFORMERS_OWN = {"adamw_torch_fused": "AdamW", "adafactor": "Adafactor"}
 BETAS = {"adam": (0.9, 0.999), "adamw": (0.9, 0.999), "radam": (0.9, 0.999), "sophiag": (0.965, 0.99)}
+
+
+def test_who_knows_which_name():
+    ours = {name for name, optimizer in OPTIMIZERS.items() if optimizer.target}
+    assert ours == set(CLASSES) and ours <= set(registered_optimizers())
+    assert set(OPTIMIZERS) - ours == set(TRANSFORMERS_OWN) == set(OPTIMIZERS) - set(registered_optimizers())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_record_tells_the_class_and_its_decay(name, tmp_path):
+    record = OPTIMIZERS[name]
+    args = TrainingArguments(tmp_path, optim=name, use_cpu=True, report_to="none")
+    optimizer = Trainer(torch.nn.Linear(2, 2), args).create_optimizer()
+    assert type(optimizer).__name__ == record.kind == (CLASSES | TRANSFORMERS_OWN)[name]
+    assert find_decay(record.kind) == record.decay
+    if record.decay:
+        schedule, beta2 = record.decay
+        assert schedule in BETA2_SCHEDULES and default_beta2(schedule) == beta2
+        assert optimizer.defaults.get("betas", (0.0, beta2))[1] == beta2
+        assert optimizer.defaults.get("beta2_schedule", schedule) == schedule
+
+
+def test_the_decay_of_classes_without_a_name():
+    assert find_decay("NAdam") == find_decay("AdamW") and find_decay("Muon") is None
+    assert {default_beta2(schedule) for schedule in BETA2_SCHEDULES} == {0.0, 0.99, 0.999}
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_by_name_with_their_own_defaults(name, tmp_path):
-    assert set(CLASSES) == set(names.NAMES)
     args = TrainingArguments(
         tmp_path, optim=name, learning_rate=0.02, weight_decay=0.3, use_cpu=True, report_to="none"
     )
@@ -189,6 +215,7 @@ def test_by_name_with_their_own_defaults(name, tmp_path):
 
 def test_lion_without_pytorch_optimizer(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    monkeypatch.delitem(sys.modules, "adamnx_hf.catalog.lion", raising=False)
     TrainingArguments(tmp_path, optim="adamw")
     with pytest.raises(ImportError) as error:
         TrainingArguments(tmp_path, optim="lion")

@@ -1,4 +1,4 @@
-"""The `optim=` names this package registers with Transformers."""
+"""What AdamNX takes from the Trainer's run: β2 for its length, and the clipping of gradients."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 import warnings
 from typing import Any, Literal
 
-from trainer_patches import RunInfo, register_optimizer
+from trainer_patches import RunInfo
 
-__all__ = ["NAMES", "fit_layerwise_to_run", "fit_to_run", "register"]
+__all__ = ["fit_layerwise_to_run", "fit_to_run"]
 
 
 def fit_to_run(
@@ -132,42 +132,3 @@ def _plainly_sharded() -> str | None:
     if kind == "FSDP" and getattr(state().fsdp_plugin, "fsdp_version", 1) != 1:
         return None
     return {"FSDP": "FSDP1", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}.get(kind)
-
-
-_BASELINES = "adamnx_hf.catalog.baselines:"
-
-#: The `optim=` names, with what they stand for and how it is configured.
-NAMES: dict[str, dict[str, Any]] = {
-    "adamnx": {"optimizer": "adamnx_hf.optim:AdamNX", "configure": fit_to_run},
-    "adamnx_bf16": {
-        "optimizer": "adamnx_hf.optim:AdamNX",
-        "configure": fit_to_run,
-        "defaults": {"state_dtype": "bfloat16", "param_rounding": "stochastic"},
-    },
-    "adamnx_8bit": {
-        "optimizer": "adamnx_hf.optim:AdamNX",
-        "configure": fit_to_run,
-        "defaults": {"state_dtype": "int8", "param_rounding": "stochastic"},
-    },
-    "adamnx_layerwise": {
-        "optimizer": "adamnx_hf.optim:LayerwiseAdamNX",
-        "configure": fit_layerwise_to_run,
-    },
-    # What the paper compares with.
-    "adam": {"optimizer": f"{_BASELINES}adam"},
-    "adamw": {"optimizer": f"{_BASELINES}adamw"},
-    "adax": {"optimizer": f"{_BASELINES}AdaX"},
-    "momentum_sgd": {"optimizer": f"{_BASELINES}momentum_sgd"},
-    "radam": {"optimizer": f"{_BASELINES}radam"},
-    "lion": {"optimizer": f"{_BASELINES}Lion"},
-    "sophiag": {"optimizer": f"{_BASELINES}SophiaG"},
-}
-
-
-def register() -> None:
-    """Registers all our names. Called when `adamnx_hf` is imported."""
-    for name, registration in NAMES.items():
-        try:
-            register_optimizer(name, overwrite=True, **registration)
-        except ValueError as error:  # Transformers has come to know the name itself: no reason not to import
-            warnings.warn(str(error), RuntimeWarning, stacklevel=3)
