@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the list."""
-    found = hub.tagged() if args.hub else describe_recipes()
+    found = hub.list_tagged() if args.hub else describe_recipes()
     names = [recipe["name"] for recipe in found]
     for name in args.names:
         if name not in names:

@@ -1,4 +1,4 @@
-"""What users are told when something they wrote does not fit."""
+"""Errors that users can act on, and the words they are told in."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["RecipeError", "close_bars", "in_one_line", "nearest", "number", "pri
 
 
 class RecipeError(ValueError):
-    """A recipe, a flag or data that do not fit. The message is one line, with the remedy.
+    """Says that a recipe, a flag or data do not fit. The message is one line, with the remedy.
 
     Args:
-        message: made :func:`printable`, as it may quote what somebody else has written.
+        message: the line. It is made :func:`printable`, because it may quote what somebody else has written.
     """
 
     def __init__(self, message: str) -> None:
@@ -26,7 +26,7 @@ class RecipeError(ValueError):
 
 
 def printable(text: str) -> str:
-    """`text` on one line, without what a terminal would obey: controls are shown as escapes."""
+    """Returns `text` on one line in which control characters, which a terminal would obey, are escapes."""
     line = re.sub(r"\s*[\n\r\x0b\x0c\x85\u2028\u2029]\s*", " ", text.strip())
     return "".join(
         c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
@@ -35,15 +35,15 @@ def printable(text: str) -> str:
 
 
 def close_bars() -> None:
-    """Ends the progress bars that an error has left open, so that what is said next has a line of its own."""
+    """Ends the progress bars that an error has left open, so that the next message has a line of its own."""
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
 
 
 def in_one_line(error: Exception) -> Exception:
-    """`error` as a RecipeError, save a missing module, for which the command has its own words."""
-    if isinstance(error, RecipeError):  # one from a worker of the data loader ends its whole traceback
+    """Returns `error` as a RecipeError, save a missing module, for which the command has its own words."""
+    if isinstance(error, RecipeError):  # from a worker of the data loader: its traceback comes before it
         return RecipeError(str(error).rpartition("RecipeError: ")[2].strip())
     if isinstance(error, ModuleNotFoundError) and error.name:
         return error
@@ -52,7 +52,13 @@ def in_one_line(error: Exception) -> Exception:
 
 
 def nearest(word: str, valid: Iterable[object], most: int = 12) -> str:
-    """`"; did you mean 'x'?"`, or the list of what is valid where nothing is near and it is short."""
+    """Returns the end of an error message: `"; did you mean 'x'?"`, or a short list of what is valid.
+
+    Args:
+        word: the word that is not valid.
+        valid: the words that are.
+        most: how many words a short list has at most. A longer one is not shown.
+    """
     words = [str(item) for item in valid]
     if near := difflib.get_close_matches(word, words, n=1):
         return f"; did you mean {near[0]!r}?"
@@ -60,7 +66,13 @@ def nearest(word: str, valid: Iterable[object], most: int = 12) -> str:
 
 
 def number(kind: Callable[[str], Any], least: float, inclusive: bool = True) -> Callable[[str], Any]:
-    """An argparse type: a finite number, at least (or above) `least`."""
+    """Makes an argparse type of finite numbers.
+
+    Args:
+        kind: `int` or `float`.
+        least: the smallest number.
+        inclusive: whether `least` itself is one.
+    """
 
     def parse(text: str) -> Any:
         try:

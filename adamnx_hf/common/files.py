@@ -36,18 +36,18 @@ __all__ = [
 _DRAFT = ".part."
 _LOCK = ".lock"
 
-#: Nothing more can be written there, whatever it is.
+# Error numbers that mean: nothing more can be written there, whatever it is.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A file to write in the place of `path`, which it becomes when all has gone well.
+    """Yields a draft to write, which takes the place of `path` when all has gone well.
 
-    Its name is hidden and has the same suffix, from which matplotlib takes the format.
+    The draft's name is hidden and has the same suffix, from which matplotlib takes the format.
 
     Raises:
-        OSError: it cannot be written; `path` is then as it was, and named by the error.
+        OSError: the draft cannot be written. `path` is then as it was, and named by the error.
     """
     path = Path(path)
     draft = path.with_name(f"{_DRAFT}{path.name}")
@@ -58,7 +58,7 @@ def beside(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             draft.unlink()
         if isinstance(error, OSError) and error.filename in (None, str(draft), draft):
-            error.filename = str(path)  # a write that fails names nothing
+            error.filename = str(path)  # a write that fails names no file
         raise
 
 
@@ -74,12 +74,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def save_figure(figure: Any, path: Path, **options: Any) -> None:
-    """Writes a figure of matplotlib's, whole or not at all, and closes it.
+    """Writes a Matplotlib figure, whole or not at all, and closes it.
 
     Args:
-        figure: to be written.
-        path: its suffix is the format.
-        options: of `savefig`.
+        figure: the figure.
+        path: the file; its suffix is the format.
+        options: arguments of `savefig`.
     """
     from matplotlib import pyplot as plt
 
@@ -90,7 +90,7 @@ def save_figure(figure: Any, path: Path, **options: Any) -> None:
         plt.close(figure)
 
 
-#: A model's weights, whole or in shards, and the index of the shards.
+# Names of a model's weights, whole or in shards, and of the index of the shards.
 _WEIGHTS = re.compile(
     r"(adapter_)?(pytorch_)?model(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?", re.ASCII
 )
@@ -98,15 +98,15 @@ _WEIGHTS = re.compile(
 
 @contextlib.contextmanager
 def beside_folder(folder: Path, name: str, main: bool = True) -> Iterator[Path]:
-    """A folder to write a model into, whose files move into `folder` when all has gone well.
+    """Yields a draft folder to write a model into, whose files move into `folder` when all has gone well.
 
-    What is there under the same names is replaced, and so are weights that a model has left under other
-    names: with both there, it would be chance which of them are loaded.
+    Files of the same names are replaced. Weights that a model has left under other names are removed: with
+    both there, it would be chance which of them are loaded.
 
     Args:
-        folder: where the files belong; the other one is in it, so that both are on one disk.
-        name: of the other one, hidden.
-        main: whether this process is the one that moves.
+        folder: where the files belong. The draft is in it, so that both are on one disk.
+        name: a name for the draft, which is hidden.
+        main: whether this process is the one that moves the files.
     """
     draft = folder / f"{_DRAFT}{name}"
     try:
@@ -132,12 +132,12 @@ def _move(draft: Path, folder: Path) -> None:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in `folder`, without the lock and the drafts that a killed process has left."""
+    """Returns what is in `folder`, without the lock and the drafts that a killed process has left."""
     return [path for path in folder.iterdir() if path.name != _LOCK and not path.name.startswith(_DRAFT)]
 
 
 def remove_drafts(folder: Path) -> None:
-    """Removes what a killed process has left of files that it was writing."""
+    """Removes the drafts that a killed process has left."""
     for path in folder.glob(f"{_DRAFT}*"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -146,7 +146,7 @@ def remove_drafts(folder: Path) -> None:
 
 
 def no_room(error: BaseException) -> str | None:
-    """Why nothing more could be written, in a few words, if that is what `error` says."""
+    """Says in a few words why nothing more could be written; returns None if `error` means something else."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in _NO_ROOM else None
@@ -160,14 +160,14 @@ def no_room(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keeps other processes that ask for the same from writing into `folder` meanwhile.
+    """Locks `folder` against other processes that would lock it, too.
 
-    The folder is made if it is not there; if it is still empty at the end, it is removed again. The lock is
-    the process's own and ends with it, however it ends: children, such as a data loader's workers, which
-    may outlive it, do not have it.
+    The folder is made if it is not there. If it is still empty at the end, it is removed again. The lock is
+    the process's own and ends with it, however it ends. Its children, such as a data loader's workers, which
+    may outlive it, do not have the lock.
 
     Raises:
-        RecipeError: another process has it, or the folder cannot be written.
+        RecipeError: another process has the lock, or the folder cannot be written.
     """
     made = [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
     file = None
@@ -185,7 +185,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def _acquire(folder: Path) -> int:
-    """The open file whose lock says that `folder` is ours."""
+    """Locks a file in `folder`; returns the open file."""
     path, tries = folder / _LOCK, 100
     while True:
         try:
@@ -194,7 +194,7 @@ def _acquire(folder: Path) -> int:
         except OSError as error:
             tries -= 1
             if isinstance(error, FileNotFoundError) and tries:
-                continue  # another one, which has failed, has just removed the folder
+                continue  # another process, which has failed, has just removed the folder
             raise RecipeError(
                 f"output_dir: {folder} cannot be written ({error.strerror}); choose another --output_dir"
             ) from error
@@ -208,7 +208,7 @@ def _acquire(folder: Path) -> int:
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(file), path.stat()):
                 break
-        os.close(file)  # its holder has removed it between our opening and locking it
+        os.close(file)  # its holder has removed the file between our opening and locking it
     with contextlib.suppress(OSError):  # the disk is full, perhaps
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
@@ -216,8 +216,8 @@ def _acquire(folder: Path) -> int:
 
 
 def _lock(file: int) -> bool:
-    """Whether `file` is now locked by this process. Where a file system has no locks, it always is."""
-    # Not flock, which filelock uses: workers inherit that by fork, and outlive a killed run for seconds.
+    """Locks a file for this process; returns whether that went well, as on file systems without locks."""
+    # Not flock, which filelock uses: workers inherit it by fork, and outlive a killed run for seconds.
     try:
         if sys.platform == "win32":
             os.lseek(file, 1 << 20, os.SEEK_SET)  # nobody can read what is locked

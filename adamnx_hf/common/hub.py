@@ -1,7 +1,7 @@
-"""What this package does with the Hub, through huggingface_hub: recipes come from it, runs go to it.
+"""The Hub, through huggingface_hub: recipes come from it, runs go to it.
 
-A recipe on the Hub is the file `recipe.yaml` of a model repository with the tag :data:`TAG`. It is data:
-nothing else is downloaded, and nothing is executed.
+A recipe on the Hub is the file `recipe.yaml` of a model repository with the tag :data:`TAG`. Nothing else is
+downloaded, and nothing is executed.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ __all__ = [
     "check_access",
     "fetch_recipe",
     "list_files",
+    "list_tagged",
     "read_text",
     "recipe_name",
-    "tagged",
     "upload",
 ]
 
-#: What a recipe's address begins with: `hf://me/name` or `hf://me/name@revision`.
+#: The beginning of a recipe's address: `hf://me/name` or `hf://me/name@revision`.
 SCHEME = "hf://"
 RECIPE = "recipe.yaml"
 TAG = "adamnx"
 
 
-def _parts(address: str) -> tuple[str, str | None]:
-    """`repo_id` and revision of an address."""
+def _split_address(address: str) -> tuple[str, str | None]:
+    """Splits an address into repository and revision."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -52,15 +52,15 @@ def _parts(address: str) -> tuple[str, str | None]:
 
 
 def recipe_name(address: str) -> str:
-    """A name for the recipe at `address` that can be a folder's: `me--name`."""
-    return _parts(address)[0].replace("/", "--")
+    """Returns a name for the recipe at `address` that can be a folder's: `me--name`."""
+    return _split_address(address)[0].replace("/", "--")
 
 
 def fetch_recipe(address: str) -> Path:
-    """Downloads the recipe file at `address`, or finds it in the cache.
+    """Downloads the recipe file at `address`; without a connection, finds it in the cache.
 
     Args:
-        address: `hf://me/name`, or `hf://me/name@revision` for a branch, tag or commit.
+        address: the recipe's, `hf://me/name`, or `hf://me/name@revision` for a branch, tag or commit.
 
     Raises:
         RecipeError: there is no such repository, revision or recipe, or the Hub cannot be reached.
@@ -68,10 +68,10 @@ def fetch_recipe(address: str) -> Path:
     from huggingface_hub import HfApi, hf_hub_url
 
     api = HfApi()
-    repo_id, revision = _parts(address)
+    repo_id, revision = _split_address(address)
     try:
         size = api.get_hf_file_metadata(url=hf_hub_url(repo_id, RECIPE, revision=revision)).size
-        if size is None or size > LONGEST:  # asked for before it is downloaded
+        if size is None or size > LONGEST:  # the size is asked for before the file is downloaded
             shown = "a size that is not told" if size is None else f"{size:,} bytes"
             raise RecipeError(f"{address}: its {RECIPE} has {shown}; that is no recipe")
         return Path(api.hf_hub_download(repo_id, RECIPE, revision=revision))
@@ -84,8 +84,8 @@ def fetch_recipe(address: str) -> Path:
         raise RecipeError(f"{address}: {_reason(error)}") from error
 
 
-def tagged() -> list[dict[str, Any]]:
-    """The model repositories with the tag :data:`TAG`: `name`, `tags`, `downloads`, `last_modified`.
+def list_tagged() -> list[dict[str, Any]]:
+    """Lists the model repositories with the tag :data:`TAG`: `name`, `tags`, `downloads`, `last_modified`.
 
     Raises:
         RecipeError: the Hub cannot be reached.
@@ -107,17 +107,17 @@ def tagged() -> list[dict[str, Any]]:
 
 
 def check_access(repo_id: str, token: str | None = None) -> str:
-    """Asks the Hub who the token's owner is, before work is done that needs one.
+    """Asks the Hub who the token's owner is, before work is done that needs the token.
 
     Returns:
         `repo_id`, with the owner's name before it if it had none.
 
     Raises:
-        RecipeError: there is no token, it is not valid, or the Hub cannot be reached.
+        RecipeError: there is no token, the token is not valid, or the Hub cannot be reached.
     """
     from huggingface_hub import HfApi, get_token
 
-    _parts(SCHEME + (repo_id if "/" in repo_id else f"me/{repo_id}"))
+    _split_address(SCHEME + (repo_id if "/" in repo_id else f"me/{repo_id}"))
     if "@" in repo_id:
         raise RecipeError(f"{repo_id}: a repository is written me/name, without a revision")
     if not (token or get_token()):
@@ -130,7 +130,7 @@ def check_access(repo_id: str, token: str | None = None) -> str:
 
 
 def list_files(repo_id: str, token: str | None = None) -> list[str]:
-    """The files of a model repository by their paths; none if there is no such repository.
+    """Lists the paths of a model repository's files; none if there is no such repository.
 
     Raises:
         RecipeError: the Hub cannot be reached.
@@ -147,10 +147,10 @@ def list_files(repo_id: str, token: str | None = None) -> list[str]:
 
 
 def read_text(repo_id: str, path: str, token: str | None = None) -> str:
-    """A file of a model repository.
+    """Reads a text file of a model repository.
 
     Raises:
-        RecipeError: it is not there, is no text, or the Hub cannot be reached.
+        RecipeError: the file is not there, is no text, or the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -176,27 +176,27 @@ def upload(
 
     Args:
         repo_id: `me/name`.
-        files: by their paths in the repository.
-        remove: files of the repository that go in the same commit.
-        private: whether only its owner sees a new repository; None: as the owner's settings say. One that
-            is there has to be private already.
+        files: contents or local files, by their paths in the repository.
+        remove: files of the repository that the same commit removes.
+        private: whether only its owner sees a new repository; None: as the owner's settings say. An existing
+            repository has to be private already.
         update: commit to the repository if there is one.
-        token: of the Hub; default: the one of `hf auth login` or HF_TOKEN.
-        message: of the commit.
+        token: a token of the Hub; default: the one of `hf auth login` or HF_TOKEN.
+        message: the commit's.
 
     Returns:
         The repository's address.
 
     Raises:
-        RecipeError: there is such a repository already, or a public one where a private one was asked for, no
-            access, the Hub refuses the card's metadata, or it cannot be reached.
+        RecipeError: there is such a repository already, or a public one where a private one was asked for;
+            the token gives no access; or the Hub refuses the card's metadata or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=token)
     if isinstance(card := files.get("README.md"), bytes):
         _check_card(card.decode(), token)
-    if private and update:  # create_repo leaves one that is there as public as it is
+    if private and update:  # create_repo leaves an existing one public
         _check_private(api, repo_id)
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=update)
@@ -239,7 +239,7 @@ def _check_private(api: Any, repo_id: str) -> None:
 
 
 def _check_card(text: str, token: str | None) -> None:
-    """Has the Hub check a card's metadata, as `create_commit` does, but before a repository is made."""
+    """Asks the Hub to check a card's metadata, as `create_commit` does, but before a repository is made."""
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, get_session
 
@@ -261,7 +261,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _reason(error: Exception) -> str:
-    """What a user can do about an error of huggingface_hub, in one line. What is none is raised again."""
+    """Says in one line what a user can do about an error of huggingface_hub; raises other errors again."""
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
@@ -291,9 +291,9 @@ def _reason(error: Exception) -> str:
 
 
 def _is_unreachable(error: Exception) -> bool:
-    """Whether the Hub has not answered at all."""
+    """Returns whether the Hub has not answered at all."""
     kinds: list[type[BaseException]] = [ConnectionError, TimeoutError]
-    # Whichever the installed huggingface_hub is built on.
+    # The installed huggingface_hub is built on one of these.
     for module, name in (
         ("httpx", "TransportError"),
         ("httpx2", "TransportError"),

@@ -14,13 +14,13 @@ __all__ = ["named", "opened", "picture", "pictures", "reading", "size", "to_rgb"
 
 
 def named(column: str, row: int, split: str) -> str:
-    """How messages name what stands in a row; see :func:`adamnx_hf.common.splits.place`."""
+    """Returns how messages name the value of a row; see :func:`adamnx_hf.common.splits.place`."""
     name, number = place(split, row)
     return f"{column}: row {number} of the split {name!r}"
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """What PIL raises of an image that is broken, or that is larger than it reads."""
+    """Returns the errors that PIL raises for an image that is broken, or larger than it reads."""
     from PIL.Image import DecompressionBombError
 
     # A broken PNG or WebP ends in a SyntaxError, and now and then a TIFF in a TypeError.
@@ -29,10 +29,10 @@ def _errors() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def reading(column: str, row: int, split: str) -> Iterator[None]:
-    """Has PIL's errors name the row.
+    """Turns PIL's errors into RecipeErrors that name the row.
 
     Raises:
-        RecipeError: in place of what is raised within.
+        RecipeError: PIL cannot read the image.
     """
     from PIL.Image import DecompressionBombError
 
@@ -47,20 +47,20 @@ def reading(column: str, row: int, split: str) -> Iterator[None]:
 
 
 def to_rgb(image: Any) -> Any:
-    """PIL's `image` in RGB.
+    """Converts a PIL image to RGB.
 
     Raises:
-        ValueError: it has more than 8 bits a channel, which PIL would clip: most of it would be white.
+        ValueError: the image has more than 8 bits a channel. PIL would clip them: most of it would be white.
     """
     _check_depth(image)
     return image.convert("RGB")
 
 
 def picture(data: Any, column: str, row: int, split: str) -> Any:
-    """The image in a row of a `datasets` data set, in RGB.
+    """Reads the image in a row of a `datasets` data set, in RGB.
 
     Raises:
-        RecipeError: there is none, or it cannot be read; names the row.
+        RecipeError: the row has no image, or it cannot be read. The message names the row.
     """
     with reading(column, row, split):
         image = data[row][column]
@@ -70,20 +70,25 @@ def picture(data: Any, column: str, row: int, split: str) -> Any:
 
 
 def pictures(data: Any, column: str, rows: Iterable[int], split: str) -> list[Any]:
-    """As :func:`picture`, of several rows, which are read together."""
+    """Reads the images of several rows together, each as :func:`picture` does."""
     rows = list(rows)
     with contextlib.suppress(*_errors()):
         images = data[rows][column]
         if all(image is not None for image in images):
             return [to_rgb(image) for image in images]
-    return [picture(data, column, row, split) for row in rows]  # which of them it is, each alone says
+    return [picture(data, column, row, split) for row in rows]  # one by one, so that the error names the row
 
 
 def opened(stored: Any, column: str, row: int, split: str, as_rgb: bool) -> Any:
-    """An image as `datasets.Image(decode=False)` stores it, opened by PIL, which reads header and EXIF data.
+    """Opens an image and reads no more than its header and EXIF data.
+
+    Args:
+        stored: the image, as `datasets.Image(decode=False)` stores it.
+        column, row, split: its place, for the message.
+        as_rgb: whether :func:`to_rgb` has to be able to convert the image.
 
     Raises:
-        RecipeError: there is none, it cannot be read, or with `as_rgb` not by :func:`to_rgb`; names the row.
+        RecipeError: there is no image, or it cannot be read. The message names the row.
     """
     from PIL import Image
 
@@ -93,12 +98,12 @@ def opened(stored: Any, column: str, row: int, split: str, as_rgb: bool) -> Any:
         image = Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
         if as_rgb:
             _check_depth(image)
-        image.getexif()  # may be broken by itself, and in a PNG come after the pixels, which are then read
+        image.getexif()  # may be broken; in a PNG they follow the pixels, which are then read, too
     return image
 
 
 def size(image: Any) -> tuple[int, int]:
-    """Width and height of what :func:`opened` returns, turned as its EXIF data say, as `datasets` does."""
+    """Returns an image's width and height, turned as its EXIF data say, as `datasets` does."""
     width, height = image.size
     return (height, width) if image.getexif().get(0x0112, 1) >= 5 else (width, height)
 

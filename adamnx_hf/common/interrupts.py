@@ -1,4 +1,4 @@
-"""Ctrl-C: the first ends a command in one line, a second at once."""
+"""Ctrl-C: the first one ends a command in one line, a second one at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _seen = False
 def watch() -> Iterator[None]:
     """Notes the first interruption, which raises KeyboardInterrupt; a second one ends the process in silence.
 
-    Where the process, or another thread of it, handles them in its own way, nothing is changed.
+    Nothing is changed where the process handles interruptions in its own way, or in another thread than the
+    main one.
     """
     global _seen
     _seen = False
@@ -39,12 +40,12 @@ def watch() -> Iterator[None]:
 
 def _interrupt(owner: int, signum: int, frame: Any) -> None:
     global _seen
-    if os.getpid() != owner:  # a worker, by fork: the one that has started it says what there is to say
+    if os.getpid() != owner:  # a worker, by fork: its parent says what there is to say
         os._exit(128 + signum)
     _seen = True
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # What finalizers raise from now on comes of it: this one in one of them, or torch's own word on workers
-    # that it has ended. Python would print it and go on; see check().
+    # From now on finalizers may raise: this KeyboardInterrupt, or torch's error about workers that have
+    # ended. Python would print such errors and go on; see check().
     sys.unraisablehook = lambda _: None
     raise KeyboardInterrupt
 
@@ -55,10 +56,10 @@ def is_interrupted() -> bool:
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt, once more, if there was one: what was running then may have swallowed it.
+    """Raises KeyboardInterrupt again if there was an interruption: other code may have swallowed the first.
 
     Raises:
-        KeyboardInterrupt: there was one.
+        KeyboardInterrupt: there was an interruption.
     """
     if _seen:
         raise KeyboardInterrupt

@@ -1,8 +1,8 @@
 """Plain values from text that somebody else may have written: words, numbers, lists and mappings.
 
 YAML and JSON can hold more than a recipe needs: dates, tags, numbers of thousands of digits, brackets in
-brackets, aliases of aliases. Reading any of it here takes little time and memory, and ends in plain values or
-in a ValueError of one line.
+brackets, aliases of aliases. Reading any such text here takes little time and memory, and ends in plain
+values or in a ValueError of one line.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import yaml
 
 __all__ = ["LONGEST", "plain_value", "read_json", "read_yaml", "walk"]
 
-#: No text is longer, in bytes.
+#: The most bytes that a text may have.
 LONGEST = 100_000
-#: Lists and mappings within each other.
+# How many lists and mappings may stand within each other.
 _DEEPEST = 20
-#: Values in all, each alias counted as what it stands for.
+# The most values in all; an alias counts as the values that it stands for.
 _MOST = 10_000
-#: Characters of a number.
+# The most characters of a number.
 _DIGITS = 100
 
 _TAG = "tag:yaml.org,2002:"
@@ -37,7 +37,7 @@ def read_yaml(text: str) -> Any:
         text: the document.
 
     Raises:
-        ValueError: it is too long, no YAML, holds a key twice, or something other than plain values.
+        ValueError: the text is too long, is no YAML, holds a key twice, or holds other than plain values.
     """
     _check_length(len(text.encode("utf-8", "surrogatepass")))
     try:
@@ -120,7 +120,7 @@ class _Loader(yaml.SafeLoader):
         return text
 
     def plain_number(self, node: Any) -> Any:
-        """A number; but 1:30, in which YAML sees ninety, is text."""
+        """Reads a number; 1:30, in which YAML sees ninety, is read as text."""
         text = self.construct_scalar(node)
         if ":" in str(text):
             return text
@@ -150,13 +150,13 @@ del _Loader.yaml_constructors[f"{_TAG}merge"]  # `<<` is resolved in mappings, a
 
 
 def _check_events(text: str) -> None:
-    """Counts before anything is built: aliases of aliases, or brackets in brackets, would take for ever.
+    """Counts values before any is built: aliases of aliases, or brackets in brackets, would take for ever.
 
-    PyYAML's parser is lazy, so that what is too deep or too much is never read to its end.
+    PyYAML's parser is lazy, so that a text that is too deep or holds too much is never read to its end.
     """
     total = 0
-    open_: list[tuple[str | None, int]] = []  # of open collections: the anchor, and the values before it
-    sizes: dict[str, int] = {}  # values behind an anchor
+    open_: list[tuple[str | None, int]] = []  # each open collection's anchor, and how many values precede it
+    sizes: dict[str, int] = {}  # how many values stand behind an anchor
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_):
@@ -182,11 +182,11 @@ def _check_events(text: str) -> None:
 
 
 def _check_keys(tree: yaml.Node) -> None:
-    """Checks that no mapping, at any depth, has a key twice: YAML's parsers take the last one."""
+    """Checks that no mapping, at any depth, has a key twice: a YAML parser would take the last one."""
     nodes, seen = [tree], set()
     while nodes:
         node = nodes.pop()
-        if id(node) in seen:  # an alias of what has been looked at
+        if id(node) in seen:  # an alias of a node that has been looked at
             continue
         seen.add(id(node))
         if isinstance(node, yaml.SequenceNode):

@@ -9,10 +9,10 @@ __all__ = ["PartOfSplit", "judged_on_training_rows", "overlap", "place", "traini
 
 
 class PartOfSplit(str):
-    """The name of a part of a split, which knows its rows.
+    """The name of a part of a split, with the rows that the part has.
 
     Args:
-        name: what messages call the part.
+        name: the part, as messages call it.
         split: the name of the split.
         rows: the number in the split of each row of the part.
     """
@@ -21,26 +21,34 @@ class PartOfSplit(str):
     rows: Sequence[int]
 
     def __new__(cls, name: str, split: str, rows: Sequence[int]) -> PartOfSplit:
-        """Makes the name; see the class."""
+        """Makes the name with its rows."""
         part = super().__new__(cls, name)
         part.whole, part.rows = split, rows
         return part
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        """What a worker of a data loader makes it of."""
+        """Returns what pickle makes the name of, in a worker of a data loader."""
         return str(self), self.whole, self.rows
 
 
 def place(part: str, row: int) -> tuple[str, int]:
-    """The split, and the number there, of a row of a part of it; both as they are where that is not known."""
+    """Finds a row of a part of a split in the split itself.
+
+    Args:
+        part: the part; of a plain text nothing is known, and row and part are returned as they are.
+        row: the number of the row in the part.
+
+    Returns:
+        The split, and the number of the row there.
+    """
     return (part.whole, int(part.rows[row])) if isinstance(part, PartOfSplit) else (part, row)
 
 
 def overlap(first: str, second: str, most: tuple[int | None, int | None] = (None, None)) -> bool:
-    """Whether two parts of splits have rows in common, as far as their texts tell.
+    """Returns whether two parts of splits have rows in common, as far as their texts tell.
 
     Args:
-        first, second: as `datasets` writes them: `train`, `train[:90%]`, `train[100:200]`.
+        first, second: the parts, as `datasets` writes them: `train`, `train[:90%]`, `train[100:200]`.
         most: how many rows of each are used, from its first on; None: all.
     """
     import datasets
@@ -63,22 +71,22 @@ def overlap(first: str, second: str, most: tuple[int | None, int | None] = (None
 
 
 def judged_on_training_rows(recipe: Any) -> bool:
-    """Whether a run of `recipe` is judged on rows that it is trained on, as far as its splits' texts tell.
+    """Returns whether a run is judged on rows that it is trained on, as far as its splits' texts tell.
 
     Args:
-        recipe: a :class:`adamnx_hf.recipes.resolve.Recipe`.
+        recipe: the run's, a :class:`adamnx_hf.tasks.base.Recipe`.
     """
     data = recipe.task_arguments
-    if recipe.synthetic_data or data.eval_on_held_out or data.eval_on_sweep_rows:  # rows of their own
+    if recipe.synthetic_data or data.eval_on_held_out or data.eval_on_sweep_rows:  # these are other rows
         return False
     return overlap(data.train_split, data.eval_split, (data.max_train_samples, data.max_eval_samples))
 
 
 def training_rows(arguments: Any) -> str:
-    """What is to be said of a run that is judged on rows that it is trained on.
+    """Returns a note on a run that is judged on rows that it is trained on.
 
     Args:
-        arguments: a task's, see :class:`adamnx_hf.tasks.data.DataArguments`.
+        arguments: the run's fields about data, a :class:`adamnx_hf.tasks.data.DataArguments`.
     """
     return (
         f"eval_split: {arguments.eval_split} has rows of train_split ({arguments.train_split}): what is "

@@ -19,7 +19,7 @@ class TrainClock(TrainerCallback):
 
     def __init__(self) -> None:
         self.seconds: dict[int, float] = {}
-        """By the step at which the epoch ended."""
+        """Seconds of each epoch, by the step at which the epoch ended."""
         self._started: float | None = None
         self._passed = 0.0
         self._first_step: int | None = None
@@ -47,45 +47,45 @@ class TrainClock(TrainerCallback):
         self._started, self._last_step = None, state.global_step
 
     def state(self) -> dict[str, Any]:
-        """What a run that goes on from here has to know, for JSON; see :meth:`go_on`."""
+        """Returns what a run that goes on from here has to know, for JSON; see :meth:`go_on`."""
         passed = 0.0 if self._started is None else time.perf_counter() - self._started
         return {"seconds": self.seconds, "passed": passed, "first_step": self._first_step}
 
     def go_on(self, state: dict[str, Any]) -> None:
-        """Goes on with the times of an earlier part of the run.
+        """Takes over the times of an earlier part of the run.
 
         Args:
-            state: of :meth:`state`, as JSON gives it back. Empty: nothing is known of that part.
+            state: what :meth:`state` returned then, read from JSON. It is empty if that part is not known.
         """
         self.seconds = {int(step): seconds for step, seconds in state.get("seconds", {}).items()}
         self._passed, self._first_step = state.get("passed", 0.0), state.get("first_step")
 
     def rate(self, batch_size: float) -> float | None:
-        """`batch_size` times the steps a second; None before an epoch has ended."""
+        """Returns `batch_size` times the steps a second; None before an epoch has ended."""
         total = sum(self.seconds.values())
         steps = self._last_step - (self._first_step or 0)
         return round(steps * batch_size / total, 1) if total else None
 
 
 def measure(trainer: Any, seconds: float = 3.0) -> dict[str, float | None]:
-    """Units a second of the data pipeline alone, and of forward and backward passes on one fixed batch.
+    """Measures units a second of the data pipeline alone, and of forward and backward passes on one batch.
 
-    Leaves weights, buffers, gradients and random states as they were.
+    Weights, buffers, gradients and random states stay as they were.
 
     Args:
         trainer: a RecipeTrainer, after training.
-        seconds: for each of the two, or the time of two batches where that is longer.
+        seconds: how long each of the two is measured, or for two batches where those take longer.
 
     Returns:
-        `data` and `model`; `data` is None where an epoch has a single batch, `model` where FSDP or DeepSpeed
-        spread it.
+        `data` and `model`. `data` is None where an epoch has a single batch, `model` where FSDP or DeepSpeed
+        spread the model.
     """
     with keep_random_states(trainer.args.device):
         return _measure(trainer, seconds)
 
 
 def _measure(trainer: Any, seconds: float) -> dict[str, float | None]:
-    # Alone, also in a run of many processes: what shares the weights among them cannot be timed so.
+    # One process is timed, also in a run of many. A model whose weights are spread over them cannot be.
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     model = trainer.model_wrapped if trainer.args.world_size == 1 else trainer.model
     model.train()
@@ -94,7 +94,7 @@ def _measure(trainer: Any, seconds: float) -> dict[str, float | None]:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    def timed(step: Any, most: float) -> float | None:
+    def time_units(step: Any, most: float) -> float | None:
         count, started = 0, time.perf_counter()
         passed = 0.0
         for done, size in enumerate(step, 1):
@@ -122,15 +122,15 @@ def _measure(trainer: Any, seconds: float) -> dict[str, float | None]:
             loss.backward()
             yield size
 
-    rest = timed(load(), seconds)
+    data_speed = time_units(load(), seconds)
     if sharded:
-        return {"data": rest, "model": None}
+        return {"data": data_speed, "model": None}
     buffers = [buffer.clone() for buffer in model.buffers()]
     next(learn())  # the first pass compiles and allocates
     synchronize()
-    speed = timed(learn(), seconds)
+    model_speed = time_units(learn(), seconds)
     model.zero_grad()
     with torch.no_grad():
         for buffer, kept in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(kept)
-    return {"data": rest, "model": speed}
+    return {"data": data_speed, "model": model_speed}

@@ -9,6 +9,7 @@ import yaml
 
 from adamnx_hf import cli, recipes
 from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.recipes.policy import is_neutral
 from adamnx_hf.tasks import TASKS, load_task
 
 NAMES = list(recipes.list_recipes())
@@ -505,3 +506,18 @@ def test_bfloat16_without_a_gpu(name, monkeypatch):
     assert getattr(
         recipes.resolve("cifar100_nano", [f"--{name}=true", "--use_cpu=true"]).training_arguments, name
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "neutral", "others"),
+    [
+        ("image_classification", ["image_column", "label_column"], ["jitter_probability", "train_split"]),
+        ("object_detection", ["box_field", "category_field", "box_format"], ["train_on_difficult"]),
+        ("language_modeling", ["messages_column", "dataset_name"], ["max_new_tokens", "lora_r", "box_field"]),
+    ],
+)
+def test_a_task_says_which_of_its_fields_are_neutral(task, neutral, others):
+    for field in (*neutral, "seed", "logging_steps", "title"):  # and those that every recipe has
+        assert is_neutral(field, load_task(task)), field
+    for field in (*others, "learning_rate", "dataloader_drop_last"):
+        assert not is_neutral(field, load_task(task)), field
