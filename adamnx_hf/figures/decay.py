@@ -6,23 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from adamnx_hf.catalog import default_beta2
-from adamnx_hf.common.drawing import BLUE, PALETTE, canvas
+from adamnx_hf.common.drawing import BLUE, PALETTE, RC, canvas
 from adamnx_hf.studies.decay import newest_weights, shares
 
 __all__ = ["draw_decay"]
 
 _COLOURS = {"adam": PALETTE[1], "adamnx": BLUE, "adax": PALETTE[4], "adafactor": PALETTE[2]}
 
-_STYLE = {
-    "font.size": 13,
-    "axes.titlesize": 14,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-}
+_STYLE = {**RC, "axes.grid": False, "font.size": 13, "axes.titlesize": 14, "axes.titlepad": 12}
 
 
 def draw_decay(path: Path, step: int = 100_000) -> None:

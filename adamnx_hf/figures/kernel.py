@@ -5,17 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adamnx_hf.common.drawing import BLUE, PALETTE, canvas
+from adamnx_hf.common.drawing import BLUE, PALETTE, RC, canvas
 
 __all__ = ["draw_kernel"]
 
-_STYLE = {
-    "font.size": 12,
-    "axes.titlesize": 14,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-}
+_STYLE = {**RC, "axes.grid": False, "font.size": 12, "axes.titlesize": 14, "axes.titlepad": 12}
 
 
 def draw_kernel(path: Path) -> None:

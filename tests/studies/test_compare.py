@@ -46,7 +46,7 @@ def trained(monkeypatch):
         row = {"step": 8, "eval_loss": loss, "top1_error": 50 * loss, "top5_error": math.nan}
         results = {"per_epoch": [row], "optimizer": "X", "betas": None, "steps": 8, "train_seconds": 1.0,
                    "learning_rate": args.learning_rate, "environment": {}}  # fmt: skip
-        out = recipe.Path(args.output_dir)
+        out = Path(args.output_dir)
         out.mkdir(parents=True, exist_ok=True)
         (out / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_file(resolved)))
         (out / "results.json").write_text(json.dumps(results))
@@ -434,8 +434,8 @@ def test_a_damaged_result_is_run_again(tiny, tmp_path, trained):
 
 
 def test_an_optimizers_settings_come_to_those_of_the_recipe(tiny, tmp_path, trained):
-    written = yaml.safe_load(recipe.Path(tiny).read_text())
-    recipe.Path(tiny).write_text(yaml.safe_dump({**written, "optim_args": "beta1=0.8,horizon=auto"}))
+    written = yaml.safe_load(Path(tiny).read_text())
+    Path(tiny).write_text(yaml.safe_dump({**written, "optim_args": "beta1=0.8,horizon=auto"}))
     out = tmp_path / "out"
     labels = ["adamnx", "adamnx horizon=500", "adamw"]
     assert cli.main(["compare", tiny, "--optim", *labels, "--seeds", "1", "--output_dir", str(out)]) == 0

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adamnx_hf.common.drawing import PALETTE, page
+from adamnx_hf.common.drawing import PALETTE, RC, page
 from adamnx_hf.common.text import MINUS
 from adamnx_hf.studies.demo.study import DATA, MODEL, Demo, Run, label_of, values_of
 from adamnx_hf.studies.paired import paired_difference
@@ -16,17 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
-_STYLE = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-}
+_STYLE = {**RC, "font.size": 11, "axes.titlesize": 12, "grid.color": "#e6e6e6"}
 
 #: Values by optimizer and metric: (epochs, seeds).
 _Values = Mapping[tuple[str, str], "np.ndarray"]
