@@ -37,15 +37,17 @@ IMAGES_DISPLACE = {
 }
 
 
-def doc(text: str, data: bool = False) -> dict[str, Any]:
+def doc(text: str, data: bool = False, neutral: bool = False) -> dict[str, Any]:
     """The `metadata` of a field whose help `text` is.
 
     Args:
         text: of the help.
         data: whether the field says which data, or how they are read. Of a run with other values a title or
             a table for the recipe's own data would be untrue.
+        neutral: whether the field only says where the same data are, so that another value may give the same
+            run.
     """
-    return {"help": text, "data": data}
+    return {"help": text, "data": data, "neutral": neutral}
 
 
 @dataclasses.dataclass
@@ -55,14 +57,17 @@ class DataArguments:
     dataset_name: str | None = dataclasses.field(
         default=None,
         metadata=doc(
-            "Hub name of a data set, or a local one: a folder, or a file of CSV, JSON or Parquet.", data=True
+            "Hub name of a data set, or a local one: a folder, or a file of CSV, JSON or Parquet.",
+            data=True,
+            neutral=True,
         ),
     )
     dataset_config_name: str | None = dataclasses.field(
-        default=None, metadata=doc("Configuration of the data set.", data=True)
+        default=None, metadata=doc("Configuration of the data set.", data=True, neutral=True)
     )
     dataset_revision: str | None = dataclasses.field(
-        default=None, metadata=doc("Branch, tag or commit of the data set on the Hub.", data=True)
+        default=None,
+        metadata=doc("Branch, tag or commit of the data set on the Hub.", data=True, neutral=True),
     )
     data_files: dict | str | None = dataclasses.field(
         default=None,
@@ -70,6 +75,7 @@ class DataArguments:
             "Files of each split in the data set's repository or folder, as load_dataset takes them, as JSON "
             'on the command line: {"train": ["a/*.parquet"], ...}.',
             data=True,
+            neutral=True,
         ),
     )
     train_split: str = dataclasses.field(
@@ -154,7 +160,9 @@ class DataArguments:
 class ImageArguments(DataArguments):
     """What tasks on images have besides: their column, the network, and how images become its input."""
 
-    image_column: str = dataclasses.field(default="image", metadata=doc("Column of the images.", data=True))
+    image_column: str = dataclasses.field(
+        default="image", metadata=doc("Column of the images.", data=True, neutral=True)
+    )
     architecture: str | None = dataclasses.field(default=None, metadata=doc("A network, from scratch."))
     architecture_options: dict | str | None = dataclasses.field(
         default=None, metadata=doc("What to change of the network, as JSON on the command line.")

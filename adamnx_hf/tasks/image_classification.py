@@ -57,7 +57,7 @@ class Arguments(ImageArguments):
     """The fields of a recipe for image classification."""
 
     label_column: str = dataclasses.field(
-        default="label", metadata=doc("Column of the classes: ids from 0, or names.", data=True)
+        default="label", metadata=doc("Column of the classes: ids from 0, or names.", data=True, neutral=True)
     )
     architecture: str | None = dataclasses.field(
         default=None,

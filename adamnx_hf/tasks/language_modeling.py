@@ -98,6 +98,7 @@ class Arguments(DataArguments, ModelConfig):
         metadata=doc(
             "Instead of templates: a column of chats, lists of {role, content} or ShareGPT's {from, value}.",
             data=True,
+            neutral=True,
         ),
     )
     join_rows: str | None = dataclasses.field(

@@ -99,10 +99,12 @@ class Arguments(ImageArguments):
 
     objects_column: str = dataclasses.field(
         default="objects",
-        metadata=doc("Column of each image's objects: their boxes, classes and so on.", data=True),
+        metadata=doc(
+            "Column of each image's objects: their boxes, classes and so on.", data=True, neutral=True
+        ),
     )
     box_field: str = dataclasses.field(
-        default="bbox", metadata=doc("Where among them the boxes are.", data=True)
+        default="bbox", metadata=doc("Where among them the boxes are.", data=True, neutral=True)
     )
     box_format: Literal["xywh", "xyxy", "cxcywh", "voc"] = dataclasses.field(
         default="xywh",
@@ -111,12 +113,15 @@ class Arguments(ImageArguments):
             "width, height, as YOLO has them; or corners as VOC writes them, whose pixels count from 1 and "
             "belong to the box.",
             data=True,
+            neutral=True,
         ),
     )
     box_unit: Literal["pixels", "shares"] = dataclasses.field(
         default="pixels",
         metadata=doc(
-            "What they count: pixels, or shares of the image's width and height, from 0 to 1.", data=True
+            "What they count: pixels, or shares of the image's width and height, from 0 to 1.",
+            data=True,
+            neutral=True,
         ),
     )
     category_field: str = dataclasses.field(
@@ -124,6 +129,7 @@ class Arguments(ImageArguments):
         metadata=doc(
             "Where among them the classes are: ids, or names, whose ids are in the order of the alphabet.",
             data=True,
+            neutral=True,
         ),
     )
     class_names: list[str] | None = dataclasses.field(
@@ -131,7 +137,11 @@ class Arguments(ImageArguments):
     )
     difficult_field: str = dataclasses.field(
         default="difficult",
-        metadata=doc("Where among them it is marked that one need not be found; may be missing.", data=True),
+        metadata=doc(
+            "Where among them it is marked that one need not be found; may be missing.",
+            data=True,
+            neutral=True,
+        ),
     )
     train_on_difficult: bool = dataclasses.field(
         default=False, metadata=doc("Train on objects that need not be found, too.")

@@ -69,7 +69,9 @@ class Arguments(ImageArguments):
     mask_column: str = dataclasses.field(
         default="mask",
         metadata=doc(
-            "Column of the masks: images of one channel that holds class ids, or see mask_values.", data=True
+            "Column of the masks: images of one channel that holds class ids, or see mask_values.",
+            data=True,
+            neutral=True,
         ),
     )
     class_names: list[str] | None = dataclasses.field(
