@@ -31,8 +31,9 @@ from adamnx_hf.runs import report
 from adamnx_hf.runs import train as run
 from adamnx_hf.tasks import image_classification, load_task
 from adamnx_hf.tasks.base import Metric
-from adamnx_hf.tasks.image_classification import ImageDataset
-from adamnx_hf.tasks.trainer import RecipeTrainer, ResumingCallback
+from adamnx_hf.tasks.callbacks import ResumingCallback
+from adamnx_hf.tasks.image_classification.dataset import ImageDataset
+from adamnx_hf.tasks.trainer import RecipeTrainer
 from trainer_patches import checkpoints
 
 JUDGE = Path(__file__).parent / "tasks" / "judge.py"

@@ -431,7 +431,7 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
         RecipeError: a file, key or value that does not fit, in one line that names it and the nearest
             valid one.
     """
-    from adamnx_hf.tasks.data import local_data
+    from adamnx_hf.tasks.loading import local_data
 
     loaded = _load(name)
     path, task, parser, from_file = loaded.path, loaded.task, loaded.parser, dict(loaded.values)
