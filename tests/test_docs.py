@@ -168,7 +168,7 @@ class Commands:
             if words[0] in begins:
                 patch.setattr(module, begins[words[0]], enough)
             if words[0] == "run":
-                patch.setattr(module, "train", self.train)
+                patch.setattr("adamnx_hf.runs.training.train", self.train)
             return cli.main(words)
 
     def example(self, name, words):

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from adamnx_hf.common.errors import RecipeError, number
-from adamnx_hf.common.files import save_figure, sole_writer, write_text
+from adamnx_hf.common.files import save_figure, sole_writer, write_json, write_text
 from adamnx_hf.common.splits import judged_on_training_rows, overlap, training_rows
 from adamnx_hf.studies.paired import Difference, compared
 
@@ -240,7 +240,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         RecipeError: something does not fit, or another comparison is writing into the folder; nothing has
             been trained by then.
     """
-    from adamnx_hf.recipes import resolve as recipes
+    from adamnx_hf import recipes
 
     _contenders(args.optim)
     if args.hold_out > 50:
@@ -254,9 +254,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(args: argparse.Namespace, base: Any, folder: Path) -> dict[str, Any]:
-    from adamnx_hf.recipes import resolve as recipes
-    from adamnx_hf.runs import report
-    from adamnx_hf.runs.train import data_changes, true_title
+    from adamnx_hf import recipes
+    from adamnx_hf.runs.environment import describe_environment
+    from adamnx_hf.runs.titles import find_title, list_data_changes
 
     contenders = _contenders(args.optim)
     metrics = {LOSS: "min", **{name: metric.best for name, metric in base.task.METRICS.items()}}
@@ -266,7 +266,7 @@ def _compare(args: argparse.Namespace, base: Any, folder: Path) -> dict[str, Any
     seed = base.training_arguments.seed
     sweeps = _sweeps(args.sweep)
     parts, validation = _splits(args, base.task_arguments) if sweeps else ([], [])
-    fields = recipes.fields(args.recipe)
+    fields = recipes.list_fields(args.recipe)
     own_optim_args = {one: _own_optim_args(args, one) for one in contenders}
 
     def make(contender: Contender, values: dict[str, str], seed: int, where: Path, splits: list[str]) -> _Run:
@@ -341,9 +341,9 @@ def _compare(args: argparse.Namespace, base: Any, folder: Path) -> dict[str, Any
     first, *others = contenders
     content = {
         "recipe": base.name,
-        "title": true_title(base),
+        "title": find_title(base),
         "data": "made up" if base.synthetic_data else _without_folder(base.task_arguments.dataset_name),
-        "data_changes": _without_folder(data_changes(base)),
+        "data_changes": _without_folder(list_data_changes(base)),
         "command": _command(args),
         "seeds": [seed + i for i in range(args.seeds)],
         "sweep": {key: list(values) for key, values in sweeps.items()},
@@ -362,9 +362,9 @@ def _compare(args: argparse.Namespace, base: Any, folder: Path) -> dict[str, Any
             for second in others
             for metric, kind in metrics.items()
         ],
-        "environment": report.environment(),
+        "environment": describe_environment(),
     }  # fmt: skip
-    report.write_json(folder / "comparison.json", content)
+    write_json(folder / "comparison.json", content)
     write_text(folder / "comparison.md", markdown(content) + "\n")
     draw(folder / "comparison.png", content)
     draw_decay(folder / "decay.png", content)
@@ -427,7 +427,7 @@ def _contenders(labels: Sequence[str]) -> list[Contender]:
 
 def _own_optim_args(args: argparse.Namespace, one: Contender) -> str | None:
     """The optim_args that the recipe, or a flag, gives to this optimizer."""
-    from adamnx_hf.recipes import resolve as recipes
+    from adamnx_hf import recipes
 
     with _as_it_was():
         try:
@@ -480,7 +480,7 @@ def _told(args: argparse.Namespace, arguments: Any, swept: bool) -> dict[str, st
 
 
 def _resolve(item: _Run, args: argparse.Namespace) -> Any:
-    from adamnx_hf.recipes import resolve as recipes
+    from adamnx_hf import recipes
 
     with _as_it_was():
         try:
@@ -497,14 +497,14 @@ def _look(item: _Run, args: argparse.Namespace) -> None:
     """
     import yaml
 
-    from adamnx_hf.recipes.resolve import as_file, read
+    from adamnx_hf.recipes import as_file, read_recipe
 
     resolved, path = _resolve(item, args), item.folder / "results.json"
     _try_optimizer(resolved, item)
     if not path.is_file():
         return
     expected = yaml.safe_load(yaml.safe_dump(as_file(resolved)))
-    there = read(item.folder / "recipe.yaml") if (item.folder / "recipe.yaml").is_file() else {}
+    there = read_recipe(item.folder / "recipe.yaml") if (item.folder / "recipe.yaml").is_file() else {}
     for fields in (expected, there):  # a run writes the title down only where it is true of the data
         fields.pop("title", None)
     if there == expected:
@@ -522,7 +522,7 @@ def _look(item: _Run, args: argparse.Namespace) -> None:
 
 def _try_optimizer(recipe: Any, item: _Run) -> None:
     """That the optimizer takes its settings: Transformers asks it only when training begins."""
-    from adamnx_hf.runs.train import try_optimizer
+    from adamnx_hf.runs.trial import try_optimizer
 
     with _as_it_was():
         try:
@@ -535,7 +535,7 @@ def _carry_out(item: _Run, args: argparse.Namespace, bar: _Progress) -> None:
     """Trains, unless it is done.
 
     Raises:
-        RecipeError: see :func:`adamnx_hf.runs.train.train`. Or no step was taken.
+        RecipeError: see :func:`adamnx_hf.runs.training.train`. Or no step was taken.
     """
     if item.results:
         bar.skip()
@@ -549,7 +549,7 @@ def _carry_out(item: _Run, args: argparse.Namespace, bar: _Progress) -> None:
 
 
 def _train(item: _Run, args: argparse.Namespace, bar: _Progress) -> None:
-    from adamnx_hf.runs.train import train
+    from adamnx_hf.runs.training import train
 
     with _as_it_was():
         recipe = _resolve(item, args)
@@ -875,7 +875,7 @@ def _without_folder(value: Any) -> Any:
 
 def _command(args: argparse.Namespace) -> str:
     """The command as it was typed, save for folders of this machine and tokens."""
-    from adamnx_hf.runs.train import without_tokens
+    from adamnx_hf.runs.command_line import hide_tokens
 
     options = ["--keep-models"] if args.keep_models else []
     options += [f"--sweep={text}" for text in args.sweep]
@@ -885,7 +885,7 @@ def _command(args: argparse.Namespace) -> str:
         options += [f"--validation-split={split}"] if split else [f"--hold-out={args.hold_out}"]
         options += [f"--metric={args.metric}"] if args.metric else []
     words = []
-    for word in without_tokens(args.flags):
+    for word in hide_tokens(args.flags):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         words.append(f"{flag}{equals}{_without_folder(value)}" if value else word)
     recipe = _without_folder(args.recipe)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.common.errors import RecipeError, number
-from adamnx_hf.common.files import save_figure
+from adamnx_hf.common.files import save_figure, write_json
 from adamnx_hf.studies.decay import newest_weights, squared_shares
 
 __all__ = ["EXTRA", "add_arguments", "draw", "gradients_of", "run", "simulate"]
@@ -166,15 +166,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from adamnx_hf.runs import report
+    from adamnx_hf.runs.environment import describe_environment
 
     try:
         real = gradients_of(args.folder, args.batches, args.coordinates, args.dataset_name)
     except RecipeError as error:
         print(f"adamnx-hf jitter: error: {error}", file=sys.stderr)
         return 1
-    content = measure(real, args.steps, args.streams) | {"environment": report.environment()}
-    report.write_json(args.folder / "jitter.json", content)
+    content = measure(real, args.steps, args.streams) | {"environment": describe_environment()}
+    write_json(args.folder / "jitter.json", content)
     draw(args.folder / "jitter.png", content)
     for name, sample in content["gradients"].items():
         print(f"{name}: κ {sample['kappa']:.3g}, of g² one batch later {sample['autocorrelation']:+.3f}")

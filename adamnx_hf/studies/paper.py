@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.recipes.resolve import folder, read
+from adamnx_hf.recipes.paper_tables import Table, tables
 
-__all__ = ["EXTRA", "Table", "add_arguments", "fill", "find_runs", "run", "tables"]
+__all__ = ["EXTRA", "add_arguments", "fill", "find_runs", "run"]
 
 #: The extra of this package that `--curves` needs.
 EXTRA = "recipes"
@@ -24,40 +24,6 @@ EMPTY = "\N{EN DASH}"
 
 # Fields about the data that are others for a copy of the same data set.
 _PLACE = re.compile(r"dataset_(name|config_name|revision)|data_files|\w+_column|\w+_field|box_format")
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """One of the paper's tables."""
-
-    number: int
-    title: str
-    recipe: str | None = None
-    """None: there is no recipe for it yet."""
-    metrics: tuple[str, ...] = ()
-    rows: tuple[Mapping[str, Any], ...] = ()
-    """`label`; `optim`, `beta2_schedule` and `betas` of the runs that belong there; `published`."""
-    note: str = ""
-    examples: tuple[Mapping[str, int], ...] = ({},)
-    """How many `train_examples` and `eval_examples` a run has to have had. Of several data sets one fills the
-    table: the first that there are runs of."""
-
-
-def tables() -> dict[int, Table]:
-    """The paper's tables by number."""
-    entries = read(folder() / "paper.yaml")["tables"]
-    return {
-        number: Table(
-            number,
-            entry["title"],
-            entry.get("recipe"),
-            tuple(entry.get("metrics", ())),
-            tuple(entry.get("rows", ())),
-            entry.get("note", ""),
-            tuple(entry.get("examples", [{}])),
-        )
-        for number, entry in entries.items()
-    }
 
 
 def find_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
@@ -225,7 +191,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _draw(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
-    from adamnx_hf.runs import report
+    from adamnx_hf.runs import curves
     from adamnx_hf.tasks import load_task
 
     recipes = sorted({run["recipe"] for run in runs})
@@ -239,7 +205,7 @@ def _draw(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
         for label, run in zip(labels, runs, strict=True)
     }
     seeds = "" if several else f" \N{MIDDLE DOT} seed {runs[0]['seed']}"
-    report.draw_runs(path, f"{recipes[0]}{seeds}", named, load_task(runs[0]["task"]).METRICS)
+    curves.draw_runs(path, f"{recipes[0]}{seeds}", named, load_task(runs[0]["task"]).METRICS)
 
 
 def markdown(table: Table, rows: Sequence[Mapping[str, Any]], left_out: Sequence[Mapping[str, str]]) -> str:

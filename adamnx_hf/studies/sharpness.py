@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from adamnx_hf.common.errors import RecipeError, number
-from adamnx_hf.common.files import save_figure
+from adamnx_hf.common.files import save_figure, write_json
 from adamnx_hf.studies.paired import Difference, compared
 
 __all__ = [
@@ -329,9 +329,9 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _data(folder: Path, args: argparse.Namespace) -> str | None:
     """The data set that a run is measured on: its name on the Hub, or its folder's whole path."""
-    from adamnx_hf.recipes import resolve as recipes
+    from adamnx_hf import recipes
 
-    name = args.dataset_name or recipes.read(folder / "recipe.yaml").get("dataset_name")
+    name = args.dataset_name or recipes.read_recipe(folder / "recipe.yaml").get("dataset_name")
     path = Path(os.path.expanduser(name or ""))
     return str(path.resolve()) if name and path.is_dir() else name
 
@@ -340,7 +340,7 @@ def _of_run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Measures one run, and writes its sharpness.json; what was measured alike before is taken from there."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from adamnx_hf.runs import report
+    from adamnx_hf.runs.environment import describe_environment
 
     path, alike = folder / "sharpness.json", {"settings": _settings(args), "data": _data(folder, args)}
     weights = sorted(folder.glob("model*.safetensors"))
@@ -368,8 +368,8 @@ def _of_run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             )
     except RuntimeError as error:
         raise RecipeError(f"{folder}: {' '.join(str(error).split())}") from error
-    result = {**alike, **values, "environment": report.environment()}
-    report.write_json(path, result)
+    result = {**alike, **values, "environment": describe_environment()}
+    write_json(path, result)
     return result
 
 
@@ -383,7 +383,7 @@ def trainer_of(folder: Path, dataset_name: str | None = None) -> Any:
     Raises:
         RecipeError: the folder holds no whole model, or the data set is not there.
     """
-    from adamnx_hf.recipes import resolve as recipes
+    from adamnx_hf import recipes
 
     _check(folder)
     words = ["--output_dir", str(folder), "--report_to=none", "--disable_tqdm=true"]
@@ -421,7 +421,7 @@ def _of_comparison(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Measures the runs of a comparison, and writes its sharpness.json and sharpness.png."""
     from tqdm import tqdm
 
-    from adamnx_hf.runs import report
+    from adamnx_hf.runs.environment import describe_environment
     from adamnx_hf.studies.compare import Contender, _slug
 
     there = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
@@ -465,9 +465,9 @@ def _of_comparison(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             {"label": label, "chosen": known[label]["chosen"], "runs": rows[label]} for label in labels
         ],
         "comparisons": comparisons,
-        "environment": report.environment(),
+        "environment": describe_environment(),
     }
-    report.write_json(folder / "sharpness.json", content)
+    write_json(folder / "sharpness.json", content)
     draw(folder / "sharpness.png", content)
     return content
 

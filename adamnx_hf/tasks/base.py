@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from adamnx_hf.common.plain_values import read_json
+from adamnx_hf.common.plain_values import plain_value, read_json
 
 __all__ = ["Metric", "Recipe", "RecipeArguments", "Task", "find_field"]
 
@@ -134,7 +134,7 @@ class Recipe:
             return found.default_factory()
         if found is None or found.default is dataclasses.MISSING:
             return None
-        return getattr(found.default, "value", found.default)
+        return plain_value(found.default)
 
 
 def find_field(classes: Iterable[Any], name: str) -> dataclasses.Field[Any] | None:

@@ -19,15 +19,15 @@ from transformers import (
 
 pytest.importorskip("trl")
 from adamnx_hf import cli
+from adamnx_hf import recipes as recipe
 from adamnx_hf.optim import AdamNX
 from adamnx_hf.optim.schedules import beta2_for_horizon
-from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.runs import memory
 from adamnx_hf.tasks import language_modeling as task
 from adamnx_hf.tasks.language_modeling import toy
 from adamnx_hf.tasks.sft_trainer import ExactMatch, RecipeSFTConfig, RecipeSFTTrainer, normal_answer
 
-NAMES = [name for name, path in recipe.named().items() if path.parent.name == "language_modeling"]
+NAMES = [name for name, path in recipe.list_recipes().items() if path.parent.name == "language_modeling"]
 #: From the models' own pages, adapters not counted.
 PUBLISHED = {
     "smollm2_135m_gsm8k": 134_515_008,
@@ -126,7 +126,9 @@ def test_every_recipe_resolves_and_has_the_published_size(name):
 
 
 def test_the_8b_recipes_are_of_one_model():
-    lora, qlora = (recipe.read(recipe.find(f"llama31_8b_dolly_{kind}")) for kind in ("lora", "qlora"))
+    lora, qlora = (
+        recipe.read_recipe(recipe.find_recipe(f"llama31_8b_dolly_{kind}")) for kind in ("lora", "qlora")
+    )
     differ = {key for key in {**lora, **qlora} if lora.get(key) != qlora.get(key)}
     four_bits = {"load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"}
     assert differ == {"title", "hardware", *four_bits}
@@ -141,7 +143,7 @@ def test_smoke(name, tmp_path, capsys):
     results = results_of(out)
     assert results["smoke"] and results["data"] == "made up" and results["steps"] == 4
     assert results["optimizer"] == "AdamNX" and results["betas"] == [0.9, beta2_for_horizon(4)]
-    values = recipe.read(recipe.find(name))
+    values = recipe.read_recipe(recipe.find_recipe(name))
     metrics = {"perplexity", "exact_match"} if "answer_pattern" in values else {"perplexity"}
     assert set(results["metrics"]) == metrics
     row = results["per_epoch"][-1]

@@ -13,9 +13,9 @@ from torchvision.ops import box_convert, box_iou
 from transformers import pipeline
 
 from adamnx_hf import cli, metrics
+from adamnx_hf import recipes as recipe
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.models import Yolov7TinyConfig, Yolov7TinyForObjectDetection, Yolov7TinyImageProcessor
-from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.tasks import loading
 from adamnx_hf.tasks import object_detection as task
 from adamnx_hf.tasks.object_detection.dataset import Augmentation, DetectionDataset, collate

@@ -7,8 +7,8 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from torchvision.ops import box_convert
 
+from adamnx_hf import recipes as recipe
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.tasks import loading
 from adamnx_hf.tasks import object_detection as task
 from adamnx_hf.tasks.object_detection.dataset import DetectionDataset

@@ -8,9 +8,9 @@ import torch
 import yaml
 from datasets import Dataset, Features, Image
 
+from adamnx_hf import recipes as recipe
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.recipes import policy
-from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.tasks import loading
 from adamnx_hf.tasks import semantic_segmentation as task
 from adamnx_hf.tasks.semantic_segmentation import charts, masks

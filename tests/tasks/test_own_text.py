@@ -7,9 +7,9 @@ from datasets import Dataset, Features, Json, load_dataset
 
 pytest.importorskip("trl")
 from adamnx_hf import cli
+from adamnx_hf import recipes as recipe
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.recipes import policy
-from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.tasks import language_modeling as task
 from adamnx_hf.tasks.language_modeling.dataset import prepare_rows
 from adamnx_hf.tasks.sft_trainer import RecipeSFTConfig

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from adamnx_hf import recipes as recipe
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.tasks import pretrained
 from adamnx_hf.tasks.pretrained import check_pretrained
 
@@ -55,7 +55,7 @@ def test_flash_attention_is_one_where_it_is_not_installed(tmp_path, monkeypatch)
 def test_every_task_on_images_looks(name, kind, tmp_path, monkeypatch):
     loaded = []
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", lambda *_, **__: loaded.append(1))
-    values = recipe.read(recipe.find(name)) | {
+    values = recipe.read_recipe(recipe.find_recipe(name)) | {
         "model_name_or_path": model(tmp_path / "model", kind, **KERNELS[0])
     }
     del values["architecture"]

@@ -8,7 +8,7 @@ import torch
 from forks import lean
 from torch.utils.data import DataLoader
 
-from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf import recipes as recipe
 from adamnx_hf.runs import throughput
 from adamnx_hf.tasks.image_classification.dataset import ImageDataset, as_it_is
 from adamnx_hf.tasks.object_detection.dataset import DetectionDataset

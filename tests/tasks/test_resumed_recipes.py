@@ -13,8 +13,8 @@ from tiny_recipe import TINY
 from transformers import TrainingArguments
 
 pytest.importorskip("trl")
-from adamnx_hf.recipes import resolve as recipe
-from adamnx_hf.runs.train import train
+from adamnx_hf import recipes as recipe
+from adamnx_hf.runs import train
 from adamnx_hf.tasks.language_modeling import toy
 
 #: Two epochs, a save every 3 steps: in an epoch, at its end, in the other, and at the end of all.
@@ -99,7 +99,7 @@ OTHERS = {
 @pytest.fixture
 def resolved(tmp_path, folder, model_folder, monkeypatch):
     """A recipe by the case's name, with more flags. What its runs write is not drawn."""
-    monkeypatch.setattr("adamnx_hf.runs.report.draw", lambda *_: None)
+    monkeypatch.setattr("adamnx_hf.runs.curves.draw_run", lambda *_: None)
     # Workers that are collected with their loader may not hear that they should end; torch waits so long.
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
 

@@ -14,9 +14,9 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix, 
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
 from adamnx_hf import cli
+from adamnx_hf import recipes as recipe
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.models import UNetConfig, UNetForSemanticSegmentation
-from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.tasks import semantic_segmentation as task
 from adamnx_hf.tasks.loading import load_splits
 from adamnx_hf.tasks.semantic_segmentation.charts import colours

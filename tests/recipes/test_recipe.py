@@ -7,16 +7,15 @@ import sys
 import pytest
 import yaml
 
-from adamnx_hf import cli
+from adamnx_hf import cli, recipes
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.tasks import TASKS, load_task
 
-NAMES = list(recipe.named())
+NAMES = list(recipes.list_recipes())
 
 
 def write(folder, changes=None, **more):
-    values = recipe.read(recipe.find("cifar100_efficientnetv2_m")) | (changes or {}) | more
+    values = recipes.read_recipe(recipes.find_recipe("cifar100_efficientnetv2_m")) | (changes or {}) | more
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value != "DROP"}))
     return str(path)
@@ -31,7 +30,7 @@ def set_to(resolved, name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("cifar100")])
 def test_every_recipe_resolves(name):
-    resolved = recipe.resolve(name)
+    resolved = recipes.resolve(name)
     args = resolved.training_arguments
     assert resolved.name == name and resolved.changes == {}
     assert args.optim == "adamnx" and (args.adam_beta1, args.adam_beta2) == (0.9, 0.99)
@@ -49,13 +48,13 @@ def test_every_recipe_has_its_task_and_every_task_what_run_needs():
         task = load_task(name)
         for attribute in ("Arguments", "METRICS", "UNIT", "fast", "smoke", "make_trainer"):
             assert hasattr(task, attribute)
-    assert {path.parent.name for path in recipe.named().values()} <= set(TASKS)
-    for path in recipe.named().values():
-        assert recipe.read(path)["task"] == path.parent.name
+    assert {path.parent.name for path in recipes.list_recipes().values()} <= set(TASKS)
+    for path in recipes.list_recipes().values():
+        assert recipes.read_recipe(path)["task"] == path.parent.name
 
 
 def test_flags_go_over_the_file_and_are_remembered():
-    resolved = recipe.resolve(
+    resolved = recipes.resolve(
         "cifar100_efficientnetv2_m",
         ["--learning_rate", "2e-3", "--num-train-epochs=3", "--seed", "7", "--adam_beta2", "0.99"],
     )
@@ -66,17 +65,17 @@ def test_flags_go_over_the_file_and_are_remembered():
 
 def test_what_may_matter_is_remembered(tmp_path):
     words = ["--optimizers", '{"adamnx": {"learning_rate": 0.5}}', "--dataloader_drop_last", "false"]
-    resolved = recipe.resolve("cifar100_efficientnetv2_m", [*words, "--dataloader_num_workers", "0"])
+    resolved = recipes.resolve("cifar100_efficientnetv2_m", [*words, "--dataloader_num_workers", "0"])
     assert set(resolved.changes) == {"optimizers", "dataloader_drop_last"}
     copy = tmp_path / "cifar100_efficientnetv2_m.yaml"
-    copy.write_text(recipe.find("cifar100_efficientnetv2_m").read_text())
-    assert recipe.resolve(str(copy)).changes == {"recipe": "cifar100_efficientnetv2_m.yaml"}
-    assert recipe.resolve(str(recipe.find("cifar100_efficientnetv2_m"))).changes == {}
+    copy.write_text(recipes.find_recipe("cifar100_efficientnetv2_m").read_text())
+    assert recipes.resolve(str(copy)).changes == {"recipe": "cifar100_efficientnetv2_m.yaml"}
+    assert recipes.resolve(str(recipes.find_recipe("cifar100_efficientnetv2_m"))).changes == {}
 
 
 def test_a_path_works_like_a_name(tmp_path):
     path = write(tmp_path, learning_rate="1e-3", save_strategy=False)  # YAML's reading of 1e-3 and no
-    resolved = recipe.resolve(path)
+    resolved = recipes.resolve(path)
     assert resolved.name == "mine"
     assert resolved.training_arguments.learning_rate == 1e-3
     assert resolved.training_arguments.save_strategy == "no"
@@ -93,57 +92,57 @@ def test_a_path_works_like_a_name(tmp_path):
     ],
 )
 def test_what_changes_with_the_optimizer(optim, fields):
-    resolved = recipe.resolve("cifar100_efficientnetv2_l", ["--optim", optim])
+    resolved = recipes.resolve("cifar100_efficientnetv2_l", ["--optim", optim])
     assert {name: set_to(resolved, name) for name in fields} == fields
     assert resolved.changes == {}
-    over = recipe.resolve("cifar100_efficientnetv2_l", ["--learning_rate", "0.5", "--optim", optim])
+    over = recipes.resolve("cifar100_efficientnetv2_l", ["--learning_rate", "0.5", "--optim", optim])
     assert over.training_arguments.learning_rate == 0.5
 
 
 @pytest.mark.parametrize(("name", "rate"), [("cifar100_efficientnetv2_m", 1e-3), ("cifar100_swinv2_s", 1e-5)])
 def test_lion_has_a_rate_of_its_own(name, rate):
-    args = recipe.resolve(name, ["--optim", "lion"]).training_arguments
+    args = recipes.resolve(name, ["--optim", "lion"]).training_arguments
     assert (args.learning_rate, args.weight_decay) == (rate, 0.1)
 
 
 def test_the_ablation_in_one_line():
     words = ["--optim_args", "beta2_schedule=adam"]
-    resolved = recipe.resolve("cifar100_efficientnetv2_m", words)
+    resolved = recipes.resolve("cifar100_efficientnetv2_m", words)
     assert resolved.training_arguments.adam_beta2 == 0.999 and resolved.changes == {}
     for schedule in ("adafactor", "adax", "adamnx"):
         words = ["--optim_args", f"beta2_schedule={schedule}"]
-        resolved = recipe.resolve("cifar100_efficientnetv2_m", words)
+        resolved = recipes.resolve("cifar100_efficientnetv2_m", words)
         assert resolved.training_arguments.adam_beta2 == 0.99 and resolved.changes == {}
         assert resolved.training_arguments.output_dir.endswith(f"adamnx-{schedule}-seed42")
     words = ["--optim_args", "beta2_schedule=adam,eps=1e-3"]
-    assert recipe.resolve("cifar100_swinv2_s", words).changes == {"optim_args": "eps=1e-3"}
+    assert recipes.resolve("cifar100_swinv2_s", words).changes == {"optim_args": "eps=1e-3"}
 
 
 def test_fast_sets_what_it_says_and_flags_go_over_it():
-    resolved = recipe.resolve("cifar100_efficientnetv2_m", ["--fast", "--torch_compile", "false"])
+    resolved = recipes.resolve("cifar100_efficientnetv2_m", ["--fast", "--torch_compile", "false"])
     args, own = resolved.training_arguments, resolved.task_arguments
     assert args.bf16 and args.channels_last and not args.torch_compile
     assert own.keep_decoded and own.augment_on_device
     assert args.optim_args == "fused=true"
     assert args.output_dir.endswith("adamnx-fast-seed42")
-    kept = recipe.resolve(
+    kept = recipes.resolve(
         "cifar100_efficientnetv2_m",
         ["--fast", "--torch_compile", "false", "--optim_args", "beta2_schedule=adax"],
     )
     assert kept.training_arguments.optim_args == "beta2_schedule=adax,fused=true"
     words = ["--fast", "--torch_compile", "false", "--optim_args", "fused=false"]
-    assert recipe.resolve("cifar100_efficientnetv2_m", words).training_arguments.optim_args == "fused=false"
-    lion = recipe.resolve("cifar100_convnext_b", ["--fast", "--torch_compile", "false", "--optim", "lion"])
+    assert recipes.resolve("cifar100_efficientnetv2_m", words).training_arguments.optim_args == "fused=false"
+    lion = recipes.resolve("cifar100_convnext_b", ["--fast", "--torch_compile", "false", "--optim", "lion"])
     assert lion.training_arguments.optim_args is None  # it has no fused step
 
 
 def test_the_resolved_recipe_is_the_same_again(tmp_path):
-    first = recipe.resolve(
+    first = recipes.resolve(
         "cifar100_convnext_b", ["--optim", "lion", "--learning_rate", "0.5", "--fast", "--torch_compile", "0"]
     )
     path = tmp_path / "again.yaml"
-    path.write_text(yaml.safe_dump(recipe.as_file(first)))
-    again = recipe.resolve(str(path))
+    path.write_text(yaml.safe_dump(recipes.as_file(first)))
+    again = recipes.resolve(str(path))
     for name in first.values:
         if name not in ("optimizers", "fast", "output_dir"):
             assert set_to(again, name) == set_to(first, name), name
@@ -272,7 +271,7 @@ def test_a_file_that_is_no_recipe(text, message, tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError, match=message):
-        recipe.resolve(str(path))
+        recipes.resolve(str(path))
 
 
 @pytest.mark.parametrize(
@@ -290,7 +289,7 @@ def test_a_file_that_is_no_recipe(text, message, tmp_path):
 )
 def test_no_such_recipe(name, message):
     with pytest.raises(RecipeError) as error:
-        recipe.resolve(name)
+        recipes.resolve(name)
     assert message in str(error.value)
 
 
@@ -312,7 +311,7 @@ def test_help_lists_every_field_with_the_recipes_values(capsys):
     assert "more fields of TrainingArguments: adamnx-hf run RECIPE --help-all" in out
     assert cli.main(["run", "cifar100_convnext_b", "--help-all"]) == 0
     every = capsys.readouterr().out
-    for field in recipe.fields("cifar100_convnext_b"):
+    for field in recipes.list_fields("cifar100_convnext_b"):
         assert f"--{field} " in every
     assert len(out) < len(every) / 2
 
@@ -364,7 +363,7 @@ def test_the_list_needs_neither_transformers_nor_datasets():
 
 def test_a_list_of_flags_is_a_list_of_words(tmp_path):
     words = ["labels", "--overwrite_output_dir", "true", "--seed", "7"]
-    resolved = recipe.resolve(write(tmp_path, label_names=words))
+    resolved = recipes.resolve(write(tmp_path, label_names=words))
     assert resolved.training_arguments.label_names == words
     assert not resolved.training_arguments.overwrite_output_dir and resolved.training_arguments.seed == 42
 
@@ -372,11 +371,11 @@ def test_a_list_of_flags_is_a_list_of_words(tmp_path):
 def test_json_as_text_and_as_fields_are_the_same(tmp_path):
     options = {"stem_stride": 2}
     for given in (options, json.dumps(options)):
-        resolved = recipe.resolve(write(tmp_path, architecture_options=given, optimizers="{}"))
+        resolved = recipes.resolve(write(tmp_path, architecture_options=given, optimizers="{}"))
         assert resolved.values["architecture_options"] == options
         assert resolved.task_arguments.architecture_options == options
-        assert recipe.as_file(resolved)["architecture_options"] == options
-        again = recipe.resolve(
+        assert recipes.as_file(resolved)["architecture_options"] == options
+        again = recipes.resolve(
             write(tmp_path, architecture_options=given), ["--architecture_options", '{"stem_stride": 2}']
         )
         assert again.changes == {}
@@ -386,15 +385,15 @@ def test_the_better_metric_is_the_tasks_to_say():
     """Transformers takes an error or a perplexity for the better the higher it is."""
     best = ("--load_best_model_at_end=true", "--eval_strategy=epoch", "--save_strategy=epoch")
     for task, metrics in {name: load_task(name).METRICS for name in TASKS}.items():
-        name = next(name for name, path in recipe.named().items() if path.parent.name == task)
+        name = next(name for name, path in recipes.list_recipes().items() if path.parent.name == task)
         words = [*best, "--use_cpu=true", "--eval_steps=1"]
         for metric, kind in {"loss": "min", **{key: value.best for key, value in metrics.items()}}.items():
             if metric == "exact_match":
                 words.append("--answer_pattern=(x)")
             for prefix in ("", "eval_"):
-                resolved = recipe.resolve(name, [*words, f"--metric_for_best_model={prefix}{metric}"])
+                resolved = recipes.resolve(name, [*words, f"--metric_for_best_model={prefix}{metric}"])
                 assert resolved.training_arguments.greater_is_better is (kind == "max"), (task, metric)
-    assert recipe.resolve("cifar100_nano", best).training_arguments.greater_is_better is False  # of the loss
+    assert recipes.resolve("cifar100_nano", best).training_arguments.greater_is_better is False  # of the loss
 
 
 @pytest.mark.parametrize(
@@ -414,33 +413,33 @@ def test_the_better_metric_is_the_tasks_to_say():
 )  # fmt: skip
 def test_a_direction_that_contradicts_is_refused(words, message):
     with pytest.raises(RecipeError) as error:
-        recipe.resolve("cifar100_nano", words)
+        recipes.resolve("cifar100_nano", words)
     assert str(error.value) == message
 
 
 def test_the_plateau_is_one_of_the_metric():
     words = ["--lr_scheduler_type=reduce_lr_on_plateau", '--lr_scheduler_kwargs={"patience": 2}']
     for metric, mode in (("mean_iou", "max"), ("loss", "min")):
-        args = recipe.resolve("sbd_unet", [*words, f"--metric_for_best_model={metric}"]).training_arguments
+        args = recipes.resolve("sbd_unet", [*words, f"--metric_for_best_model={metric}"]).training_arguments
         assert args.lr_scheduler_kwargs == {"patience": 2, "mode": mode}
 
 
 def test_a_flag_leaves_a_field_out(tmp_path):
-    resolved = recipe.resolve("cifar100_nano", ["--dataset_name", "none", "--max_train_samples=none"])
+    resolved = recipes.resolve("cifar100_nano", ["--dataset_name", "none", "--max_train_samples=none"])
     assert resolved.task_arguments.dataset_name is None
-    assert recipe.resolve("cifar100_nano", ["--report_to=none"]).training_arguments.report_to == []
+    assert recipes.resolve("cifar100_nano", ["--report_to=none"]).training_arguments.report_to == []
     later = ["--max_train_samples=none", "--max_train_samples", "5"]
-    assert recipe.resolve("cifar100_nano", later).task_arguments.max_train_samples == 5
+    assert recipes.resolve("cifar100_nano", later).task_arguments.max_train_samples == 5
     earlier = ["--max_train_samples", "5", "--max_train_samples=none"]
-    assert recipe.resolve("cifar100_nano", earlier).task_arguments.max_train_samples is None
+    assert recipes.resolve("cifar100_nano", earlier).task_arguments.max_train_samples is None
     with pytest.raises(RecipeError, match="learning_rate: invalid float value: 'none'"):
-        recipe.resolve("cifar100_nano", ["--learning_rate=none"])
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_file(resolved)))
-    assert recipe.resolve(str(tmp_path / "recipe.yaml")).task_arguments.dataset_name is None
+        recipes.resolve("cifar100_nano", ["--learning_rate=none"])
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipes.as_file(resolved)))
+    assert recipes.resolve(str(tmp_path / "recipe.yaml")).task_arguments.dataset_name is None
 
 
 def test_a_flag_displaces_what_cannot_stand_beside_it():
-    fine_tuned = recipe.resolve("cifar100_nano", ["--model_name_or_path=google/vit-base-patch16-224"])
+    fine_tuned = recipes.resolve("cifar100_nano", ["--model_name_or_path=google/vit-base-patch16-224"])
     assert fine_tuned.task_arguments.architecture is None
     assert fine_tuned.task_arguments.architecture_options is None
     assert fine_tuned.changes == {
@@ -449,18 +448,18 @@ def test_a_flag_displaces_what_cannot_stand_beside_it():
         "architecture_options": None,
     }  # fmt: skip
     with pytest.raises(RecipeError, match="give either architecture or model_name_or_path"):
-        recipe.resolve("cifar100_nano", ["--model_name_or_path=a/b", "--architecture=convnext_tiny"])
-    chats = recipe.resolve("llama32_1b_gsm8k_lora", ["--messages_column=messages", "--use_cpu=true"])
+        recipes.resolve("cifar100_nano", ["--model_name_or_path=a/b", "--architecture=convnext_tiny"])
+    chats = recipes.resolve("llama32_1b_gsm8k_lora", ["--messages_column=messages", "--use_cpu=true"])
     asked = chats.task_arguments
     assert asked.messages_column == "messages"
     assert (asked.prompt_template, asked.completion_template, asked.answer_pattern) == (None, None, None)
-    same = recipe.resolve("cifar100_nano", ["--architecture=efficientnet_v2_s"])
+    same = recipes.resolve("cifar100_nano", ["--architecture=efficientnet_v2_s"])
     assert same.task_arguments.architecture_options is not None and same.changes == {}
-    constant = recipe.resolve("cifar100_nano", ["--lr_scheduler_type=constant"]).training_arguments
+    constant = recipes.resolve("cifar100_nano", ["--lr_scheduler_type=constant"]).training_arguments
     assert not constant.lr_scheduler_kwargs  # those of the recipe's schedule
-    voc = recipe.resolve("voc_yolov7_tiny", ["--dataset_name=me/data"])
+    voc = recipes.resolve("voc_yolov7_tiny", ["--dataset_name=me/data"])
     assert voc.task_arguments.data_files is None
-    assert recipe.resolve("voc_yolov7_tiny").task_arguments.data_files
+    assert recipes.resolve("voc_yolov7_tiny").task_arguments.data_files
 
 
 @pytest.mark.parametrize("smoke", [[], ["--smoke"]])
@@ -478,31 +477,31 @@ def test_a_path_that_does_not_exist_is_refused(field, value, smoke):
     """In a smoke run, too, which would take made-up data or a made-up model in its place."""
     name = "cifar100_nano" if field == "dataset_name" else "llama32_1b_gsm8k_lora"
     with pytest.raises(RecipeError) as error:
-        recipe.resolve(name, [*smoke, f"--{field}={value}", "--use_cpu=true"])
+        recipes.resolve(name, [*smoke, f"--{field}={value}", "--use_cpu=true"])
     assert str(error.value) == f"{field}: there is no {value!r} here; pass a path that exists"
 
 
 def test_what_flags_change_of_the_data(tmp_path):
     (tmp_path / "rows.csv").write_text("a\n1\n")
     words = [f"--dataset_name={tmp_path / 'rows.csv'}", "--eval_split=test[:3000]", "--label_column=label"]
-    resolved = recipe.resolve("cifar100_nano", [*words, "--hold_out=10", "--learning_rate=1"])
+    resolved = recipes.resolve("cifar100_nano", [*words, "--hold_out=10", "--learning_rate=1"])
     assert resolved.data_changes == {
         "dataset_name": str(tmp_path / "rows.csv"), "label_column": "label", "hold_out": 10
     }  # fmt: skip
     assert resolved.given == {"dataset_name", "eval_split", "label_column", "hold_out", "learning_rate"}
     assert not resolved.synthetic_data
-    assert recipe.resolve("cifar100_nano").data_changes == {}
+    assert recipes.resolve("cifar100_nano").data_changes == {}
 
 
 @pytest.mark.parametrize("name", ["bf16", "bf16_full_eval"])
 def test_bfloat16_without_a_gpu(name, monkeypatch):
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
     with pytest.raises(RecipeError) as error:
-        recipe.resolve("cifar100_nano", [f"--{name}=true"])
+        recipes.resolve("cifar100_nano", [f"--{name}=true"])
     assert str(error.value) == (
         f"{name}: there is no GPU here that computes in bfloat16; pass --{name} false for float32, or "
         "--use_cpu true for bfloat16 on the CPU"
     )
     assert getattr(
-        recipe.resolve("cifar100_nano", [f"--{name}=true", "--use_cpu=true"]).training_arguments, name
+        recipes.resolve("cifar100_nano", [f"--{name}=true", "--use_cpu=true"]).training_arguments, name
     )

@@ -12,36 +12,13 @@ from forks import APART, forking
 from hub_server import TOKEN, set_endpoint
 from huggingface_hub import ModelCard, constants, hf_hub_download
 
-from adamnx_hf import cli
+from adamnx_hf import cli, recipes
 from adamnx_hf.common import hub
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.recipes import resolve as recipe
-from adamnx_hf.runs import publish
+from adamnx_hf.runs.publishing import package
+from adamnx_hf.runs.publishing.package import package_run
+from adamnx_hf.runs.publishing.push import push_run
 from adamnx_hf.tasks import TASKS, load_task
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, folder, timed_briefly):
-    """A real run on a local folder."""
-    from tiny_recipe import TINY
-
-    root = tmp_path_factory.mktemp("trained")
-    written = root / "colours.yaml"
-    written.write_text(yaml.safe_dump({**TINY, "dataset_name": str(folder), "title": "Colours"}))
-    words = [
-        "--output_dir",
-        str(root / "run"),
-        "--num_train_epochs",
-        "1",
-        "--hub_token",
-        TOKEN,
-        "--seed",
-        "3",
-    ]
-    assert cli.main(["run", str(written), *words]) == 0
-    for name in ("training_args.bin", "optimizer.pt"):
-        (root / "run" / name).write_bytes(b"a pickle")
-    return root / "run"
 
 
 @pytest.fixture
@@ -124,7 +101,7 @@ def test_publish_list_and_download(server, trained, folder, capsys):
 
 def test_a_recipe_from_the_hub_runs_again(server, elsewhere, trained, folder, tmp_path):
     """In a process of its own, set up by the environment alone."""
-    publish.push(trained, "me/colours")
+    push_run(trained, "me/colours")
     elsewhere(command("run", "hf://me/colours@v1", "--dataset_name", folder), tmp_path)
     again = json.loads((tmp_path / "runs" / "me--colours" / "adamnx-seed3" / "results.json").read_text())
     first = json.loads((trained / "results.json").read_text())
@@ -201,14 +178,14 @@ def test_the_name_of_a_recipe_is_a_safe_folder(server):
         "task: image_classification\narchitecture: efficientnet_v2_s\ndataset_name: a/b\n",
         "me/lo.g-x_1",
     )
-    resolved = recipe.resolve("hf://me/lo.g-x_1")
+    resolved = recipes.resolve("hf://me/lo.g-x_1")
     assert resolved.name == "me--lo.g-x_1"
     assert resolved.training_arguments.output_dir.startswith(os.path.join("runs", "me--lo.g-x_1", ""))
 
 
 def test_an_existing_repository(server, trained, capsys):
     words = ["publish", trained, "--repo-id", "me/colours"]
-    publish.push(trained, "me/colours", private=True)
+    push_run(trained, "me/colours", private=True)
     assert server.private["me/colours"]
     assert "such a repository already; choose another --repo-id, or commit to it by --update" in says(
         capsys, words
@@ -345,7 +322,7 @@ def used(elsewhere, tmp_path, repo_id):
 
 
 def test_a_classifier_is_used_as_its_card_says(server, elsewhere, trained, tmp_path):
-    publish.push(trained, "me/colours")
+    push_run(trained, "me/colours")
     code, printed = used(elsewhere, tmp_path, "me/colours")
     assert code.startswith("import adamnx_hf") and "'label': 'red'" in printed
 
@@ -362,7 +339,7 @@ def test_a_classifier_is_used_as_its_card_says(server, elsewhere, trained, tmp_p
 def test_a_model_is_used_as_its_card_says(name, start, expected, server, elsewhere, tmp_path):
     out = tmp_path / "run"
     assert cli.main(["run", name, "--smoke", "--output_dir", str(out)]) == 0
-    publish.push(out, f"me/{name}")
+    push_run(out, f"me/{name}")
     code, printed = used(elsewhere, tmp_path, f"me/{name}")
     assert code.startswith(start) and re.search(expected, printed)
 
@@ -371,7 +348,7 @@ def test_an_adapter_is_used_as_its_card_says(server, elsewhere, tmp_path):
     """Trained from a base on the Hub; one of a local base says that it has none there."""
     name = "tinyshakespeare_stories260k_lora"
     assert cli.main(["run", name, "--smoke", "--output_dir", str(tmp_path / "smoke")]) == 0
-    card = publish.package(tmp_path / "smoke", "me/x").files["README.md"].decode()
+    card = package_run(tmp_path / "smoke", "me/x").files["README.md"].decode()
     assert "An adapter of a model that is not on the Hub" in card
     base = {path.name: path.read_bytes() for path in (tmp_path / "smoke" / "base_model").iterdir()}
     server.private["me/base"], server.commits["me/base"] = False, [{}, base]
@@ -388,7 +365,7 @@ def test_an_adapter_is_used_as_its_card_says(server, elsewhere, tmp_path):
         "run",
     ]
     elsewhere(command("run", name, *changes, "--use_cpu", "true"), tmp_path)
-    publish.push(tmp_path / "run", "me/adapter")
+    push_run(tmp_path / "run", "me/adapter")
     assert ModelCard.load("me/adapter").data.base_model == "me/base"
     code, printed = used(elsewhere, tmp_path, "me/adapter")
     assert "AutoPeftModelForCausalLM" in code and "Once upon a time" in printed
@@ -399,7 +376,7 @@ def test_a_run_of_several_processes_says_so(copied):
     results["environment"]["processes"] = 4
     (copied / "results.json").write_text(json.dumps(results))
     command = "accelerate launch --num_processes 4 -m adamnx_hf.cli run hf://me/x --dataset_name DATASET_NAME"
-    made = publish.package(copied, "me/x")
+    made = package_run(copied, "me/x")
     assert made.command == command and f"```bash\n{command}\n```" in made.files["README.md"].decode()
 
 
@@ -413,7 +390,7 @@ def test_a_folder_is_known_as_one_wherever_its_run_is_published_from(tiny, folde
     )
     monkeypatch.chdir(tmp_path)
     assert not (tmp_path / folder.name).exists()
-    made = publish.package(out, "me/x")
+    made = package_run(out, "me/x")
     card = ModelCard(made.files["README.md"].decode())
     assert card.data.datasets is None and "--dataset_name DATASET_NAME" in made.command
     assert not [name for name, content in made.files.items() if str(folder.parent).encode() in
@@ -447,8 +424,8 @@ def test_files_that_are_too_large(server, trained, monkeypatch, capsys):
     words = ["publish", trained, "--repo-id", "me/colours"]
     message = says(capsys, words)
     assert "the files are not (the Hub says that a file is too large); go on with --update" in message
-    assert publish.MAX_FILE_SIZE == 500e9  # https://huggingface.co/docs/hub/storage-limits
-    monkeypatch.setattr(publish, "MAX_FILE_SIZE", 30_000)
+    assert package.MAX_FILE_SIZE == 500e9  # https://huggingface.co/docs/hub/storage-limits
+    monkeypatch.setattr(package, "MAX_FILE_SIZE", 30_000)
     assert "a file; save the model in shards" in says(capsys, [*words, "--update"])
 
 
@@ -460,7 +437,7 @@ def test_only_what_a_run_writes_is_published_and_others_files_as_they_are(copied
     (copied / "predictions.png").write_bytes(b"pictures")
     config = json.loads((copied / "config.json").read_text()) | {"id2label": {"0": "/m/01g317"}}
     (copied / "config.json").write_text(json.dumps(config))
-    made = publish.package(copied, "me/colours")
+    made = package_run(copied, "me/colours")
     kept = made.files["tokenizer.json"]
     assert (kept if isinstance(kept, bytes) else kept.read_bytes()) == tokenizer.encode()
     assert json.loads(made.files["config.json"])["id2label"] == {"0": "/m/01g317"}
@@ -481,7 +458,7 @@ def test_dry_run_needs_no_hub(copied, tmp_path, monkeypatch, capsys):
     card = ModelCard.load(out / "README.md")
     assert card.data.datasets == ["uoft-cs/cifar100"]
     assert "```bash\nadamnx-hf run hf://me/colours\n```" in card.text
-    assert recipe.resolve(str(out / "recipe.yaml")).task_arguments.dataset_name == "uoft-cs/cifar100"
+    assert recipes.resolve(str(out / "recipe.yaml")).task_arguments.dataset_name == "uoft-cs/cifar100"
     assert "is not an empty folder; choose another --output-dir" in says(capsys, words)
 
 
@@ -491,7 +468,7 @@ def test_the_card_says_which_part_of_the_data_set_was_judged_on(copied):
 
     def judged_on(**fields):
         (copied / "recipe.yaml").write_text(yaml.safe_dump({**written, **fields}))
-        card = ModelCard(publish.package(copied, "me/x").files["README.md"].decode())
+        card = ModelCard(package_run(copied, "me/x").files["README.md"].decode())
         (model,) = card.data.to_dict()["model-index"]
         return [result["dataset"] for result in model["results"]]
 
@@ -507,7 +484,7 @@ def card_of(run_dir, **results):
     """The card of a run of other results."""
     there = json.loads((run_dir / "results.json").read_text())
     (run_dir / "results.json").write_text(json.dumps({**there, **results}))
-    return ModelCard(publish.package(run_dir, "me/x").files["README.md"].decode())
+    return ModelCard(package_run(run_dir, "me/x").files["README.md"].decode())
 
 
 def figures(card):
@@ -608,7 +585,7 @@ def test_a_card_says_which_data_first_and_a_title_only_where_it_is_true(copied):
         "| label_column | `label` |",
         "| class_names | `['a', 'b']` |",
     ]
-    made = publish.package(copied, "me/x")
+    made = package_run(copied, "me/x")
     for name in ("README.md", "results.json", "recipe.yaml"):
         assert b"secret" not in made.files[name]
     assert b"Colours" not in made.files["recipe.yaml"]  # nor is it said when that is run again
@@ -645,14 +622,14 @@ def test_what_was_judged_on_training_rows_or_without_all_rows_says_so(copied):
 def test_an_adapter(copied):
     (copied / "model.safetensors").rename(copied / "adapter_model.safetensors")
     (copied / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    data = ModelCard(publish.package(copied, "me/x").files["README.md"].decode()).data
+    data = ModelCard(package_run(copied, "me/x").files["README.md"].decode()).data
     assert data.library_name == "peft" and data.base_model == "org/base"
 
 
 def test_a_smoke_run_has_no_results(copied):
     results = json.loads((copied / "results.json").read_text()) | {"smoke": True, "data": "made up"}
     (copied / "results.json").write_text(json.dumps(results))
-    card = ModelCard(publish.package(copied, "me/x").files["README.md"].decode())
+    card = ModelCard(package_run(copied, "me/x").files["README.md"].decode())
     assert card.data.eval_results is None and "None: a smoke run on made-up data" in card.text
 
 
@@ -669,14 +646,14 @@ def test_what_cannot_be_published(missing, repo_id, message, copied):
     if missing:
         (copied / missing).unlink()
     with pytest.raises(RecipeError, match=message):
-        publish.package(copied, repo_id)
+        package_run(copied, repo_id)
 
 
 def test_results_of_something_else(copied):
     for text in ("[]", '{"accuracy": 1}'):
         (copied / "results.json").write_text(text)
         with pytest.raises(RecipeError, match=r"its results\.json is not one of `adamnx-hf run`"):
-            publish.package(copied, "me/x")
+            package_run(copied, "me/x")
 
 
 def test_push_to_hub_of_a_recipe(server, tiny, tmp_path):
@@ -684,7 +661,7 @@ def test_push_to_hub_of_a_recipe(server, tiny, tmp_path):
     words = ["--output_dir", str(out), "--max_steps", "1", "--push_to_hub", "--hub_model_id", "pushed"]
     assert cli.main(["run", tiny, *words]) == 0
     files = server.files("me/pushed")
-    assert files["README.md"] == publish.package(out, "me/pushed").files["README.md"]
+    assert files["README.md"] == package_run(out, "me/pushed").files["README.md"]
     assert "training_args.bin" not in files and str(tmp_path).encode() not in files["recipe.yaml"]
     assert hf_hub_download("me/pushed", "config.json", endpoint=server.endpoint, cache_dir=tmp_path / "c")
 

@@ -11,11 +11,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adamnx_hf import cli
+from adamnx_hf import cli, recipes
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.plain_values import walk
 from adamnx_hf.recipes import policy
-from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf.recipes.fields import FieldParser
+from adamnx_hf.recipes.load import load_recipe
 from adamnx_hf.tasks import TASKS, load_task
 
 #: The least that makes a recipe of each task.
@@ -193,7 +194,7 @@ def test_a_hostile_recipe_ends_in_one_line_and_does_nothing(values, field, serve
     before = contents(here)
     words = ["--output_dir", "runs/mine", "--resume_from_checkpoint", "last"]
     commands = [["run", ADDRESS, *words], ["memory", ADDRESS]]
-    if field == "label_names":  # one way for all: recipe.resolve
+    if field == "label_names":  # one way for all: resolve()
         commands.append(["compare", ADDRESS, "--optim", "adamnx", "adamw"])
     if field != "answer_pattern":  # which only a recipe that is put together looks into
         commands.append(["run", ADDRESS, "--help"])
@@ -209,15 +210,15 @@ def test_a_hostile_recipe_ends_in_one_line_and_does_nothing(values, field, serve
         assert set(server.served) <= {"recipe.yaml"}
 
 
-@pytest.mark.parametrize("name", list(recipe.named()))
+@pytest.mark.parametrize("name", list(recipes.list_recipes()))
 def test_the_packages_recipes_could_come_from_the_hub(name):
-    loaded = recipe._load(name)
+    loaded = load_recipe(name)
     policy.check(policy.Origin.HUB, loaded.values, "")
     assert policy.is_flags_only("hub_token") and not policy.is_flags_only("eos_token")
 
 
 def fields_of(task):
-    return recipe._Parser(MODULES[task]).fields
+    return FieldParser(MODULES[task]).fields
 
 
 def test_every_field_of_the_policy_is_one_of_a_recipe_and_every_other_is_refused():
@@ -292,7 +293,7 @@ def test_whatever_a_recipe_from_the_hub_holds(server, here, drawn):
     before, status = contents(here), environment()
     with watched() as events:
         try:
-            resolved = recipe.resolve(ADDRESS)
+            resolved = recipes.resolve(ADDRESS)
         except RecipeError as error:
             resolved, line = None, str(error)
     assert contents(here) == before and not touched(events, here)
@@ -302,7 +303,7 @@ def test_whatever_a_recipe_from_the_hub_holds(server, here, drawn):
         assert any(str(key).strip() in line or ascii(key)[1:-1] in line for key in values), line
         return
     put(server, {"task": task, **LEAST[task]})
-    default, found = parts(recipe.resolve(ADDRESS)), parts(resolved)
+    default, found = parts(recipes.resolve(ADDRESS)), parts(resolved)
     # What Transformers sets when it makes TrainingArguments, of what the policy names.
     derived = {
         "fp16_backend",
