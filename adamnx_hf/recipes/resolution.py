@@ -146,7 +146,7 @@ def _find_data_changes(loaded: LoadedRecipe, from_flags: Mapping[str, Any]) -> d
 
 
 def _has_local_data(values: Mapping[str, Any]) -> bool:
-    from adamnx_hf.tasks.data import local_data
+    from adamnx_hf.tasks.loading import local_data
 
     return bool(values.get("dataset_name")) and local_data(values["dataset_name"]) is not None
 

@@ -12,9 +12,13 @@ from torch.utils.data import DataLoader
 
 from adamnx_hf.common import images
 from adamnx_hf.common.errors import RecipeError, in_one_line
-from adamnx_hf.tasks import image_classification, masks, object_detection
+from adamnx_hf.tasks import object_detection
+from adamnx_hf.tasks.image_classification.dataset import ImageDataset, as_it_is
+from adamnx_hf.tasks.object_detection.dataset import DetectionDataset
+from adamnx_hf.tasks.semantic_segmentation.dataset import SegmentationDataset, eval_transform
+from adamnx_hf.tasks.semantic_segmentation.masks import PairFormat, check_pairs
 
-COLUMNS = {"image_column": "image", "mask_column": "mask"}
+COLUMNS = PairFormat("image", "mask")
 
 
 def encoded(kind="PNG", mode="RGB", **options):
@@ -74,23 +78,21 @@ def data_of(image=None, mask=None):
 
 def classified(data, **options):
     columns = {"image_column": "image", "labels": data["label"]}
-    return image_classification.ImageDataset(data, **columns, size=8, split="test", **options)
+    return ImageDataset(data, **columns, size=8, split="test", **options)
 
 
 def segmented(data, **options):
-    transform = masks.eval_transform(image_size=48, mean=[0] * 3, std=[1] * 3)
-    return masks.SegmentationDataset(
-        data, **COLUMNS, split="test", transform=transform, quiet=True, **options
-    )
+    transform = eval_transform(image_size=48, mean=[0] * 3, std=[1] * 3)
+    return SegmentationDataset(data, COLUMNS, split="test", transform=transform, quiet=True, **options)
 
 
 def detected(data, **options):
     arguments = object_detection.Arguments(architecture="yolov7_tiny", image_size=64, **options)
-    return object_detection.DetectionDataset(data, arguments, "test", ["a"], quiet=True)
+    return DetectionDataset(data, arguments, "test", ["a"], quiet=True)
 
 
 def check_masks(data):
-    return masks.check_pairs(data, **COLUMNS, split="test", classes=3, ignore_index=255, quiet=True)
+    return check_pairs(data, COLUMNS, split="test", classes=3, ignore_index=255, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_headers_of_images_and_masks_are_read_before_training(stored, column):
 def test_a_worker_says_it_in_one_line(stored):
     make, check = stored
     data = classified(data_of(make()))
-    loader = DataLoader(data, batch_size=2, num_workers=1, collate_fn=image_classification.as_it_is)
+    loader = DataLoader(data, batch_size=2, num_workers=1, collate_fn=as_it_is)
     with pytest.raises(RecipeError) as error:
         next(iter(loader))
     check(str(in_one_line(error.value)))

@@ -17,7 +17,7 @@ from adamnx_hf.runs.results import describe_weights
 from adamnx_hf.runs.titles import find_title
 from adamnx_hf.tasks import image_classification
 from adamnx_hf.tasks.base import Metric
-from adamnx_hf.tasks.trainer import ResumingCallback
+from adamnx_hf.tasks.callbacks import ResumingCallback
 
 
 def test_one_batch_an_epoch_is_not_timed(tiny, tmp_path, capsys):

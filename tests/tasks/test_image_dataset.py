@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Picture
 
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.tasks.image_classification import ImageDataset
+from adamnx_hf.tasks.image_classification.dataset import ImageDataset
 
 
 @pytest.mark.parametrize("keep_decoded", [True, False])

@@ -24,6 +24,7 @@ from adamnx_hf.optim import AdamNX
 from adamnx_hf.optim.schedules import beta2_for_horizon
 from adamnx_hf.runs import memory
 from adamnx_hf.tasks import language_modeling as task
+from adamnx_hf.tasks.language_modeling import toy
 from adamnx_hf.tasks.sft_trainer import ExactMatch, RecipeSFTConfig, RecipeSFTTrainer, normal_answer
 
 NAMES = [name for name, path in recipe.list_recipes().items() if path.parent.name == "language_modeling"]
@@ -47,7 +48,7 @@ def model_folder(tmp_path_factory):
     set_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=260, num_key_value_heads=2, max_position_embeddings=256, **sizes)
-    tokenizer = task._toy_tokenizer("<|endoftext|>")
+    tokenizer = toy.make_toy_tokenizer("<|endoftext|>")
     config.bos_token_id, config.eos_token_id = None, tokenizer.eos_token_id
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -199,7 +200,7 @@ def test_chats(mine, tmp_path):
     )
     row = trainer_of(path).train_dataset[0]
     own = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
-    assert task._toy_tokenizer("<|endoftext|>").decode(own) == "Hello.<|im_end|>"
+    assert toy.make_toy_tokenizer("<|endoftext|>").decode(own) == "Hello.<|im_end|>"
 
 
 def test_sharegpts_roles_reach_the_chat_template(mine, tmp_path):
@@ -551,7 +552,7 @@ def test_a_tokenizer_without_a_chat_template_or_an_end(mine, model_folder, tmp_p
     path = mine(model_name_or_path=str(bare), use_chat_template=True)
     assert cli.main(["run", path, *words]) == 1
     assert "has no chat template; pass --chat_template_path" in capsys.readouterr().err
-    (tmp_path / "chat.jinja").write_text(task._CHAT_TEMPLATE)
+    (tmp_path / "chat.jinja").write_text(toy.CHAT_TEMPLATE)
     path = mine(model_name_or_path=str(bare), use_chat_template=True)
     trainer = trainer_of(path, "--chat_template_path", str(tmp_path / "chat.jinja"))
     assert trainer.processing_class.pad_token == "<|endoftext|>"  # none of its own: the end's

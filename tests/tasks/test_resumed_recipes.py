@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 pytest.importorskip("trl")
 from adamnx_hf import recipes as recipe
 from adamnx_hf.runs import train
-from adamnx_hf.tasks import language_modeling
+from adamnx_hf.tasks.language_modeling import toy
 
 #: Two epochs, a save every 3 steps: in an epoch, at its end, in the other, and at the end of all.
 STEPS = ["--max_steps", "12", "--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "epoch"]
@@ -46,7 +46,7 @@ def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     set_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokenizer = language_modeling._toy_tokenizer("<|endoftext|>")
+    tokenizer = toy.make_toy_tokenizer("<|endoftext|>")
     config = LlamaConfig(vocab_size=260, num_key_value_heads=2, max_position_embeddings=64, **sizes)
     config.bos_token_id, config.eos_token_id = None, tokenizer.eos_token_id
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)

@@ -178,7 +178,7 @@ def _write_use(facts: CardFacts) -> str:
         f'model = pipeline("{facts.tag}", model="{facts.repo_id}")',
         f"print({call})",
     ]
-    if is_ours(config.get("model_type", "")):
+    if is_ours(config.get("model_type")):
         lines.insert(0, "import adamnx_hf  # makes this kind of model known to Transformers")
     return "\n".join(["```python", *lines, "```"])
 

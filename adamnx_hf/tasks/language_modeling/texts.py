@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from adamnx_hf.common.errors import RecipeError, nearest
 from adamnx_hf.common.images import named
-from adamnx_hf.tasks.data import check_columns
+from adamnx_hf.tasks.columns import check_columns
 
 __all__ = [
     "JOINED",
