@@ -30,7 +30,8 @@ def format_table(rows: Iterable[Sequence[str]], align: str = "", *, padded: bool
     """Returns a Markdown table, whose first row is its head.
 
     Args:
-        rows: lists of cells, all of the same length. A bar in a cell is escaped; the head may have empty cells.
+        rows: lists of cells, all of the same length. A bar in a cell is escaped. The head may hold empty
+            cells.
         align: `l` or `r` for each column, from the first; columns that are not named are left as they are.
         padded: whether spaces stand around the dashes below the head, too.
     """
