@@ -33,12 +33,12 @@ LARGER = {
     "adamnx_hf/optim/engines/triton_kernel.py:adamnx_update": KERNEL,
     "adamnx_hf/optim/engines/triton_kernel.py:step_kernel": KERNEL,
     "adamnx_hf/optim/engines/triton_kernel.py:store_moment": KERNEL,
-    "adamnx_hf/optim/engines/triton.py:_opaque_step": "an operator of torch takes lists and numbers one by one",
+    "adamnx_hf/optim/engines/triton.py:_opaque_step": "a torch operator takes lists and numbers one by one",
     "adamnx_hf/optim/update.py:adamnx_update": "the paper's update has nine symbols",
     "adamnx_hf/optim/functional.py:adamnx": "the signature follows torch.optim's functions",
     "adamnx_hf/optim/optimizer.py:__init__": "the signature follows torch.optim's classes",
-    "adamnx_hf/models/torchvision_net/nets.py:convnext": "a recipe names what it changes of the network",
-    "adamnx_hf/models/torchvision_net/nets.py:efficientnet_v2": "a recipe names what it changes of the network",
+    "adamnx_hf/models/torchvision_net/nets.py:convnext": "a recipe names each change",
+    "adamnx_hf/models/torchvision_net/nets.py:efficientnet_v2": "a recipe names each change",
 }
 
 FILES = sorted(path for name in ("adamnx_hf", "trainer_patches") for path in (ROOT / name).rglob("*.py"))
