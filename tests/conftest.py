@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def pytest_collection_modifyitems(items):
     """Files whose fixtures take long begin early: at the end one worker would wait for them alone."""
-    items.sort(key=lambda item: item.path.name != "test_transformers_patch.py")
+    items.sort(key=lambda item: item.path.name != "test_patch.py")
 
 
 @pytest.fixture(scope="module", autouse=True)
