@@ -1,7 +1,7 @@
 """The optimizer AdamNX. This package needs torch alone (and torch's Triton, where there is a GPU).
 
-A gradient goes from `optimizer` by way of `part`, `functional` and `step` to an engine of `engines`. `formats`
-knows how moments and parameters are stored, `schedules` how β̂2 rises, `update` has the algorithm.
+A gradient goes from `optimizer` by way of `part`, `functional` and `step` to one of the `engines`. `formats`
+knows how moments and parameters are stored, `schedules` how β̂2 rises; `update` has the algorithm.
 """
 
 from adamnx_hf.optim.convert import from_adamw
