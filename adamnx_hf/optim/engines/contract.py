@@ -1,4 +1,4 @@
-"""What an engine is: the contract that :func:`adamnx_hf.optim.functional.adamnx` and engines keep.
+"""The contract between :func:`adamnx_hf.optim.functional.adamnx` and engines.
 
 An engine carries out one AdamNX step on many tensors at once. It is given real tensors of one device, those
 of one parameter laid out alike in dense memory, and knows nothing of param_groups, `step` counters, complex
@@ -31,12 +31,12 @@ def pick_weights(weights: Weight, places: Sequence[int]) -> Weight:
 
 
 class Case(NamedTuple):
-    """What an engine is asked to serve."""
+    """A case that an engine may or may not be able to serve."""
 
     device: str
-    """Type of the tensors' device."""
+    """The type of the tensors' device."""
     dtype: torch.dtype
-    """Dtype of the arithmetic, as :func:`adamnx_hf.optim.formats.moment_dtype` gives it."""
+    """The dtype of the arithmetic, as :func:`adamnx_hf.optim.formats.moment_dtype` gives it."""
     host_schedule: bool = True
     """Whether the weights are known on the host."""
     differentiable: bool = False
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
 
 class Abilities(NamedTuple):
-    """What an engine can do, and what asks for it."""
+    """The abilities of an engine, and the flags that ask for it."""
 
     dtypes: frozenset[torch.dtype] = frozenset()
     """Dtypes that tensors of one call may have in any mixture. Empty: all have the dtype of the arithmetic.
@@ -58,7 +58,7 @@ class Abilities(NamedTuple):
     unscales: bool = False
     """Whether the engine itself divides gradients by `grad_scale` and obeys `found_inf`."""
     flag: Literal["fused", "foreach"] | None = None
-    """Which of torch.optim's flags asks for the engine; None for a plain loop."""
+    """The flag of torch.optim that asks for the engine; None for a plain loop."""
     compiled: Literal["traced", "operator"] | None = None
     """How torch.compile takes a step: it sees into it, or it calls it as an operator, only where the flag
     asks for that. None: it cannot."""
@@ -83,7 +83,7 @@ class Rule(NamedTuple):
 
 
 class Extras(NamedTuple):
-    """What only engines need that round or unscale."""
+    """Arguments for engines that round or unscale themselves."""
 
     step: Weight
     """t, a number or one for each parameter, as the weights are; seeds the rounding."""
@@ -107,7 +107,7 @@ class Extras(NamedTuple):
 
 
 class Engine(Protocol):
-    """What an engine module offers."""
+    """The names that an engine module offers."""
 
     ABILITIES: Abilities
 
@@ -117,5 +117,5 @@ class Engine(Protocol):
     def step_(self, columns: Columns, rule: Rule, extras: Extras) -> None:
         """Steps the parameters in place, as :func:`adamnx_hf.optim.update.adamnx_update` does.
 
-        An engine that does not `round` need not look at `extras`, nor at `columns.residuals`.
+        An engine that neither rounds nor unscales has no use for `extras` and `columns.residuals`.
         """

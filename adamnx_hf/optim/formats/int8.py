@@ -107,7 +107,8 @@ def encode(values: Tensor, bits: Tensor, *, signed: bool) -> Tensor:
 
     k is at least −126 and at most 126, or 63 with a sign. A value above 2^k becomes 2^k, and so does an inf
     or a nan. So a square that overflowed leaves the numbers of its block intact, and the element's next
-    steps, m / √v, are no longer than others'. If m or v is nan, or m is inf, the parameter is nan anyway.
+    steps, m / √v, are no longer than others'. If m or v is nan, or m is inf, the parameter has become nan
+    anyway.
 
     All of this shifts bits, so the Triton kernel and every device pack the same bytes.
 

@@ -1,4 +1,4 @@
-"""What an engine is given at a time: some parameters, or of large ones some rows."""
+"""Batches of few elements: some parameters, or some rows of large ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     """How many of a parameter's elements come before its rows."""
 
     def of(self, columns: Columns) -> Columns:
-        """Returns what this batch has of `columns`."""
+        """Returns the part of `columns` that this batch has."""
         if not self.rows:
             return columns.pick(self.places)
         return Columns(
@@ -38,12 +38,12 @@ class Batch(NamedTuple):
 
 
 def cut(places: Sequence[int], columns: Columns, *, by_rows: bool = True) -> Iterator[Batch]:
-    """Yields batches of few elements each, for what needs copies.
+    """Yields batches of few elements each, for parameters that are copied.
 
-    A parameter with more elements is cut into batches of rows, or where it cannot be cut it is a batch.
+    A larger parameter is cut into batches of rows. If it cannot be cut, it is a batch by itself.
 
     Args:
-        places: those of the parameters to cut.
+        places: the places of the parameters.
         columns: the step's tensors.
         by_rows: whether parameters may be cut.
     """

@@ -1,4 +1,4 @@
-"""How many steps were done, what the schedules make of that, and counting on."""
+"""The counters of steps, the weights that schedules give at the next step, and counting on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls engines: on parameters as they are, or on copies of those that the engine cannot take."""
+"""Calls of engines: on parameters as they are, or on copies of those that the engine cannot take."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _copy_tensor(
 def _write_back(
     copies: Columns, originals: Columns, batch: Batch, extras: Extras, *, engine_rounds: bool
 ) -> None:
-    """Stores what the engine has made of `copies`, each tensor in its own format."""
+    """Stores `copies` after the step in their originals, each in its own format."""
     for i, place in enumerate(batch.places):
         t = extras.step if isinstance(extras.step, float) else extras.step[place]
         bits = RandomBits(t, extras.numbers[place], batch.starts[i])

@@ -1,4 +1,4 @@
-"""What users bring is checked, and DTensors and complex tensors are turned into plain real ones."""
+"""Checks of the arguments, and plain real tensors in the place of DTensors and complex ones."""
 
 from __future__ import annotations
 

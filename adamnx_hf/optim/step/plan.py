@@ -1,4 +1,4 @@
-"""Which engine steps which parameters: buckets of those that one engine can step together."""
+"""The plan of a step: buckets of parameters that one engine can step together."""
 
 from __future__ import annotations
 
