@@ -154,7 +154,10 @@ class Commands:
             command = build_command(words)
             return self.program("python", *command[1:]) if command[0] == sys.executable else 0
         if is_module:
-            return importlib.import_module(name).main(list(words))
+            module = importlib.import_module(name)
+            if hasattr(module, "__path__"):  # a package, which is run by its __main__
+                module = importlib.import_module(f"{name}.__main__")
+            return module.main(list(words))
         return self.example(Path(name).name, words)
 
     def cli(self, words):
