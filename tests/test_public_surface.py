@@ -6,7 +6,7 @@ import pytest
 
 import adamnx_hf
 import trainer_patches
-from adamnx_hf import cli, optim
+from adamnx_hf import cli, optim, recipes, runs
 
 NAMES = {
     adamnx_hf: [
@@ -36,6 +36,8 @@ NAMES = {
         "unwrap_optimizer",
     ],
 }
+#: What docs/api.md says of these two; they may give more.
+FACES = {recipes: ["Recipe", "resolve"], runs: ["Memory", "as_it_is", "expected", "of_recipe", "train"]}
 COMMANDS = [
     "demo",
     "bench",
@@ -147,6 +149,12 @@ def check(value, kind, where):
 def test_public_names(module):
     assert sorted(module.__all__) == NAMES[module]
     assert all(hasattr(module, name) for name in module.__all__)
+
+
+@pytest.mark.parametrize("module", FACES, ids=lambda module: module.__name__)
+def test_public_names_of_rooms(module):
+    for name in FACES[module]:
+        assert name in module.__all__ and callable(getattr(module, name)), name
 
 
 def test_commands():

@@ -1,11 +1,11 @@
 """What a recipe may decide, by where it comes from.
 
 A recipe of the package, or a file of the user's own, decides everything but :data:`FLAGS_ONLY` and whose code
-runs. A recipe from the Hub is somebody else's. It decides what :data:`HUB` names, within the rule that stands
-there, and nothing else: it says what is trained and how. Whoever runs it says by flags where files are
+runs. A recipe from the Hub is somebody else's. It decides the fields that :data:`HUB` names, within the rule
+that stands there, and nothing else: it says what is trained and how. Its user says by flags where files are
 written, what is sent, how the machine is used and whose code runs.
 
-Rules judge values as they will be used: parsed, with JSON text looked into, whatever they were written as.
+Rules judge values as they will be used: parsed, with JSON text read, however the file writes them.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Origin(Enum):
     HUB = "the Hub"
 
 
-#: What no recipe decides, wherever it comes from: what is overwritten, what is read as a checkpoint, whose
-#: code runs, and secrets.
+#: Fields that no recipe decides, wherever it comes from. They say what is overwritten, what is read as a
+#: checkpoint and whose code runs, or hold secrets.
 FLAGS_ONLY = re.compile(
     r"overwrite_output_dir|resume_from_checkpoint|trust_remote_code|(?!eos_|pad_)\w+_token"
 )
@@ -84,14 +84,14 @@ def _fields(rule: Rule, names: str) -> dict[str, Rule]:
     return dict.fromkeys(names.split(), rule)
 
 
-#: What a recipe from the Hub may decide, and the rule for its value.
+#: Fields that a recipe from the Hub may decide, each with the rule for its value.
 HUB: dict[str, Rule] = {
-    # What it is.
+    # The recipe itself.
     **_fields(word, "task"),
     **_fields(label, "title hardware hours"),
     **_fields(list_of(count), "paper_tables"),
     **_fields(flag, "fast smoke"),
-    # The data: on the Hub, and what of them.
+    # The data: their name on the Hub, and which part of them.
     **_fields(name_on_hub, "dataset_name"),
     **_fields(matches(r"\w[\w .+-]*", "the name of a configuration"), "dataset_config_name"),
     **_fields(revision, "dataset_revision"),
@@ -114,7 +114,7 @@ HUB: dict[str, Rule] = {
     **_fields(list_of(number(), 10), "image_mean image_std scale_range"),
     **_fields(number(), "jitter_probability flip_probability class_balance"),
     **_fields(flag, "keep_decoded augment_on_device channels_last"),
-    # How text does.
+    # How text becomes a model's input.
     **_fields(text(10_000, lines=True), "prompt_template completion_template join_rows"),
     **_fields(one_of("nowhere", "prompt", "anywhere"), "allow_blank"),
     **_fields(text(1000), "answer_pattern"),
@@ -207,9 +207,9 @@ def why_not(origin: Origin, key: str, value: Any) -> str | None:
     """Says why a recipe of this origin may not decide `key` to be `value`; None if it may.
 
     Args:
-        origin: of the recipe.
-        key: a field.
-        value: as it was parsed: JSON text is a dictionary by now.
+        origin: the recipe's.
+        key: the name of a field.
+        value: its value, parsed: JSON text is a dictionary by now.
 
     Returns:
         The end of a sentence that begins with the field's name.
@@ -237,12 +237,12 @@ def check(origin: Origin, values: Mapping[str, Any], source: str) -> None:
     """Checks that a recipe of this origin may decide all that it does.
 
     Args:
-        origin: of the recipe.
+        origin: the recipe's.
         values: its fields, parsed.
-        source: what messages begin with.
+        source: the beginning of messages.
 
     Raises:
-        RecipeError: it may not decide a field, which the message names.
+        RecipeError: the recipe may not decide a field, which the message names.
     """
     for key, value in values.items():
         if reason := why_not(origin, key, value):

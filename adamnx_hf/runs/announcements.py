@@ -9,6 +9,7 @@ from typing import Any
 from adamnx_hf.common.errors import printable
 from adamnx_hf.common.plain_values import plain_value
 from adamnx_hf.runs.folder import RESULTS
+from adamnx_hf.runs.memory import count_parameters
 from adamnx_hf.runs.titles import find_title
 from adamnx_hf.tasks.base import Recipe
 
@@ -19,8 +20,7 @@ def print_start(recipe: Recipe, trainer: Any) -> None:
     """Prints what is trained, by which optimizer, on which data, and into which folder."""
     args = recipe.training_arguments
     data = "made-up data" if recipe.synthetic_data else recipe.task_arguments.dataset_name
-    count = sum(p.numel() for p in trainer.model.parameters())
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    count, trained = count_parameters(trainer.model)
     some = f", {trained:,} of them trained" if trained < count else ""
     title = printable(find_title(recipe))
     print(

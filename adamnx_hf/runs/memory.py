@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-__all__ = ["Memory", "as_it_is", "expected", "of_recipe", "plain_tensors"]
+__all__ = ["Memory", "as_it_is", "count_parameters", "expected", "of_recipe", "plain_tensors"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +123,12 @@ def _count_bytes(values: Iterable[Any]) -> int:
     return sum(tensor.nbytes for tensor in plain_tensors(values))
 
 
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Returns how many parameters a model has, and how many of them are trained."""
+    counts = [(param.numel(), param.requires_grad) for param in model.parameters()]
+    return sum(count for count, _ in counts), sum(count for count, trains in counts if trains)
+
+
 def plain_tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
     """Yields the tensors among `values`; for one that wraps others (torchao's, a DTensor), those others."""
     import torch
@@ -169,6 +175,4 @@ def _reckon(recipe: Any) -> tuple[Memory, int, int]:
         made: Optimizer = factory(params, **options)
         return made
 
-    counts = [(param.numel(), param.requires_grad) for param in model.parameters()]
-    trained = sum(count for count, trains in counts if trains)
-    return expected(model, optimizer, packed), sum(count for count, _ in counts), trained
+    return expected(model, optimizer, packed), *count_parameters(model)

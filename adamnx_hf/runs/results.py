@@ -10,6 +10,7 @@ from typing import Any
 from adamnx_hf.common.plain_values import plain_value
 from adamnx_hf.common.splits import judged_on_training_rows
 from adamnx_hf.runs.epochs import find_best_and_last
+from adamnx_hf.runs.memory import count_parameters
 from adamnx_hf.runs.record import RunRecord
 from adamnx_hf.runs.titles import list_data_changes
 from trainer_patches import unwrap_optimizer
@@ -80,6 +81,7 @@ class Results:
         args, unit, metrics = recipe.training_arguments, recipe.task.UNIT, recipe.task.METRICS
         optimizer = unwrap_optimizer(trainer.optimizer)
         group = optimizer.param_groups[0]
+        parameters, trained = count_parameters(trainer.model)
         total_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         changes = _make_plain(recipe.changes)
         if args.world_size > 1:
@@ -103,8 +105,8 @@ class Results:
             train_examples=len(trainer.train_dataset),
             eval_examples=len(trainer.eval_dataset),
             judged_on_training_rows=judged_on_training_rows(recipe),
-            parameters=sum(p.numel() for p in trainer.model.parameters()),
-            trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            parameters=parameters,
+            trainable_parameters=trained,
             memory_bytes=record.memory,
             total_train_batch_size=total_batch,
             steps=trainer.state.global_step,

@@ -11,10 +11,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adamnx_hf import cli, recipes
+from adamnx_hf import cli
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.plain_values import walk
-from adamnx_hf.recipes import policy
+from adamnx_hf.recipes import list_recipes, policy, resolve
 from adamnx_hf.recipes.fields import FieldParser
 from adamnx_hf.recipes.load import load_recipe
 from adamnx_hf.tasks import TASKS, load_task
@@ -210,7 +210,7 @@ def test_a_hostile_recipe_ends_in_one_line_and_does_nothing(values, field, serve
         assert set(server.served) <= {"recipe.yaml"}
 
 
-@pytest.mark.parametrize("name", list(recipes.list_recipes()))
+@pytest.mark.parametrize("name", list(list_recipes()))
 def test_the_packages_recipes_could_come_from_the_hub(name):
     loaded = load_recipe(name)
     policy.check(policy.Origin.HUB, loaded.values, "")
@@ -293,7 +293,7 @@ def test_whatever_a_recipe_from_the_hub_holds(server, here, drawn):
     before, status = contents(here), environment()
     with watched() as events:
         try:
-            resolved = recipes.resolve(ADDRESS)
+            resolved = resolve(ADDRESS)
         except RecipeError as error:
             resolved, line = None, str(error)
     assert contents(here) == before and not touched(events, here)
@@ -303,7 +303,7 @@ def test_whatever_a_recipe_from_the_hub_holds(server, here, drawn):
         assert any(str(key).strip() in line or ascii(key)[1:-1] in line for key in values), line
         return
     put(server, {"task": task, **LEAST[task]})
-    default, found = parts(recipes.resolve(ADDRESS)), parts(resolved)
+    default, found = parts(resolve(ADDRESS)), parts(resolved)
     # What Transformers sets when it makes TrainingArguments, of what the policy names.
     derived = {
         "fp16_backend",
