@@ -27,7 +27,7 @@ from trainer_patches import registered_optimizers
 
 __all__ = ["Recipe", "as_file", "resolve"]
 
-#: What `--smoke` sets for every task.
+#: The fields that `--smoke` sets for every task.
 SMOKE = {
     "max_steps": 4,
     "per_device_train_batch_size": 8,
