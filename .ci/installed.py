@@ -39,7 +39,7 @@ def base() -> None:
 
     import adamnx_hf
     import trainer_patches
-    from adamnx_hf.recipes.resolve import folder
+    from adamnx_hf.recipes.files import find_folder
 
     optimizer()
     for package in (adamnx_hf, trainer_patches):
@@ -69,13 +69,13 @@ def base() -> None:
     assert "publish" in command("--help")
     listed = {entry["name"] for entry in json.loads(command("recipes", "--json"))}
     assert listed == {
-        path.stem for path in folder().glob("*_*/*.yaml") if path.parent.name != "accelerate_configs"
+        path.stem for path in find_folder().glob("*_*/*.yaml") if path.parent.name != "accelerate_configs"
     }
     assert "voc_yolov7_tiny" in listed
 
     from accelerate.commands.config.config_args import load_config_from_file
 
-    configs = folder() / "accelerate_configs"
+    configs = find_folder() / "accelerate_configs"
     assert str(configs) in command("recipes")
     assert len([load_config_from_file(str(path)) for path in configs.glob("*.yaml")]) == 7
     assert len([json.loads(path.read_text()) for path in configs.glob("deepspeed/*.json")]) == 5

@@ -107,6 +107,7 @@ def _main(argv: Sequence[str]) -> int:
     try:
         return args.run(args) or 0
     except RecipeError as error:
+        close_bars()
         print(f"{args.prog}: error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:

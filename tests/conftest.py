@@ -98,6 +98,23 @@ def tiny(tmp_path, folder, timed_briefly):
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, folder, timed_briefly):
+    """The folder of a run that was trained on a local folder, with two files that may hold pickles."""
+    from hub_server import TOKEN
+
+    from adamnx_hf import cli
+
+    root = tmp_path_factory.mktemp("trained")
+    written = root / "colours.yaml"
+    written.write_text(yaml.safe_dump({**TINY, "dataset_name": str(folder), "title": "Colours"}))
+    words = ["--num_train_epochs", "1", "--hub_token", TOKEN, "--seed", "3"]
+    assert cli.main(["run", str(written), "--output_dir", str(root / "run"), *words]) == 0
+    for name in ("training_args.bin", "optimizer.pt"):
+        (root / "run" / name).write_bytes(b"a pickle")
+    return root / "run"
+
+
 @pytest.fixture(scope="module")
 def one_server():
     from hub_server import HubServer

@@ -35,7 +35,8 @@ from sybil.parsers.abstract.doctest import DocTestStringParser  # noqa: E402
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser  # noqa: E402
 
 from adamnx_hf import cli  # noqa: E402
-from adamnx_hf.tasks.masks import synthetic  # noqa: E402
+from adamnx_hf.tasks.semantic_segmentation.made_up import synthetic  # noqa: E402
+from adamnx_hf.tasks.semantic_segmentation.masks import PairFormat  # noqa: E402
 from trainer_patches import registered_optimizers, registry  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +171,7 @@ class Commands:
                 patch.setattr(command, "run", enough)
             patch.setattr("adamnx_hf.studies.compare.execute.carry_out", enough)
             if words[0] == "run":
-                patch.setattr("adamnx_hf.runs.train.train", self.train)
+                patch.setattr("adamnx_hf.runs.training.train", self.train)
             return cli.main(words)
 
     def example(self, name, words):
@@ -319,7 +320,7 @@ def two_pictures(namespace, patch):
 def made_up_pairs(namespace, patch):
     """In the place of images that are not ours to give away."""
     for split in ("train", "validation"):
-        pairs = synthetic(5, image_column="image", mask_column="mask", classes=3, ignore_index=255)
+        pairs = synthetic(5, PairFormat("image", "mask"), classes=3, ignore_index=255)
         pairs.to_parquet(f"path/to/voc2007_seg/data/{split}-00000-of-00001.parquet")
 
 
@@ -330,7 +331,7 @@ def own_data(namespace, patch):
     import numpy as np
     from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification
 
-    from adamnx_hf.tasks.language_modeling import _CHAT_TEMPLATE
+    from adamnx_hf.tasks.language_modeling.toy import CHAT_TEMPLATE
 
     random = np.random.default_rng(0)
 
@@ -377,7 +378,7 @@ def own_data(namespace, patch):
     longer = json.loads(config.read_text()) | {"max_position_embeddings": 64}
     config.write_text(json.dumps(longer))
     tokenizer = AutoTokenizer.from_pretrained("path/to/model")
-    tokenizer.chat_template = _CHAT_TEMPLATE
+    tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained("path/to/model")
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     ViTForImageClassification(ViTConfig(**sizes)).save_pretrained("path/to/vit")

@@ -8,7 +8,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf import recipes as recipe
 from adamnx_hf.tasks import object_detection
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "examples" / "voc_dataset.py"

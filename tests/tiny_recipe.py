@@ -1,4 +1,6 @@
-"""A recipe for tests of what needs no network to speak of."""
+"""A recipe for tests of what needs no network to speak of, and the results of its runs."""
+
+import json
 
 TINY = {
     "task": "image_classification",
@@ -21,3 +23,8 @@ TINY = {
     "num_train_epochs": 2,
     "use_cpu": True,
 }
+
+
+def results_of(folder):
+    """The content of results.json in the folder of a run."""
+    return json.loads((folder / "results.json").read_text())

@@ -29,7 +29,7 @@ from results import Lines, centre_rates, key_of, mode_of, of_kind, todo
 from verdict import summary, verdict
 
 from adamnx_hf.common.errors import RecipeError, number
-from adamnx_hf.runs.report import write_json
+from adamnx_hf.common.files import write_json
 
 #: Exit status of a process that cannot be trusted with another run.
 SPOILED = 75

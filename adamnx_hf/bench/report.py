@@ -15,8 +15,8 @@ from adamnx_hf.bench import charts, timing
 from adamnx_hf.bench.device import measure_copy
 from adamnx_hf.bench.plan import Plan
 from adamnx_hf.bench.tables import format_report
-from adamnx_hf.common.files import write_text
-from adamnx_hf.runs.report import environment, write_json
+from adamnx_hf.common.files import write_json, write_text
+from adamnx_hf.runs.environment import describe_environment
 
 __all__ = ["describe_machine", "draw_report", "find_kernel", "run_plan"]
 
@@ -96,7 +96,7 @@ def describe_machine(device: str) -> dict[str, str]:
     """Returns versions and hardware, as the report names them."""
     import torch
 
-    known = environment()
+    known = describe_environment()
     facts = {
         # A copy of the tree, on another machine say, has no checkout that would tell the commit.
         "adamnx-hf": f"{known['adamnx-hf']} (commit "

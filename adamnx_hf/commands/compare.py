@@ -158,7 +158,7 @@ def _field_names(words: Sequence[str]) -> set[str]:
 
 def _format_command(args: argparse.Namespace, flags: Sequence[str]) -> str:
     """Returns the command as it was typed, without folders of this machine and tokens."""
-    from adamnx_hf.runs.train import without_tokens
+    from adamnx_hf.runs.command_line import hide_tokens
 
     options = ["--keep-models"] if args.keep_models else []
     options += [f"--sweep={text}" for text in args.sweep]
@@ -168,7 +168,7 @@ def _format_command(args: argparse.Namespace, flags: Sequence[str]) -> str:
         options += [f"--validation-split={split}"] if split else [f"--hold-out={args.hold_out}"]
         options += [f"--metric={args.metric}"] if args.metric else []
     words = []
-    for word in without_tokens(flags):
+    for word in hide_tokens(flags):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         words.append(f"{flag}{equals}{hide_folders(value)}" if value else word)
     recipe = hide_folders(args.recipe)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adamnx_hf.common.errors import number
+from adamnx_hf.common.files import write_json
 
 __all__ = ["EXTRA", "add_arguments", "run"]
 
@@ -40,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measures a run, writes jitter.json and jitter.png into its folder, and prints the numbers."""
-    from adamnx_hf.runs import report
+    from adamnx_hf.runs.environment import describe_environment
     from adamnx_hf.studies.jitter import draw, gradients_of, measure
 
     gradients = gradients_of(args.folder, args.batches, args.coordinates, args.dataset_name)
-    content = measure(gradients, args.steps, args.streams) | {"environment": report.environment()}
-    report.write_json(args.folder / "jitter.json", content)
+    content = measure(gradients, args.steps, args.streams) | {"environment": describe_environment()}
+    write_json(args.folder / "jitter.json", content)
     draw(args.folder / "jitter.png", content)
     for name, sample in content["gradients"].items():
         print(f"{name}: κ {sample['kappa']:.3g}, of g² one batch later {sample['autocorrelation']:+.3f}")

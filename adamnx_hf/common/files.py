@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import platform
 import re
@@ -28,6 +29,7 @@ __all__ = [
     "remove_drafts",
     "save_figure",
     "sole_writer",
+    "write_json",
     "write_text",
 ]
 
@@ -64,6 +66,11 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text`, whole or not at all; see :func:`beside`."""
     with beside(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` as JSON, whole or not at all; see :func:`beside`."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def save_figure(figure: Any, path: Path, **options: Any) -> None:

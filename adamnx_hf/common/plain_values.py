@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 import yaml
 
-__all__ = ["LONGEST", "read_json", "read_yaml", "walk"]
+__all__ = ["LONGEST", "plain_value", "read_json", "read_yaml", "walk"]
 
 #: No text is longer, in bytes.
 LONGEST = 100_000
@@ -95,6 +96,11 @@ def walk(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ..
         items = enumerate(value)
     for key, item in items:
         yield from walk(item, (*path, key))
+
+
+def plain_value(value: Any) -> Any:
+    """Returns the value of an Enum's member, as Transformers' arguments hold them; else `value` as it is."""
+    return value.value if isinstance(value, Enum) else value
 
 
 class _Loader(yaml.SafeLoader):

@@ -66,7 +66,7 @@ def judged_on_training_rows(recipe: Any) -> bool:
     """Whether a run of `recipe` is judged on rows that it is trained on, as far as its splits' texts tell.
 
     Args:
-        recipe: a :class:`adamnx_hf.recipes.resolve.Recipe`.
+        recipe: a :class:`adamnx_hf.tasks.base.Recipe`.
     """
     data = recipe.task_arguments
     if recipe.synthetic_data or data.eval_on_held_out or data.eval_on_sweep_rows:  # rows of their own

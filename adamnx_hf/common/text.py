@@ -26,16 +26,18 @@ def format_metric(name: str) -> str:
     return name.replace("_", " ").replace("top", "top-")
 
 
-def format_table(rows: Iterable[Sequence[str]], align: str = "") -> str:
+def format_table(rows: Iterable[Sequence[str]], align: str = "", *, padded: bool = False) -> str:
     """Returns a Markdown table, whose first row is its head.
 
     Args:
         rows: of cells, all of the same length. A bar in a cell is escaped; a cell of the head may be empty.
         align: `l` or `r` for each column, from the first; columns that are not named are left as they are.
+        padded: whether spaces stand around the dashes below the head, too.
     """
     head, *body = rows
-    rules = "|".join("---:" if side == "r" else "---" for side in align.ljust(len(head)))
-    return "\n".join([_row(head).replace("|  |", "| |"), f"|{rules}|", *map(_row, body)])
+    rules = ["---:" if side == "r" else "---" for side in align.ljust(len(head))]
+    heads = _row(head).replace("|  |", "| |")
+    return "\n".join([heads, _row(rules) if padded else f"|{'|'.join(rules)}|", *map(_row, body)])
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -69,7 +69,7 @@ __getattr__ = import_on_access(
 )
 
 
-def is_ours(model_type: str) -> bool:
+def is_ours(model_type: str | None) -> bool:
     """Says whether Transformers knows a model type by us alone."""
     return model_type in MODELS
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from adamnx_hf.recipes.resolve import folder, read
+from adamnx_hf.recipes.files import find_folder, read_recipe
 
 __all__ = ["Table", "tables"]
 
@@ -18,11 +18,11 @@ class Table:
     number: int
     title: str
     recipe: str | None = None
-    """None if there is no recipe for the table yet."""
+    """None: there is no recipe for it yet."""
     metrics: tuple[str, ...] = ()
     rows: tuple[Mapping[str, Any], ...] = ()
-    """Each has a `label`, the `published` metrics by name, and the `optim`, `beta2_schedule` and `betas` that
-    the runs of the row have."""
+    """Each has a `label`, the `published` metrics by name, and the `optim`, `beta2_schedule` and `betas` of
+    the runs that belong there."""
     note: str = ""
     examples: tuple[Mapping[str, int], ...] = ({},)
     """How many `train_examples` and `eval_examples` a run must have had, for each data set that will do. The
@@ -31,7 +31,7 @@ class Table:
 
 def tables() -> dict[int, Table]:
     """Returns the paper's tables by number."""
-    entries = read(folder() / "paper.yaml")["tables"]
+    entries = read_recipe(find_folder() / "paper.yaml")["tables"]
     return {
         number: Table(
             number,

@@ -36,7 +36,7 @@ def load_trainer(folder: Path, dataset_name: str | None = None) -> Any:
     Raises:
         RecipeError: the folder holds no whole model, or the data set is not there.
     """
-    from adamnx_hf.recipes import resolve as recipes
+    from adamnx_hf import recipes
 
     check_model(folder)
     words = ["--output_dir", str(folder), "--report_to=none", "--disable_tqdm=true"]

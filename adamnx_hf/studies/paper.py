@@ -131,7 +131,7 @@ def draw_curves(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         RecipeError: the runs are of several recipes, or there are none.
     """
-    from adamnx_hf.runs import report
+    from adamnx_hf.runs.curves import draw_runs
     from adamnx_hf.tasks import load_task
 
     recipes = sorted({run["recipe"] for run in runs})
@@ -145,7 +145,7 @@ def draw_curves(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
         for label, run in zip(labels, runs, strict=True)
     }
     seeds = "" if several else f" \N{MIDDLE DOT} seed {runs[0]['seed']}"
-    report.draw_runs(path, f"{recipes[0]}{seeds}", named, load_task(runs[0]["task"]).METRICS)
+    draw_runs(path, f"{recipes[0]}{seeds}", named, load_task(runs[0]["task"]).METRICS)
 
 
 def markdown(table: Table, rows: Sequence[Mapping[str, Any]], left_out: Sequence[Mapping[str, str]]) -> str:

@@ -1,31 +1,15 @@
-"""What a recipe can train. A task is a module of this package and a line in :data:`TASKS`.
+"""What a recipe can train.
 
-A task's module has:
-
-- `Arguments`: a dataclass of the recipe's fields that are the task's own.
-- `METRICS`: a :class:`adamnx_hf.tasks.base.Metric` for each metric that is reported best and last, by name.
-- `UNIT`: what is counted for throughput (`"images"`).
-- `PIPELINE_TAG`, if the task's name with hyphens is not one of the Hub's tasks: the one that is, or None.
-- `fast()`: values of `--fast`, by field name.
-- `smoke(arguments)`: values of `--smoke`, by field name.
-- `make_trainer(recipe)`: a :class:`adamnx_hf.tasks.trainer.RecipeTrainer` with model, data and metrics. What
-  a training set draws comes from its `random`, a :class:`adamnx_hf.tasks.randomness.RowRandom`.
-
-And it may have:
-
-- `DISPLACES`: fields that leave others without meaning. Where a flag gives one, the recipe's others are
-  dropped: `{"model_name_or_path": ("architecture", ...)}`.
-- `TrainingArguments`: a subclass of :class:`adamnx_hf.tasks.trainer.RecipeTrainingArguments`.
-- `draw_predictions(recipe, trainer, path)`: after training, draws what the model makes of some of the
-  evaluation split, as a PNG.
+To add one: a module or a folder that has what :class:`adamnx_hf.tasks.base.Task` lists, and a line in
+:data:`TASKS`.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 from adamnx_hf.common.errors import RecipeError, nearest
+from adamnx_hf.tasks.base import Task
 
 __all__ = ["TASKS", "load_task"]
 
@@ -38,12 +22,13 @@ TASKS = {
 }
 
 
-def load_task(name: str) -> Any:
-    """The module of the task `name`; imports it.
+def load_task(name: str) -> Task:
+    """Imports the module of the task `name`.
 
     Raises:
         RecipeError: there is no such task.
     """
     if not isinstance(name, str) or name not in TASKS:
         raise RecipeError(f"task: {name!r} is not known{nearest(str(name), TASKS)}")
-    return importlib.import_module(TASKS[name])
+    task: Task = importlib.import_module(TASKS[name])
+    return task

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from adamnx_hf.common.plain_values import read_json
+from adamnx_hf.common.plain_values import plain_value, read_json
 
-__all__ = ["Metric", "Recipe", "RecipeArguments", "find_field"]
+__all__ = ["Metric", "Recipe", "RecipeArguments", "Task", "find_field"]
 
 
 def as_share(percent: float) -> float:
@@ -32,6 +32,41 @@ class Metric(NamedTuple):
     """Its name on the Hub, in words."""
     to_hub: Callable[[float], float] = as_share
     """Turns our figure, a percentage unless this is `float`, into the Hub's."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What the module of a task has.
+
+    It may also have:
+
+    - `DISPLACES`: fields that leave others without meaning. Where a flag gives one, the recipe's others are
+      dropped: `{"model_name_or_path": ("architecture", ...)}`.
+    - `PIPELINE_TAG`, if the task's name with hyphens is not one of the Hub's tasks: the one that is, or None.
+    - `TrainingArguments`: a subclass of :class:`adamnx_hf.tasks.trainer.RecipeTrainingArguments`.
+    - `draw_predictions(recipe, trainer, path)`: after training, draws what the model makes of some of the
+      evaluation split, as a PNG.
+    """
+
+    Arguments: Any
+    """A dataclass of the recipe's fields that are the task's own."""
+    METRICS: Mapping[str, Metric]
+    """The metrics that are reported best and last, by name."""
+    UNIT: str
+    """What is counted for throughput, such as `"images"`."""
+
+    def fast(self) -> dict[str, Any]:
+        """Returns the values of `--fast`, by field name."""
+
+    def smoke(self, arguments: Any) -> dict[str, Any]:
+        """Returns the values of `--smoke`, by field name, for the task's `arguments`."""
+
+    def make_trainer(self, recipe: Recipe) -> Any:
+        """Makes a :class:`adamnx_hf.tasks.trainer.RecipeTrainer` with model, data and metrics.
+
+        What a training set draws comes from its `random`, a
+        :class:`adamnx_hf.tasks.randomness.RowRandom`.
+        """
 
 
 @dataclasses.dataclass
@@ -86,7 +121,7 @@ class Recipe:
     """The names of the fields that flags set."""
     arguments: RecipeArguments
     task: Any
-    """The task's module."""
+    """The task's module, a :class:`Task`."""
     task_arguments: Any
     training_arguments: Any
     synthetic_data: bool
@@ -99,7 +134,7 @@ class Recipe:
             return found.default_factory()
         if found is None or found.default is dataclasses.MISSING:
             return None
-        return getattr(found.default, "value", found.default)
+        return plain_value(found.default)
 
 
 def find_field(classes: Iterable[Any], name: str) -> dataclasses.Field[Any] | None:

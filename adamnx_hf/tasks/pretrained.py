@@ -1,16 +1,45 @@
-"""What a pretrained model's own files ask for, looked at before Transformers acts on it."""
+"""Pretrained models, loaded after a look at what their own files ask for."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.plain_values import walk
 
-__all__ = ["check_pretrained", "implementations"]
+__all__ = ["check_pretrained", "implementations", "label_maps", "load_pretrained"]
+
+
+def label_maps(classes: Sequence[str]) -> dict[str, Any]:
+    """Returns the options of a configuration that name the classes 0, 1, ..."""
+    return {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
+
+
+def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
+    """Loads a model in float32 to fine-tune; layers of other shapes start anew.
+
+    Args:
+        auto_class: Transformers' class for the task.
+        name: on the Hub, or a local folder.
+        options: further arguments of `from_pretrained`, such as :func:`label_maps`.
+
+    Raises:
+        RecipeError: see :func:`check_pretrained`.
+        OSError: see :func:`check_pretrained`.
+    """
+    import torch
+
+    check_pretrained(name)
+    return auto_class.from_pretrained(
+        name,
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+        trust_remote_code=False,  # None would ask whoever sits at the terminal
+        **options,
+    )
 
 
 def check_pretrained(name: str, revision: str | None = None, *, trusted: bool = False) -> None:

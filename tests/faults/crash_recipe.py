@@ -24,7 +24,7 @@ from crash import in_child, start
 from datasets import ClassLabel, Dataset, Features, Image, disable_progress_bars
 from transformers.models.auto import modeling_auto  # noqa: F401
 
-import adamnx_hf.commands.run
+import adamnx_hf.runs.training
 import adamnx_hf.tasks.image_classification  # noqa: F401
 from adamnx_hf import cli
 from adamnx_hf.runs import throughput

@@ -16,7 +16,7 @@ from transformers import Trainer
 
 from adamnx_hf import cli
 from adamnx_hf.common import files
-from adamnx_hf.runs import report
+from adamnx_hf.runs import curves
 from adamnx_hf.tasks.trainer import RecipeTrainer
 from trainer_patches.checkpoints import why_incomplete
 
@@ -144,7 +144,7 @@ def test_a_full_disk_when_the_model_is_saved(tiny, tmp_path, monkeypatch, capsys
 
 def test_a_picture_without_room_loses_no_results(tiny, tmp_path, capsys, limited):
     out = tmp_path / "out"
-    draw = report.draw
+    draw = curves.draw_run
 
     def drawn(*args):
         limited(LARGEST["curves.png"])
@@ -154,7 +154,7 @@ def test_a_picture_without_room_loses_no_results(tiny, tmp_path, capsys, limited
             limited(-1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", drawn)
+        patch.setattr(curves, "draw_run", drawn)
         assert cli.main(["run", tiny, "--output_dir", str(out), "--num_train_epochs", "1"]) == 1
     line = one_line(capsys.readouterr().err)
     assert f"{out / 'curves.png'} cannot be written (File too large); the model and results.json" in line
@@ -176,7 +176,6 @@ def test_json_is_whole_or_not_there(name, tiny, tmp_path, capsys, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files, "write_text", full)
-    monkeypatch.setattr(report, "write_text", full)
     assert cli.main(["run", tiny, "--output_dir", str(out), "--num_train_epochs", "1"]) == 1
     assert f"{out / name} cannot be written (No space left on device)" in one_line(capsys.readouterr().err)
     assert name not in names(out) and not [one for one in names(out) if one.startswith(".")]
@@ -184,7 +183,7 @@ def test_json_is_whole_or_not_there(name, tiny, tmp_path, capsys, monkeypatch):
 
 def test_what_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.json"
-    report.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
 
     def write():
         with files.beside(path) as draft:

@@ -11,12 +11,12 @@ from transformers import AutoModelForImageClassification, ViTImageProcessor, pip
 
 from adamnx_hf.models import TorchvisionNetConfig, TorchvisionNetForImageClassification
 from adamnx_hf.models.torchvision_net import nets
-from adamnx_hf.recipes.resolve import named, read
+from adamnx_hf.recipes import list_recipes, read_recipe
 
 PAPER = [
     name
-    for name, path in named().items()
-    if path.parent.name == "image_classification" and read(path)["paper_tables"]
+    for name, path in list_recipes().items()
+    if path.parent.name == "image_classification" and read_recipe(path)["paper_tables"]
 ]
 
 # With 100 classes: torchvision's counts for 1,000 less 900 outputs of the last layer. SwinV2's patches of one
@@ -54,14 +54,14 @@ def feature_size(model, size):
 
 
 def config_of(recipe, **more):
-    values = read(named()[recipe])
+    values = read_recipe(list_recipes()[recipe])
     return TorchvisionNetConfig(
         values["architecture"], {**values.get("architecture_options", {}), **more}, num_labels=100
     )
 
 
 def tiny(recipe):
-    values = read(named()[recipe])
+    values = read_recipe(list_recipes()[recipe])
     return TorchvisionNetForImageClassification(
         config_of(recipe, **nets.NETS[values["architecture"]].tiny)
     ).eval()

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamnx_hf import cli
+from adamnx_hf import recipes as recipe
 from adamnx_hf.commands import compare as command
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.recipes import resolve as recipe
-from adamnx_hf.runs import train as run
+from adamnx_hf.runs import training as run
 from adamnx_hf.studies.compare import charts, judge
 from adamnx_hf.studies.compare.contenders import Contender
 from adamnx_hf.studies.compare.plan import Run
@@ -114,7 +114,7 @@ def test_what_an_optimizers_settings_fix_is_not_swept(tiny, tmp_path, trained):
     assert {row[1] for row in trained[3:] if row[0] == "adamnx"} == {0.05}
     label = "adamnx learning_rate=0.05 beta2_schedule=adax"
     folder = tmp_path / "out" / Contender(label).folder / "as-given" / "seed0"
-    assert recipe.read(folder / "recipe.yaml")["optim_args"] == "beta2_schedule=adax"
+    assert recipe.read_recipe(folder / "recipe.yaml")["optim_args"] == "beta2_schedule=adax"
 
 
 def test_goes_on_where_it_was_interrupted(tiny, tmp_path, trained, monkeypatch):
@@ -440,7 +440,7 @@ def test_an_optimizers_settings_come_to_those_of_the_recipe(tiny, tmp_path, trai
     labels = ["adamnx", "adamnx horizon=500", "adamw"]
     assert cli.main(["compare", tiny, "--optim", *labels, "--seeds", "1", "--output_dir", str(out)]) == 0
     given = [
-        recipe.read(out / Contender(label).folder / "as-given" / "seed0" / "recipe.yaml").get("optim_args")
+        recipe.read_recipe(out / Contender(label).place({}, 0) / "recipe.yaml").get("optim_args")
         for label in labels
     ]
     assert given == ["beta1=0.8,horizon=auto", "beta1=0.8,horizon=500", None]

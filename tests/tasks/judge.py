@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf import recipes as recipe
 
 RECIPES = ("cifar100_nano", "sbd_unet", "voc_yolov7_tiny")
 

@@ -9,7 +9,8 @@ from hub_server import serving
 
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.tasks import load_task
-from adamnx_hf.tasks.data import DataArguments, load_splits
+from adamnx_hf.tasks.data import DataArguments
+from adamnx_hf.tasks.loading import load_splits
 
 
 @pytest.fixture

@@ -19,14 +19,15 @@ from transformers import (
 
 pytest.importorskip("trl")
 from adamnx_hf import cli
+from adamnx_hf import recipes as recipe
 from adamnx_hf.optim import AdamNX
 from adamnx_hf.optim.schedules import beta2_for_horizon
-from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.runs import memory
 from adamnx_hf.tasks import language_modeling as task
+from adamnx_hf.tasks.language_modeling import toy
 from adamnx_hf.tasks.sft_trainer import ExactMatch, RecipeSFTConfig, RecipeSFTTrainer, normal_answer
 
-NAMES = [name for name, path in recipe.named().items() if path.parent.name == "language_modeling"]
+NAMES = [name for name, path in recipe.list_recipes().items() if path.parent.name == "language_modeling"]
 #: From the models' own pages, adapters not counted.
 PUBLISHED = {
     "smollm2_135m_gsm8k": 134_515_008,
@@ -47,7 +48,7 @@ def model_folder(tmp_path_factory):
     set_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=260, num_key_value_heads=2, max_position_embeddings=256, **sizes)
-    tokenizer = task._toy_tokenizer("<|endoftext|>")
+    tokenizer = toy.make_toy_tokenizer("<|endoftext|>")
     config.bos_token_id, config.eos_token_id = None, tokenizer.eos_token_id
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -125,7 +126,9 @@ def test_every_recipe_resolves_and_has_the_published_size(name):
 
 
 def test_the_8b_recipes_are_of_one_model():
-    lora, qlora = (recipe.read(recipe.find(f"llama31_8b_dolly_{kind}")) for kind in ("lora", "qlora"))
+    lora, qlora = (
+        recipe.read_recipe(recipe.find_recipe(f"llama31_8b_dolly_{kind}")) for kind in ("lora", "qlora")
+    )
     differ = {key for key in {**lora, **qlora} if lora.get(key) != qlora.get(key)}
     four_bits = {"load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"}
     assert differ == {"title", "hardware", *four_bits}
@@ -140,7 +143,7 @@ def test_smoke(name, tmp_path, capsys):
     results = results_of(out)
     assert results["smoke"] and results["data"] == "made up" and results["steps"] == 4
     assert results["optimizer"] == "AdamNX" and results["betas"] == [0.9, beta2_for_horizon(4)]
-    values = recipe.read(recipe.find(name))
+    values = recipe.read_recipe(recipe.find_recipe(name))
     metrics = {"perplexity", "exact_match"} if "answer_pattern" in values else {"perplexity"}
     assert set(results["metrics"]) == metrics
     row = results["per_epoch"][-1]
@@ -197,7 +200,7 @@ def test_chats(mine, tmp_path):
     )
     row = trainer_of(path).train_dataset[0]
     own = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
-    assert task._toy_tokenizer("<|endoftext|>").decode(own) == "Hello.<|im_end|>"
+    assert toy.make_toy_tokenizer("<|endoftext|>").decode(own) == "Hello.<|im_end|>"
 
 
 def test_sharegpts_roles_reach_the_chat_template(mine, tmp_path):
@@ -549,7 +552,7 @@ def test_a_tokenizer_without_a_chat_template_or_an_end(mine, model_folder, tmp_p
     path = mine(model_name_or_path=str(bare), use_chat_template=True)
     assert cli.main(["run", path, *words]) == 1
     assert "has no chat template; pass --chat_template_path" in capsys.readouterr().err
-    (tmp_path / "chat.jinja").write_text(task._CHAT_TEMPLATE)
+    (tmp_path / "chat.jinja").write_text(toy.CHAT_TEMPLATE)
     path = mine(model_name_or_path=str(bare), use_chat_template=True)
     trainer = trainer_of(path, "--chat_template_path", str(tmp_path / "chat.jinja"))
     assert trainer.processing_class.pad_token == "<|endoftext|>"  # none of its own: the end's

@@ -13,10 +13,14 @@ from torchvision.ops import box_convert, box_iou
 from transformers import pipeline
 
 from adamnx_hf import cli, metrics
+from adamnx_hf import recipes as recipe
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.models import Yolov7TinyConfig, Yolov7TinyForObjectDetection, Yolov7TinyImageProcessor
-from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf.tasks import loading
 from adamnx_hf.tasks import object_detection as task
+from adamnx_hf.tasks.object_detection.dataset import Augmentation, DetectionDataset, collate
+from adamnx_hf.tasks.object_detection.evaluation import DetectionTrainer, compute_metrics
+from adamnx_hf.tasks.object_detection.schema import check_features, name_classes
 from adamnx_hf.tasks.trainer import RecipeTrainingArguments
 
 NAMES = ["red", "green", "blue"]
@@ -74,9 +78,7 @@ def arguments(**changes):
 
 def example(made=None, index=0, with_difficult=False, **changes):
     data = dataset(made or rows(1))
-    return task.DetectionDataset(data, arguments(**changes), "train", NAMES, with_difficult=with_difficult)[
-        index
-    ]
+    return DetectionDataset(data, arguments(**changes), "train", NAMES, with_difficult=with_difficult)[index]
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +122,10 @@ def test_boxes_are_where_the_objects_are():
 @pytest.mark.parametrize("keep_decoded", [True, False])
 def test_pixels_are_the_processors(keep_decoded):
     made = rows(2)
-    data = task.DetectionDataset(dataset(made), arguments(keep_decoded=keep_decoded), "train", NAMES)
+    data = DetectionDataset(dataset(made), arguments(keep_decoded=keep_decoded), "train", NAMES)
     processor = Yolov7TinyImageProcessor(64, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     expected = processor([Picture.fromarray(row["image"]) for row in made], return_tensors="pt")
-    got = task.collate([data[0], data[1]])
+    got = collate([data[0], data[1]])
     assert torch.allclose(got["pixel_values"], expected["pixel_values"], atol=1e-6)
     assert len(got["labels"]) == len(data) == 2
 
@@ -144,9 +146,9 @@ def test_objects_as_a_list_of_dictionaries_and_as_corners():
         features=Features({"image": Image(), "objects": List(fields)}),
     )
     given = arguments(box_field="corners", box_format="xyxy", category_field="label")
-    task._check_features(data, given)
-    assert task._class_names(data, given) == NAMES
-    got = task.DetectionDataset(data, given, "train", NAMES)
+    check_features(data, given)
+    assert name_classes(data, given) == NAMES
+    got = DetectionDataset(data, given, "train", NAMES)
     assert torch.equal(got[1]["labels"]["objects"], expected)
 
 
@@ -169,8 +171,8 @@ def test_objects_as_the_hubs_voc_has_them():
     )
     schema = {"box_field": "bboxes", "box_format": "voc", "category_field": "classes", "class_names": NAMES}
     given = arguments(**schema)
-    assert task._class_names(data, given) == NAMES
-    assert torch.equal(task.DetectionDataset(data, given, "train", NAMES)[1]["labels"]["objects"], expected)
+    assert name_classes(data, given) == NAMES
+    assert torch.equal(DetectionDataset(data, given, "train", NAMES)[1]["labels"]["objects"], expected)
 
 
 def test_made_up_boxes_in_every_format(tiny):
@@ -184,18 +186,18 @@ def test_made_up_boxes_in_every_format(tiny):
 
 def test_it_is_said_where_no_object_is_marked_difficult(tiny, monkeypatch):
     splits = [dataset(rows(4)), dataset(rows(4), difficult=False)]
-    monkeypatch.setattr(task, "load_splits", lambda arguments, **_: splits)
+    monkeypatch.setattr(loading, "load_splits", lambda arguments, **_: splits)
     assert "no field 'difficult': every one" in task.make_trainer(recipe.resolve(tiny)).notes[-1]
 
 
 def test_class_ids_without_names():
     data = dataset(rows(6), category=Value("int64"))
-    assert task._class_names(data, arguments()) == ["0", "1", "2"]
+    assert name_classes(data, arguments()) == ["0", "1", "2"]
 
 
 def test_classes_of_the_splits_have_to_agree(tiny, monkeypatch):
     splits = [dataset(rows(4)), dataset(rows(4), category=ClassLabel(names=["red", "blue", "green"]))]
-    monkeypatch.setattr(task, "load_splits", lambda arguments, **_: splits)
+    monkeypatch.setattr(loading, "load_splits", lambda arguments, **_: splits)
     with pytest.raises(RecipeError, match="eval_split: class 1 is 'blue' there, and 'green' in train_split"):
         task.make_trainer(recipe.resolve(tiny))
 
@@ -246,7 +248,7 @@ def test_bad_objects_are_named_with_their_row(changes, message):
     objects = {"bbox": [[5, 5, 10, 10], [40, 30, 3, 5]], "category": [0, 1], "difficult": [False, False]}
     made[2]["objects"] = {**objects, **changes}
     with pytest.raises(RecipeError) as error:
-        task.DetectionDataset(dataset(made, category=Value("int64")), arguments(), "train", NAMES)
+        DetectionDataset(dataset(made, category=Value("int64")), arguments(), "train", NAMES)
     assert str(error.value).startswith("train, row 2: ") and message in str(error.value)
 
 
@@ -256,14 +258,14 @@ def test_rows_without_objects_or_without_marks():
     empty["objects"] = {"bbox": [], "category": [], "difficult": []}
     unmarked["objects"]["difficult"] = None
     data = dataset([none, empty, unmarked], category=Value("int64"))
-    assert len(task._class_names(data, arguments())) == max(unmarked["objects"]["category"]) + 1
-    objects = task.DetectionDataset(data, arguments(), "train", NAMES).objects
+    assert len(name_classes(data, arguments())) == max(unmarked["objects"]["category"]) + 1
+    objects = DetectionDataset(data, arguments(), "train", NAMES).objects
     assert [len(one) for one in objects[:2]] == [0, 0] and not objects[2][:, 1].any() and len(objects[2])
     features = Features(
         {"image": Image(), "objects": List({"bbox": List(Value("float32")), "category": Value("int64")})}
     )
     listed = Dataset.from_dict({"image": [none["image"]] * 2, "objects": [None, []]}, features=features)
-    assert all(len(one) == 0 for one in task.DetectionDataset(listed, arguments(), "train", NAMES).objects)
+    assert all(len(one) == 0 for one in DetectionDataset(listed, arguments(), "train", NAMES).objects)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +284,7 @@ def test_an_image_that_cannot_be_read(stored, message):
     images = [data[0]["image"], {"bytes": stored, "path": None} if isinstance(stored, bytes) else stored]
     data = Dataset.from_dict({"image": images, "objects": data["objects"][:]}, features=data.features)
     with pytest.raises(RecipeError) as error:
-        task.DetectionDataset(data, arguments(), "test", NAMES)
+        DetectionDataset(data, arguments(), "test", NAMES)
     assert message in str(error.value)
 
 
@@ -295,7 +297,7 @@ def test_an_image_that_breaks_off_is_named_when_it_is_read(keep_decoded):
     images = [data[0]["image"], {"bytes": buffer.getvalue()[:-300], "path": None}]
     data = Dataset.from_dict({"image": images, "objects": data["objects"][:]}, features=data.features)
     with pytest.raises(RecipeError, match=r"image: row 1 of the split 'test' cannot be read .*truncated"):
-        task.DetectionDataset(data, arguments(keep_decoded=keep_decoded), "test", NAMES)[1]
+        DetectionDataset(data, arguments(keep_decoded=keep_decoded), "test", NAMES)[1]
 
 
 def test_an_image_that_a_worker_cannot_read_is_said_in_one_line(tiny, tmp_path, folder, capsys):
@@ -319,9 +321,9 @@ def test_an_image_that_a_worker_cannot_read_is_said_in_one_line(tiny, tmp_path, 
 def test_class_names_in_another_order_than_the_data_sets():
     data = dataset(rows(1))
     with pytest.raises(RecipeError, match="class_names: 'green' is class 0 there, and 1 in the data set"):
-        task._class_names(data, arguments(class_names=["green", "red", "blue"]))
+        name_classes(data, arguments(class_names=["green", "red", "blue"]))
     others = ["rouge", "vert", "bleu"]
-    assert task._class_names(data, arguments(class_names=others)) == others
+    assert name_classes(data, arguments(class_names=others)) == others
 
 
 def test_an_optimizer_that_needs_curvature_trains(tiny, tmp_path):
@@ -354,13 +356,13 @@ def test_an_image_that_its_camera_says_to_turn():
         {"image": [{"bytes": buffer.getvalue(), "path": None}], "objects": objects},
         features=dataset(rows(1)).features,
     )
-    turned = task.DetectionDataset(data, arguments(), "train", NAMES)
+    turned = DetectionDataset(data, arguments(), "train", NAMES)
     assert turned.sizes == [(64, 48)] and turned.picture(0).size == (48, 64)
 
 
 def test_augmentation_carries_the_boxes_along():
     torch.manual_seed(0)
-    augment = task.Augmentation(96, (0.5, 1.5), jitter=0.0, flip=0.5)
+    augment = Augmentation(96, (0.5, 1.5), jitter=0.0, flip=0.5)
     image = torch.full((3, 96, 96), 20, dtype=torch.uint8)
     image[1, 30:50, 40:70] = 230
     whole, gone, sides = 0, 0, []
@@ -379,19 +381,19 @@ def test_augmentation_carries_the_boxes_along():
 
 
 def test_no_augmentation_is_none():
-    augment = task.Augmentation(64, (1.0, 1.0), jitter=0.0, flip=0.0)
+    augment = Augmentation(64, (1.0, 1.0), jitter=0.0, flip=0.0)
     image = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0.0, 64.0, 64.0], [3.0, 4.0, 9.0, 12.0]])
     pixels, same, labels = augment(image, boxes, torch.tensor([2, 0]))
     assert torch.allclose(pixels, image / 255) and torch.equal(same, boxes) and labels.tolist() == [2, 0]
-    mirrored = task.Augmentation(64, (1.0, 1.0), jitter=0.0, flip=1.0)(image, boxes, torch.tensor([2, 0]))
+    mirrored = Augmentation(64, (1.0, 1.0), jitter=0.0, flip=1.0)(image, boxes, torch.tensor([2, 0]))
     assert torch.allclose(mirrored[0], image.flip(-1) / 255)
     assert mirrored[1][1].tolist() == [55, 4, 61, 12]
 
 
 def make_trainer(path, count=9, **changes):
     torch.manual_seed(0)
-    data = task.DetectionDataset(dataset(rows(count)), arguments(), "test", NAMES)
+    data = DetectionDataset(dataset(rows(count)), arguments(), "test", NAMES)
     args = RecipeTrainingArguments(
         output_dir=str(path),
         report_to="none",
@@ -401,13 +403,13 @@ def make_trainer(path, count=9, **changes):
         **{"per_device_eval_batch_size": 4, "per_device_train_batch_size": 4, **changes},
     )
     model = Yolov7TinyForObjectDetection(Yolov7TinyConfig(image_size=64, width=0.125, num_labels=3))
-    return task.DetectionTrainer(
+    return DetectionTrainer(
         model=model,
         args=args,
         train_dataset=data,
         eval_dataset=data,
-        data_collator=task.collate,
-        compute_metrics=task.compute_metrics,
+        data_collator=collate,
+        compute_metrics=compute_metrics,
         processing_class=Yolov7TinyImageProcessor(64, image_mean=[0.5] * 3, image_std=[0.5] * 3),
     )
 

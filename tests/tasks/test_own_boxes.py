@@ -7,9 +7,12 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from torchvision.ops import box_convert
 
+from adamnx_hf import recipes as recipe
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf.tasks import loading
 from adamnx_hf.tasks import object_detection as task
+from adamnx_hf.tasks.object_detection.dataset import DetectionDataset
+from adamnx_hf.tasks.object_detection.schema import find_fields
 
 NAMES = ["red", "green", "blue"]
 WIDTH, HEIGHT = 64, 48
@@ -42,7 +45,7 @@ def arguments(**changes):
 
 
 def corners(data, **changes):
-    return task.DetectionDataset(data, arguments(**changes), "train", NAMES).objects[0][:, 2:]
+    return DetectionDataset(data, arguments(**changes), "train", NAMES).objects[0][:, 2:]
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def trainer_of(tmp_path, monkeypatch):
             "output_dir": str(tmp_path / "out"),
         }
         (tmp_path / "own.yaml").write_text(yaml.safe_dump({**fields, **changes}))
-        monkeypatch.setattr(task, "load_splits", lambda arguments, **_: (train, test or train))
+        monkeypatch.setattr(loading, "load_splits", lambda arguments, **_: (train, test or train))
         resolved = recipe.resolve(str(tmp_path / "own.yaml"))
         resolved.given = set()  # no flag
         return task.make_trainer(resolved)
@@ -143,7 +146,7 @@ def test_made_up_boxes_are_the_same_in_every_format_and_unit(kind, unit):
     for one, two in zip(plain["objects"], other["objects"], strict=True):
         assert len(one["bbox"]) == len(two["bbox"]) and (np.max(two["bbox"]) <= 1) == (unit == "shares")
     read = [
-        task.DetectionDataset(data, given, "train", [f"class {i}" for i in range(20)]).objects
+        DetectionDataset(data, given, "train", [f"class {i}" for i in range(20)]).objects
         for data, given in ((plain, arguments()), (other, arguments(box_format=kind, box_unit=unit)))
     ]
     assert all(torch.allclose(one, two, atol=1e-4) for one, two in zip(*read, strict=True))
@@ -324,7 +327,7 @@ def test_a_list_of_objects_is_found_by_what_it_holds():
         features=Features({"image": Image(), "labels": List(kinds)}),
     )
     found = arguments()
-    notes = task.find_fields(data, found, set())
+    notes = find_fields(data, found, set())
     assert (found.objects_column, found.box_field, found.category_field) == ("labels", "box", "label")
     assert len(notes) == 3
 
@@ -333,17 +336,17 @@ def test_what_a_flag_says_or_what_is_not_clear_is_left_alone():
     data = split_of([(CORNERS, [0, 1])], fields=("boxes", "classes"), column="labels")
     for given in ("objects_column", "box_field", "category_field"):
         found = arguments()
-        task.find_fields(data, found, {given})
+        find_fields(data, found, {given})
         assert getattr(found, given) == getattr(arguments(), given)
     two = data.add_column("annotations", data["labels"][:], feature=data.features["labels"])
-    assert task.find_fields(two, arguments(), set()) == []
+    assert find_fields(two, arguments(), set()) == []
     both = split_of([(CORNERS, [0, 1])], fields=("boxes", "classes"))
     both = both.map(lambda row: {"objects": {**row["objects"], "labels": [0, 1]}})
     found = arguments()
-    notes = task.find_fields(both, found, set())
+    notes = find_fields(both, found, set())
     assert (found.box_field, found.category_field, len(notes)) == ("boxes", "category", 1)
     own = split_of([(CORNERS, [0, 1])])
-    assert task.find_fields(own, arguments(), set()) == []
+    assert find_fields(own, arguments(), set()) == []
 
 
 def test_boxes_of_centres_are_what_torchvision_makes_of_them():

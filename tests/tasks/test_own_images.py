@@ -11,8 +11,8 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
 from tiny_recipe import TINY
 
+from adamnx_hf import recipes as recipe
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.recipes import resolve as recipe
 
 
 def picture(value=0):

@@ -8,13 +8,16 @@ import torch
 import yaml
 from datasets import Dataset, Features, Image
 
+from adamnx_hf import recipes as recipe
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.recipes import policy
-from adamnx_hf.recipes import resolve as recipe
-from adamnx_hf.tasks import masks
+from adamnx_hf.tasks import loading
 from adamnx_hf.tasks import semantic_segmentation as task
+from adamnx_hf.tasks.semantic_segmentation import charts, masks
+from adamnx_hf.tasks.semantic_segmentation.made_up import synthetic
+from adamnx_hf.tasks.semantic_segmentation.masks import PairFormat, check_pairs
 
-COLUMNS = {"image_column": "image", "mask_column": "mask"}
+COLUMNS = PairFormat("image", "mask")
 RECIPE = {
     "task": "semantic_segmentation",
     "dataset_name": "mine",
@@ -52,7 +55,7 @@ def trainer_for(tmp_path, monkeypatch):
         path = tmp_path / "own.yaml"
         path.write_text(yaml.safe_dump({**RECIPE, "output_dir": str(tmp_path / "out"), **fields}))
         resolved = recipe.resolve(str(path))
-        monkeypatch.setattr(task, "load_splits", lambda arguments, **_: (data, data))
+        monkeypatch.setattr(loading, "load_splits", lambda arguments, **_: (data, data))
         return task.make_trainer(resolved), resolved
 
     return make
@@ -168,7 +171,7 @@ def test_every_part_of_a_run_sees_the_same_two_classes(mask, fields, trainer_for
     """The check, training, evaluation, the classes' weights, the note and pictures: 15 pixels and 9."""
     drawn = {}
     monkeypatch.setattr(
-        masks, "draw", lambda *args: drawn.update(zip(("columns", "void"), args[3:], strict=True))
+        charts, "draw", lambda *args: drawn.update(zip(("columns", "void"), args[3:], strict=True))
     )
     trainer, resolved = trainer_for(pairs(mask, mask), class_balance=1.0, flip_probability=0.0, **fields)
     assert trainer.model.config.num_labels == 2 and trainer.model.config.semantic_loss_ignore_index == 255
@@ -214,9 +217,10 @@ def test_void_beside_values(trainer_for):
     ],
 )  # fmt: skip
 def test_a_value_that_is_not_known_tells_of_mask_values(mask, more, message):
-    data = pairs(in_values(0, 0), mask)
+    data, options = pairs(in_values(0, 0), mask), {"classes": None, "ignore_index": 255, **more}
+    form = COLUMNS._replace(mask_values=options.pop("mask_values", None))
     with pytest.raises(RecipeError) as caught:
-        masks.check_pairs(data, split="train", **COLUMNS, **{"classes": None, "ignore_index": 255, **more})
+        check_pairs(data, form, split="train", **options)
     assert str(caught.value).startswith(f"mask: row 1 of the split 'train' holds the {message}")
     assert "--mask_values VALUE VALUE ..." in str(caught.value)
 
@@ -264,11 +268,10 @@ def test_void_is_no_class_without_a_pixel(trainer_for):
      (255, [0, 255, 7], {0, 255, 7}), (0, [9, 4, 7], {9, 4, 7, 0})],
 )  # fmt: skip
 def test_made_up_masks_hold_the_recipes_values(ignore_index, mask_values, values):
-    data = masks.synthetic(
+    data = synthetic(
         8,
-        **COLUMNS,
+        COLUMNS._replace(mask_values=mask_values),
         classes=3,
         ignore_index=ignore_index,
-        **({"mask_values": mask_values} if mask_values else {}),
     )
     assert set().union(*(np.unique(mask).tolist() for mask in data["mask"])) == values

@@ -7,10 +7,11 @@ from datasets import Dataset, Features, Json, load_dataset
 
 pytest.importorskip("trl")
 from adamnx_hf import cli
+from adamnx_hf import recipes as recipe
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.recipes import policy
-from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.tasks import language_modeling as task
+from adamnx_hf.tasks.language_modeling.dataset import prepare_rows
 from adamnx_hf.tasks.sft_trainer import RecipeSFTConfig
 
 
@@ -18,7 +19,7 @@ def prepared(splits, config=None, **fields):
     """What TRL gets of the splits, as a run has it, and the notes."""
     fields = {"model_name_or_path": "none", **fields}
     args = RecipeSFTConfig("unused", use_cpu=True, report_to="none", **(config or {}))
-    return task._for_trl(splits, task.Arguments(**fields), args)
+    return prepare_rows(splits, task.Arguments(**fields), args)
 
 
 def error_of(splits, config=None, **fields):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from adamnx_hf import recipes as recipe
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.recipes import resolve as recipe
 from adamnx_hf.tasks import pretrained
 from adamnx_hf.tasks.pretrained import check_pretrained
 
@@ -55,7 +55,7 @@ def test_flash_attention_is_one_where_it_is_not_installed(tmp_path, monkeypatch)
 def test_every_task_on_images_looks(name, kind, tmp_path, monkeypatch):
     loaded = []
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", lambda *_, **__: loaded.append(1))
-    values = recipe.read(recipe.find(name)) | {
+    values = recipe.read_recipe(recipe.find_recipe(name)) | {
         "model_name_or_path": model(tmp_path / "model", kind, **KERNELS[0])
     }
     del values["architecture"]
@@ -69,14 +69,14 @@ def test_every_task_on_images_looks(name, kind, tmp_path, monkeypatch):
 
 
 def test_language_modeling_looks(tmp_path, monkeypatch):
-    from adamnx_hf.tasks import language_modeling
+    from adamnx_hf.tasks.language_modeling.model import make_model
 
     folder = model(tmp_path / "model", **KERNELS[0])
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"task: language_modeling\nmodel_name_or_path: {folder}\nuse_cpu: true\n")
     resolved = recipe.resolve(str(mine), ["--attn_implementation", "eager"])
     with pytest.raises(RecipeError, match="evil/kernel"):
-        language_modeling._model(resolved.task_arguments, resolved.training_arguments)
+        make_model(resolved.task_arguments, resolved.training_arguments)
 
 
 def test_an_adapter_of_the_hub(server, monkeypatch, tmp_path):
@@ -96,14 +96,15 @@ def test_an_adapter_of_the_hub(server, monkeypatch, tmp_path):
 
 def test_a_chat_template_from_a_tokenizer_with_code(tmp_path, capsys):
     """Transformers would ask at the terminal, whose answer nobody gives here."""
-    from adamnx_hf.tasks import language_modeling
+    from adamnx_hf.tasks.language_modeling.model import make_tokenizer
+    from adamnx_hf.tasks.language_modeling.toy import make_toy_tokenizer
 
     for name, more in (
         ("model", {}),
         ("template", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}),
     ):
         folder = tmp_path / name
-        language_modeling._toy_tokenizer("<|endoftext|>").save_pretrained(folder)
+        make_toy_tokenizer("<|endoftext|>").save_pretrained(folder)
         path = folder / "tokenizer_config.json"
         kept = json.loads(path.read_text()) | more | ({"tokenizer_class": "EvilTokenizer"} if more else {})
         path.write_text(json.dumps(kept))
@@ -115,4 +116,4 @@ def test_a_chat_template_from_a_tokenizer_with_code(tmp_path, capsys):
     )
     resolved = recipe.resolve(str(mine))
     with pytest.raises(RecipeError, match=r"^chat_template_path: .* custom code which must be executed"):
-        language_modeling._tokenizer(resolved.task_arguments, resolved.training_arguments)
+        make_tokenizer(resolved.task_arguments, resolved.training_arguments)

@@ -8,10 +8,12 @@ import torch
 from forks import lean
 from torch.utils.data import DataLoader
 
-from adamnx_hf.recipes import resolve as recipe
+from adamnx_hf import recipes as recipe
 from adamnx_hf.runs import throughput
-from adamnx_hf.tasks import image_classification, masks, object_detection
+from adamnx_hf.tasks.image_classification.dataset import ImageDataset, as_it_is
+from adamnx_hf.tasks.object_detection.dataset import DetectionDataset
 from adamnx_hf.tasks.randomness import RowRandom, keep_random_states
+from adamnx_hf.tasks.semantic_segmentation.dataset import SegmentationDataset
 from adamnx_hf.tasks.transforms import FlipEach, HSVJitter, train_transform
 
 RECIPES = {
@@ -37,9 +39,9 @@ def data(request, tmp_path_factory):
     """A recipe's training set."""
     data = trainer_of(request.param, tmp_path_factory.mktemp("out")).train_dataset
     kinds = (
-        image_classification.ImageDataset,
-        masks.SegmentationDataset,
-        object_detection.DetectionDataset,
+        ImageDataset,
+        SegmentationDataset,
+        DetectionDataset,
     )
     assert isinstance(data, kinds) and len(data) == 12
     return data
@@ -91,7 +93,7 @@ def batches_of(data, **options):
 
 def test_workers_draw_the_same_in_each_epoch(data):
     whole = hasattr(data, "__getitems__")
-    collate = image_classification.as_it_is if whole else list
+    collate = as_it_is if whole else list
     found = batches_of(data, num_workers=2, collate_fn=collate, multiprocessing_context="fork")
     for i, batch in enumerate(found):
         data.random.epoch = (0, 4)[i // 2]
@@ -104,7 +106,7 @@ def test_workers_draw_the_same_in_each_epoch(data):
 def test_workers_that_are_not_forked_learn_of_the_epoch_too(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", lean()["PYTHONPATH"])
     data = trainer_of("classification", tmp_path).train_dataset
-    options = {"num_workers": 1, "collate_fn": image_classification.as_it_is}
+    options = {"num_workers": 1, "collate_fn": as_it_is}
     forked, spawned = (
         batches_of(data, multiprocessing_context=kind, **options) for kind in ("fork", "spawn")
     )

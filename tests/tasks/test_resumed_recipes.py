@@ -13,9 +13,9 @@ from tiny_recipe import TINY
 from transformers import TrainingArguments
 
 pytest.importorskip("trl")
-from adamnx_hf.recipes import resolve as recipe
-from adamnx_hf.runs.train import train
-from adamnx_hf.tasks import language_modeling
+from adamnx_hf import recipes as recipe
+from adamnx_hf.runs import train
+from adamnx_hf.tasks.language_modeling import toy
 
 #: Two epochs, a save every 3 steps: in an epoch, at its end, in the other, and at the end of all.
 STEPS = ["--max_steps", "12", "--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "epoch"]
@@ -46,7 +46,7 @@ def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     set_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokenizer = language_modeling._toy_tokenizer("<|endoftext|>")
+    tokenizer = toy.make_toy_tokenizer("<|endoftext|>")
     config = LlamaConfig(vocab_size=260, num_key_value_heads=2, max_position_embeddings=64, **sizes)
     config.bos_token_id, config.eos_token_id = None, tokenizer.eos_token_id
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -99,7 +99,7 @@ OTHERS = {
 @pytest.fixture
 def resolved(tmp_path, folder, model_folder, monkeypatch):
     """A recipe by the case's name, with more flags. What its runs write is not drawn."""
-    monkeypatch.setattr("adamnx_hf.runs.report.draw", lambda *_: None)
+    monkeypatch.setattr("adamnx_hf.runs.curves.draw_run", lambda *_: None)
     # Workers that are collected with their loader may not hear that they should end; torch waits so long.
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
 

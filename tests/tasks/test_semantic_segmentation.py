@@ -14,16 +14,26 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix, 
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
 from adamnx_hf import cli
+from adamnx_hf import recipes as recipe
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.models import UNetConfig, UNetForSemanticSegmentation
-from adamnx_hf.recipes import resolve as recipe
-from adamnx_hf.tasks import masks
 from adamnx_hf.tasks import semantic_segmentation as task
-from adamnx_hf.tasks.data import load_splits
+from adamnx_hf.tasks.loading import load_splits
+from adamnx_hf.tasks.semantic_segmentation.charts import colours
+from adamnx_hf.tasks.semantic_segmentation.dataset import (
+    SegmentationDataset,
+    collate,
+    eval_transform,
+    train_transform,
+)
+from adamnx_hf.tasks.semantic_segmentation.evaluation import SegmentationTrainer, scores, segment
+from adamnx_hf.tasks.semantic_segmentation.made_up import synthetic
+from adamnx_hf.tasks.semantic_segmentation.masks import PairFormat, check_pairs
+from adamnx_hf.tasks.semantic_segmentation.model import balanced_weights
 from adamnx_hf.tasks.trainer import RecipeTrainingArguments
 
 VOID = 255
-COLUMNS = {"image_column": "image", "mask_column": "mask"}
+COLUMNS = PairFormat("image", "mask")
 TINY = {
     "task": "semantic_segmentation",
     "architecture": "unet",
@@ -54,7 +64,7 @@ def write(root, **splits):
 
 
 def made_up(count, seed):
-    return masks.synthetic(count, **COLUMNS, classes=3, ignore_index=VOID, seed=seed)
+    return synthetic(count, COLUMNS, classes=3, ignore_index=VOID, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -77,24 +87,24 @@ def test_scores_by_hand():
     """Two images of two pixels that count: the total matrix decides, not the mean over images."""
     first = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 0, 0]])
     second = torch.tensor([[0, 0, 0], [0, 2, 0], [0, 0, 0]])
-    together = task.scores(first + second)
+    together = scores(first + second)
     # Class 0: 1 right of 2 in the union. Class 1: 2 right, 1 wrongly taken for it. Class 2 is nowhere.
     assert together["mean_iou"] == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
     assert together["pixel_accuracy"] == pytest.approx(75)
-    apart = [task.scores(one)["mean_iou"] for one in (first, second)]
+    apart = [scores(one)["mean_iou"] for one in (first, second)]
     assert apart == [pytest.approx(25), pytest.approx(100)]
     assert together["mean_iou"] != pytest.approx(sum(apart) / 2)
 
 
 def test_a_class_that_is_predicted_but_not_there_counts():
     confusion = torch.tensor([[3, 0, 1], [0, 0, 0], [0, 0, 0]])
-    assert task.scores(confusion)["mean_iou"] == pytest.approx(100 * (3 / 4 + 0) / 2)
-    assert task.scores(torch.zeros(3, 3)) == {"mean_iou": 0, "pixel_accuracy": 0}
+    assert scores(confusion)["mean_iou"] == pytest.approx(100 * (3 / 4 + 0) / 2)
+    assert scores(torch.zeros(3, 3)) == {"mean_iou": 0, "pixel_accuracy": 0}
 
 
 def test_many_pixels_are_counted_exactly():
     confusion = torch.tensor([[2**24 + 1, 0], [0, 1]])  # float32 would round
-    assert task.scores(confusion) == {"mean_iou": 100, "pixel_accuracy": 100}
+    assert scores(confusion) == {"mean_iou": 100, "pixel_accuracy": 100}
 
 
 @pytest.mark.parametrize("void", [0, 1, 3, -1, 4, 255])
@@ -107,15 +117,15 @@ def test_the_id_of_void_counts_nowhere(void):
         predicted = torch.randint(4, (200,), generator=draws)  # also the void id, where it is one of the four
         confusion = multiclass_confusion_matrix(predicted, true, 4, ignore_index=void)
         expected = multiclass_jaccard_index(predicted, true, 4, average="macro", ignore_index=void)
-        assert task.scores(confusion, void)["mean_iou"] == pytest.approx(100 * expected.item(), rel=1e-6)
+        assert scores(confusion, void)["mean_iou"] == pytest.approx(100 * expected.item(), rel=1e-6)
 
 
 def test_void_among_the_ids_by_hand():
     """Of class 1's four pixels one is taken for the void id 0: 3 of 4. Class 2: 2 of 2. Not a third for 0."""
     confusion = torch.tensor([[0, 0, 0], [1, 3, 0], [0, 0, 2]])
-    assert task.scores(confusion, 0)["mean_iou"] == pytest.approx(100 * (3 / 4 + 1) / 2)
-    assert task.scores(confusion, 0)["pixel_accuracy"] == pytest.approx(100 * 5 / 6)
-    assert task.scores(confusion)["mean_iou"] == pytest.approx(100 * (0 + 3 / 4 + 1) / 3)
+    assert scores(confusion, 0)["mean_iou"] == pytest.approx(100 * (3 / 4 + 1) / 2)
+    assert scores(confusion, 0)["pixel_accuracy"] == pytest.approx(100 * 5 / 6)
+    assert scores(confusion)["mean_iou"] == pytest.approx(100 * (0 + 3 / 4 + 1) / 3)
 
 
 def trainer_of(tmp_path, data, batch, size=24, void=VOID, model=None, **more):
@@ -126,7 +136,7 @@ def trainer_of(tmp_path, data, batch, size=24, void=VOID, model=None, **more):
         with torch.no_grad():
             model.classifier.weight *= 100  # of its own, each class is somewhere the likeliest
     normal = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    return task.SegmentationTrainer(
+    return SegmentationTrainer(
         num_labels=3,
         ignore_index=void,
         model=model,
@@ -139,10 +149,10 @@ def trainer_of(tmp_path, data, batch, size=24, void=VOID, model=None, **more):
             remove_unused_columns=False,
             **more,
         ),
-        eval_dataset=masks.SegmentationDataset(
-            data, **COLUMNS, transform=masks.eval_transform(image_size=size, **normal), keep_mask=True
+        eval_dataset=SegmentationDataset(
+            data, COLUMNS, transform=eval_transform(image_size=size, **normal), keep_mask=True
         ),
-        data_collator=lambda examples: masks.collate(examples, ignore_index=void),
+        data_collator=lambda examples: collate(examples, ignore_index=void),
     )
 
 
@@ -226,7 +236,7 @@ def test_no_more_than_a_confusion_matrix_is_kept_of_a_batch(tmp_path):
 def test_logits_of_a_lower_resolution():
     """What `post_process_semantic_segmentation` does."""
     logits = torch.randn(2, 4, 6, 8)
-    found = task.segment(logits, (12, 16), (13, 14))
+    found = segment(logits, (12, 16), (13, 14))
     upsample = torch.nn.functional.interpolate
     full = upsample(logits, size=(12, 16), mode="bilinear")
     assert torch.equal(found, upsample(full, size=(13, 14), mode="bilinear").argmax(1))
@@ -247,7 +257,7 @@ def test_curvature_is_of_the_pixels_that_count(tmp_path):
 
 def test_image_and_mask_are_changed_alike():
     """The mask can be read off the image, before and after."""
-    transform = masks.train_transform(
+    transform = train_transform(
         image_size=48,
         scale_range=(0.5, 2.0),
         crop_size=40,
@@ -263,7 +273,7 @@ def test_image_and_mask_are_changed_alike():
         {"image": [picture], "mask": [Picture.fromarray(mask)]},
         features=Features({"image": Image(), "mask": Image()}),
     )
-    pairs = masks.SegmentationDataset(data, **COLUMNS, transform=transform)
+    pairs = SegmentationDataset(data, COLUMNS, transform=transform)
     torch.manual_seed(0)
     flipped, void, zoomed = set(), 0, set()
     for _ in range(40):
@@ -286,9 +296,9 @@ def test_image_and_mask_are_changed_alike():
 
 def test_examples_for_evaluation_keep_the_mask_as_it_is():
     data = made_up(3, 0)
-    transform = masks.eval_transform(image_size=20, mean=[0.5] * 3, std=[0.5] * 3)
+    transform = eval_transform(image_size=20, mean=[0.5] * 3, std=[0.5] * 3)
     examples = [
-        masks.SegmentationDataset(data, **COLUMNS, transform=transform, keep_mask=True, keep_decoded=kept)[1]
+        SegmentationDataset(data, COLUMNS, transform=transform, keep_mask=True, keep_decoded=kept)[1]
         for kept in (True, False)
     ]
     original = np.array(data[1]["mask"])
@@ -309,7 +319,7 @@ def test_batches_of_different_sizes():
         }
         for size in sizes
     ]
-    batch = masks.collate(examples, ignore_index=VOID)
+    batch = collate(examples, ignore_index=VOID)
     assert batch["pixel_values"].shape == (2, 3, 7, 9) and batch["labels"].shape == (2, 7, 9)
     assert batch["sizes"].tolist() == [[4, 9], [7, 5]] and len(batch["masks"]) == 2
     for i, (height, width) in enumerate(sizes):
@@ -327,24 +337,24 @@ def test_palette_and_grey_masks_are_ids():
         {"image": [image] * 2, "mask": [palette, Picture.fromarray(grey)]},
         features=Features({"image": Image(), "mask": Image()}),
     )
-    pairs = masks.SegmentationDataset(data, **COLUMNS, transform=lambda image, mask: (image, mask))
+    pairs = SegmentationDataset(data, COLUMNS, transform=lambda image, mask: (image, mask))
     for i in range(2):
         assert torch.equal(pairs[i]["labels"], torch.from_numpy(grey).long())
         assert pairs[i]["pixel_values"].shape == (3, 2, 2)
-    counts, uncounted = masks.check_pairs(data, split="train", **COLUMNS, classes=3, ignore_index=VOID)
+    counts, uncounted = check_pairs(data, COLUMNS, split="train", classes=3, ignore_index=VOID)
     assert counts.tolist() == [2, 2, 2] and uncounted == 2
 
 
 def test_vocs_colours():
     """The development kit's first, 19th and last but one."""
-    assert masks.colours(21)[[0, 1, 2, 15, 20]].tolist() == [
+    assert colours(21)[[0, 1, 2, 15, 20]].tolist() == [
         [0, 0, 0],
         [128, 0, 0],
         [0, 128, 0],
         [192, 128, 128],
         [0, 64, 128],
     ]
-    assert masks.colours(256)[255].tolist() == [224, 224, 192]
+    assert colours(256)[255].tolist() == [224, 224, 192]
 
 
 # Data that do not fit
@@ -405,8 +415,8 @@ def test_an_image_that_breaks_off_is_named_when_it_is_read(tmp_path):
         {"image": images, "mask": [np.zeros((6, 8), np.uint8)] * 2},
         features=Features({"image": Image(), "mask": Image()}),
     )
-    pairs = masks.SegmentationDataset(
-        data, **COLUMNS, transform=lambda image, mask: (image, mask), split="validation"
+    pairs = SegmentationDataset(
+        data, COLUMNS, transform=lambda image, mask: (image, mask), split="validation"
     )
     assert pairs[0]["pixel_values"].shape == (3, 6, 8)
     with pytest.raises(
@@ -430,10 +440,10 @@ def test_a_mask_that_breaks_off_is_named(kept, tmp_path):
         features=Features({"image": Image(), "mask": Image()}),
     )
     with pytest.raises(RecipeError, match=r"mask: row 1 of the split 'test' cannot be read .*truncated"):
-        masks.check_pairs(data, split="test", **COLUMNS, classes=3, ignore_index=VOID)
+        check_pairs(data, COLUMNS, split="test", classes=3, ignore_index=VOID)
     with pytest.raises(RecipeError, match=r"mask: row 1 of the split 'test' cannot be read .*truncated"):
-        masks.SegmentationDataset(
-            data, **COLUMNS, transform=lambda *pair: pair, split="test", keep_decoded=kept, quiet=True
+        SegmentationDataset(
+            data, COLUMNS, transform=lambda *pair: pair, split="test", keep_decoded=kept, quiet=True
         )[1]
 
 
@@ -449,9 +459,9 @@ def test_a_picture_turned_by_its_camera_fits_its_mask(mask_too, tmp_path):
         {"image": [str(tmp_path / "turned.jpg")], "mask": [mask]},
         features=Features({"image": Image(), "mask": Image()}),
     )
-    counts, _ = masks.check_pairs(data, split="train", **COLUMNS, classes=1, ignore_index=VOID)
+    counts, _ = check_pairs(data, COLUMNS, split="train", classes=1, ignore_index=VOID)
     assert counts.tolist() == [48]
-    pair = masks.SegmentationDataset(data, **COLUMNS, transform=lambda image, mask: (image, mask))[0]
+    pair = SegmentationDataset(data, COLUMNS, transform=lambda image, mask: (image, mask))[0]
     assert pair["pixel_values"].shape[1:] == pair["labels"].shape == (8, 6)
 
 
@@ -527,7 +537,7 @@ def test_a_run_and_its_model_in_a_pipeline(tiny, tmp_path, folder, capsys):
         for one, other in zip(truth[truth != VOID], predicted[truth != VOID], strict=True):
             confusion[one, other] += 1
     # Pillow and torchvision resize a little differently.
-    assert task.scores(confusion)["mean_iou"] == pytest.approx(mean_iou["last"], abs=1.0)
+    assert scores(confusion)["mean_iou"] == pytest.approx(mean_iou["last"], abs=1.0)
 
 
 def test_an_optimizer_that_needs_curvature_trains(tiny, tmp_path):
@@ -558,12 +568,12 @@ def test_fine_tuning_a_model_of_transformers(tiny, tmp_path):
 
 def test_balanced_weights_by_hand():
     pixels = np.array([75, 25, 0])
-    assert task.balanced_weights(pixels, 0.0) == pytest.approx([1, 1, 1])
-    whole = task.balanced_weights(pixels, 1.0)
+    assert balanced_weights(pixels, 0.0) == pytest.approx([1, 1, 1])
+    whole = balanced_weights(pixels, 1.0)
     assert whole == pytest.approx(
         [1 / 1.5, 2, 2]
     )  # 75 and 25 pixels have the same sum; the rest the rarest's
-    half = task.balanced_weights(pixels, 0.5)
+    half = balanced_weights(pixels, 0.5)
     assert half[1] / half[0] == pytest.approx(3**0.5) and 0.75 * half[0] + 0.25 * half[1] == pytest.approx(1)
 
 
@@ -577,7 +587,7 @@ def test_rare_classes_count_more(tiny, tmp_path, folder, capsys):
         minlength=256,
     )[:3]
     weights = json.loads((first / "config.json").read_text())["class_weights"]
-    assert weights == pytest.approx(task.balanced_weights(pixels, 0.5)) and weights[0] < 1 < min(weights[1:])
+    assert weights == pytest.approx(balanced_weights(pixels, 0.5)) and weights[0] < 1 < min(weights[1:])
     path = tmp_path / "tune.yaml"
     values = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
     values = {key: value for key, value in values.items() if not key.startswith("architecture")}
@@ -614,8 +624,7 @@ def test_a_folder_without_configurations_takes_the_recipes_place(folder):
 
 def test_a_missing_torchmetrics_is_named_at_once(tiny, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    monkeypatch.delitem(sys.modules, task.__name__)
-    for name in [name for name in sys.modules if name.startswith("torchmetrics.")]:
+    for name in [name for name in sys.modules if name.startswith((task.__name__, "torchmetrics."))]:
         monkeypatch.delitem(sys.modules, name)
     assert cli.main(["run", tiny, "--output_dir", str(tmp_path / "out")]) == 1
     message = 'torchmetrics is not installed: pip install "adamnx-hf[recipes]"'

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.common.files import sole_writer, write_text
+from adamnx_hf.common.files import sole_writer, write_json, write_text
 from adamnx_hf.common.splits import judged_on_training_rows, training_rows
 from adamnx_hf.studies.compare.charts import draw, draw_decay
 from adamnx_hf.studies.compare.judge import Outcome, choose_values, compare_contenders, summarize
@@ -32,14 +32,13 @@ def compare(study: Study) -> dict[str, Any]:
         RecipeError: something does not fit, or another comparison is writing into the folder; nothing has
             been trained by then.
     """
-    from adamnx_hf.recipes import resolve as recipes
-    from adamnx_hf.runs import report
+    from adamnx_hf import recipes
 
     base = recipes.resolve(study.recipe, [*study.flags, *QUIET])
     folder = study.output_dir or Path("runs") / base.name / "compare"
     with sole_writer(folder):
         content = _describe(study, base, _carry_out_all(study, base, folder))
-        report.write_json(folder / "comparison.json", content)
+        write_json(folder / "comparison.json", content)
         write_text(folder / "comparison.md", markdown(content) + "\n")
         draw(folder / "comparison.png", content)
         draw_decay(folder / "decay.png", content)
@@ -92,16 +91,16 @@ def _check_metric(run: Run, metric: str) -> None:
 
 def _describe(study: Study, base: Recipe, outcome: Outcome) -> dict[str, Any]:
     """Returns the content of comparison.json."""
-    from adamnx_hf.runs import report
-    from adamnx_hf.runs.train import data_changes, true_title
+    from adamnx_hf.runs.environment import describe_environment
+    from adamnx_hf.runs.titles import find_title, list_data_changes
 
     first, *others = study.contenders
     seed = base.training_arguments.seed
     return {
         "recipe": base.name,
-        "title": true_title(base),
+        "title": find_title(base),
         "data": "made up" if base.synthetic_data else hide_folders(base.task_arguments.dataset_name),
-        "data_changes": hide_folders(data_changes(base)),
+        "data_changes": hide_folders(list_data_changes(base)),
         "command": study.command,
         "seeds": list(range(seed, seed + study.seeds)),
         "sweep": {key: list(values) for key, values in study.sweeps.items()},
@@ -114,5 +113,5 @@ def _describe(study: Study, base: Recipe, outcome: Outcome) -> dict[str, Any]:
         "commits": sorted({str(run.results["environment"].get("commit")) for run in outcome.runs}),
         "contenders": [summarize(one, outcome) for one in study.contenders],
         "comparisons": [row for second in others for row in compare_contenders(first, second, outcome)],
-        "environment": report.environment(),
+        "environment": describe_environment(),
     }

@@ -75,10 +75,10 @@ def make_plan(study: Study, base: Recipe, folder: Path) -> Plan:
     Raises:
         RecipeError: the sweep and the splits, or a contender's settings, do not fit together.
     """
-    from adamnx_hf.recipes import resolve as recipes
+    from adamnx_hf import recipes
 
     judged_rows, sweep_rows = _split_flags(study, base.task_arguments)
-    fields, seed = recipes.fields(study.recipe), base.training_arguments.seed
+    fields, seed = recipes.list_fields(study.recipe), base.training_arguments.seed
     plan = Plan({one: one.grid(study.sweeps) for one in study.contenders}, [], [])
     for one, grid in plan.grids.items():
         common = [*study.flags, *QUIET]

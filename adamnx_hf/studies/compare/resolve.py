@@ -49,19 +49,19 @@ def resolve_for(study: Study, contender: Contender, flags: Sequence[str]) -> Rec
     Raises:
         RecipeError: something does not fit; the message names the contender.
     """
-    from adamnx_hf.recipes import resolve as recipes
+    from adamnx_hf import recipes
 
     with undo_changes(), _name_in_errors(contender):
         return recipes.resolve(study.recipe, flags)
 
 
 def try_optimizer_of(recipe: Recipe, contender: Contender) -> None:
-    """Makes the optimizer of a resolved recipe; see :func:`adamnx_hf.runs.train.try_optimizer`.
+    """Makes the optimizer of a resolved recipe; see :func:`adamnx_hf.runs.trial.try_optimizer`.
 
     Raises:
         RecipeError: the optimizer does not take its settings; the message names the contender.
     """
-    from adamnx_hf.runs.train import try_optimizer
+    from adamnx_hf.runs.trial import try_optimizer
 
     with undo_changes(), _name_in_errors(contender):
         try_optimizer(recipe.training_arguments)

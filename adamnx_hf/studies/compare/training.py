@@ -100,11 +100,11 @@ def _find_other_setting(run: Run, recipe: Any) -> tuple[str, Any, Any] | None:
     """Finds a field in which the run in the folder differs; returns it with the values of the two."""
     import yaml
 
-    from adamnx_hf.recipes.resolve import as_file, read
+    from adamnx_hf.recipes import as_file, read_recipe
 
     path = run.folder / "recipe.yaml"
     expected = yaml.safe_load(yaml.safe_dump(as_file(recipe)))
-    there = read(path) if path.is_file() else {}
+    there = read_recipe(path) if path.is_file() else {}
     for key in {**expected, **there}:
         # A run writes the title down only where it is true of the data.
         if key != "title" and (key not in there or key not in expected or there[key] != expected[key]):
@@ -116,7 +116,7 @@ def carry_out(run: Run, study: Study, progress: Progress) -> None:
     """Trains a run, unless it is done.
 
     Raises:
-        RecipeError: see :func:`adamnx_hf.runs.train.train`. Or no step was taken.
+        RecipeError: see :func:`adamnx_hf.runs.training.train`. Or no step was taken.
     """
     if run.results:
         progress.skip()
@@ -131,7 +131,7 @@ def carry_out(run: Run, study: Study, progress: Progress) -> None:
 
 
 def _train(run: Run, study: Study, progress: Progress) -> None:
-    from adamnx_hf.runs.train import train
+    from adamnx_hf.runs.training import train
 
     with undo_changes():
         recipe = resolve_for(study, run.contender, run.flags)

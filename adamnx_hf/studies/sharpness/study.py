@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.files import write_json
 from adamnx_hf.common.text import format_table
 from adamnx_hf.runs.loaded import check_model, load_trainer
 from adamnx_hf.studies import paired
@@ -60,7 +61,7 @@ def measure_run(folder: Path, settings: Settings) -> dict[str, Any]:
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from adamnx_hf.runs import report
+    from adamnx_hf.runs.environment import describe_environment
 
     path = folder / "sharpness.json"
     same = {"settings": settings.as_json(), "data": _find_data(folder, settings)}
@@ -89,16 +90,16 @@ def measure_run(folder: Path, settings: Settings) -> dict[str, Any]:
             )
     except RuntimeError as error:
         raise RecipeError(f"{folder}: {' '.join(str(error).split())}") from error
-    result = {**same, **values, "environment": report.environment()}
-    report.write_json(path, result)
+    result = {**same, **values, "environment": describe_environment()}
+    write_json(path, result)
     return result
 
 
 def _find_data(folder: Path, settings: Settings) -> str | None:
     """Returns the data set that a run is measured on: its name on the Hub, or its folder's whole path."""
-    from adamnx_hf.recipes import resolve as recipes
+    from adamnx_hf import recipes
 
-    name = settings.dataset_name or recipes.read(folder / "recipe.yaml").get("dataset_name")
+    name = settings.dataset_name or recipes.read_recipe(folder / "recipe.yaml").get("dataset_name")
     path = Path(os.path.expanduser(name or ""))
     return str(path.resolve()) if name and path.is_dir() else name
 
@@ -144,7 +145,7 @@ def measure_comparison(
     Raises:
         RecipeError: as :func:`measure_run`, or a label is none of the comparison's.
     """
-    from adamnx_hf.runs import report
+    from adamnx_hf.runs.environment import describe_environment
 
     there = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     chosen = {one["label"]: one["chosen"] for one in there["contenders"]}
@@ -160,9 +161,9 @@ def measure_comparison(
         "seeds": there["seeds"],
         "contenders": [{"label": label, "chosen": chosen[label], "runs": rows[label]} for label in labels],
         "comparisons": [row for other in labels[1:] for row in _compare(labels[0], other, rows)],
-        "environment": report.environment(),
+        "environment": describe_environment(),
     }
-    report.write_json(folder / "sharpness.json", content)
+    write_json(folder / "sharpness.json", content)
     draw(folder / "sharpness.png", content)
     return content
 

@@ -1,0 +1,104 @@
+"""What happens between the steps of a recipe's Trainer: curvature for SophiaG, and resuming bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from adamnx_hf.tasks.randomness import generator_of
+from trainer_patches import unwrap_optimizer
+
+__all__ = ["CurvatureCallback", "ResumingCallback"]
+
+
+class CurvatureCallback(TrainerCallback):
+    """Gives an optimizer that asks for it an estimate of the Hessian's diagonal every so many steps.
+
+    An optimizer asks by a method `update_curvature(batch_size)`, called with gradients of a loss against
+    sampled labels, and an attribute `curvature_every`, in steps. SophiaG does.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One more forward and backward pass on the step's last batch, when it is due."""
+        optimizer = unwrap_optimizer(self.trainer.optimizer)
+        if not hasattr(optimizer, "update_curvature") or state.global_step % optimizer.curvature_every:
+            return
+        inputs = self.trainer._prepare_inputs(self.trainer.last_inputs)
+        with _buffers_kept(self.trainer.model):
+            loss, count = self.trainer.sampled_loss(inputs)
+            loss.backward()
+        optimizer.update_curvature(count * args.world_size)
+        optimizer.zero_grad()
+
+
+class ResumingCallback(TrainerCallback):
+    """Sees to it that a run which goes on from a checkpoint ends as the one that was not interrupted.
+
+    The last step is evaluated within training, too, unless `eval_strategy` is "no". Afterwards the Trainer
+    may have loaded another step's weights.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self._save_later = False
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tells the training set and the sampler which epoch it is."""
+        epoch = int(state.epoch or 0)  # whole where one has ended; within one its fraction is below 1
+        self.trainer.order.set_state(generator_of(args.seed, epoch).get_state())
+        random = getattr(self.trainer.train_dataset, "random", None)
+        if random is not None:
+            random.epoch = epoch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Has the last step evaluated; puts a save off until the evaluation that follows.
+
+        The checkpoint then knows what came of it.
+        """
+        last = control.should_training_stop or state.epoch == int(state.epoch)
+        if control.should_save and last and args.eval_strategy == "epoch":
+            control.should_save, self._save_later = False, True
+        if (
+            control.should_training_stop and args.eval_strategy == "steps"
+        ):  # whatever eval_steps and eval_delay
+            control.should_evaluate = True
+        return self._logged_first(args, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Has the last step evaluated, if it was not, and saves what was put off."""
+        if control.should_training_stop and args.eval_strategy != "no" and not _is_evaluated(state):
+            control.should_evaluate = True
+        control.should_save, self._save_later = control.should_save or self._save_later, False
+        return self._logged_first(args, control)
+
+    def _logged_first(self, args: Any, control: Any) -> Any:
+        # What is not logged when the Trainer evaluates or stops would count for the next epoch, or never; and
+        # a run that goes on from a checkpoint has none of the losses since the last time.
+        needed = control.should_save or control.should_evaluate or control.should_training_stop
+        if args.logging_strategy != "no" and needed:
+            control.should_log = True
+        return control
+
+
+def _is_evaluated(state: Any) -> bool:
+    """Whether the step that training is at has been evaluated."""
+    return any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
+
+
+@contextlib.contextmanager
+def _buffers_kept(model: Any) -> Iterator[None]:
+    """Puts the model's buffers back: batch norms count a batch once."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)

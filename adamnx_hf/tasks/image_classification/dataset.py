@@ -1,0 +1,95 @@
+"""Images and class ids, decoded and batched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from adamnx_hf.common.images import pictures
+from adamnx_hf.tasks.randomness import RowRandom
+
+__all__ = ["ImageDataset", "as_it_is"]
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """A split of a `datasets` data set, whole batches at a time.
+
+    Args:
+        data: the split.
+        image_column: its name.
+        labels: the class id of each row.
+        size: of the images, in pixels; others are resized, and grey ones made RGB.
+        transform: applied to a uint8 batch (n, 3, size, size) and, with `random`, its rows' numbers. None:
+            images stay as they are.
+        keep_decoded: decode all images now and keep them, 3 · size² bytes each.
+        split: its name, for messages.
+        random: gives the numbers that images are augmented by.
+
+    Raises:
+        RecipeError: an image that cannot be read, when it is; names its row.
+
+    Batches are `{"pixel_values": (n, 3, size, size), "labels": (n,) int64}` and, with `random` and without a
+    transform, `"draws"`, the rows' numbers, for a transform on the device.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        image_column: str,
+        labels: Sequence[int],
+        size: int,
+        transform: Callable[..., Tensor] | None = None,
+        keep_decoded: bool = False,
+        split: str = "train",
+        random: RowRandom | None = None,
+    ) -> None:
+        self.split, self.random = split, random
+        self.images = data.select_columns([image_column])
+        self.image_column, self.size, self.transform = image_column, size, transform
+        self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))
+        self.decoded: Tensor | None = None
+        if keep_decoded:
+            self.decoded = torch.empty(len(data), 3, size, size, dtype=torch.uint8)
+            with tqdm(total=len(data), desc="decoding", unit=" images", leave=False) as bar:
+                for start in range(0, len(data), 500):
+                    indices = range(start, min(start + 500, len(data)))
+                    self.decoded[start : indices.stop] = self._decode(indices)
+                    bar.update(len(indices))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        batch = self.__getitems__([index])
+        return {key: value[0] for key, value in batch.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The batch of these examples. torch's loader calls it where it is defined."""
+        rows = torch.as_tensor(indices)
+        pixels = self._decode(indices) if self.decoded is None else self.decoded[rows]
+        batch = {"pixel_values": pixels, "labels": self.labels[rows]}
+        draws = {} if self.random is None else {"draws": self.random.uniform(rows)}
+        if self.transform is None:
+            return batch | draws
+        return batch | {"pixel_values": self.transform(pixels, *draws.values())}
+
+    def _decode(self, indices: Sequence[int]) -> Tensor:
+        from torchvision.transforms.v2 import functional
+
+        images = []
+        for image in pictures(self.images, self.image_column, indices, self.split):
+            if image.size != (self.size, self.size):
+                image = functional.resize(image, [self.size, self.size], antialias=True)
+            images.append(functional.pil_to_tensor(image))
+        return torch.stack(images)
+
+
+def as_it_is(batch: Any) -> Any:
+    """The collator: :class:`ImageDataset` hands out whole batches."""
+    return batch

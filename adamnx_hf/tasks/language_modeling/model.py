@@ -1,0 +1,192 @@
+"""The model and the tokenizer of a recipe, and a model of the same shapes without memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from trl import get_peft_config, get_quantization_config
+
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.tasks.language_modeling.arguments import Arguments
+from adamnx_hf.tasks.pretrained import check_pretrained
+from adamnx_hf.tasks.sft_trainer import (
+    RecipeSFTConfig,
+)
+
+__all__ = ["configure", "make_model", "make_tokenizer", "meta_model"]
+
+
+def _read_or_explain(what: str, name: str, read: Callable[[], Any], field: str = "model_name_or_path") -> Any:
+    """`read()`, with one line for each way it is known to fail."""
+    from huggingface_hub import errors
+
+    try:
+        return read()
+    except RecipeError:
+        raise
+    except ImportError as error:
+        if "bitsandbytes" in str(error):
+            raise RecipeError(
+                'load_in_4bit, load_in_8bit: need bitsandbytes: pip install "adamnx-hf[qlora]"'
+            ) from error
+        raise
+    except (OSError, ValueError, errors.HfHubHTTPError) as error:
+        remedy = f"or pass a local copy: --{field} path/to/folder"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        if os.path.isdir(os.path.expanduser(name)):
+            text = f"{name} cannot be read as {what} ({reason})"
+        elif any(isinstance(cause, errors.GatedRepoError) for cause in _walk_causes(error)):
+            text = (
+                f"{name} is gated: accept its licence at https://huggingface.co/{name}, log in with "
+                f"`hf auth login`, {remedy}"
+            )
+        elif any(isinstance(cause, errors.RepositoryNotFoundError) for cause in _walk_causes(error)):
+            text = (
+                f"there is no {name} on the Hub that you may read; check the name, `hf auth login`, {remedy}"
+            )
+        else:
+            text = (
+                f"{name!r} is not a local folder and did not come from the Hub as {what} ({reason}); either "
+                f"connect to the Hub (and unset HF_HUB_OFFLINE), {remedy}"
+            )
+        raise RecipeError(f"{field}: {text}") from error
+
+
+def _find_place(name: str) -> str:
+    """A local folder, or a name on the Hub."""
+    folder = os.path.expanduser(name)
+    return folder if os.path.isdir(folder) else name
+
+
+def _walk_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def make_tokenizer(arguments: Arguments, args: RecipeSFTConfig) -> Any:
+    """Loads the tokenizer of the recipe's model.
+
+    Raises:
+        RecipeError: it cannot be read, or lacks a chat template or an end-of-sequence token that the recipe
+            needs.
+    """
+    from transformers import AutoTokenizer
+
+    name = str(arguments.model_name_or_path)
+    tokenizer = _read_or_explain(
+        "a tokenizer",
+        name,
+        lambda: AutoTokenizer.from_pretrained(
+            _find_place(name),
+            revision=arguments.model_revision,
+            trust_remote_code=args.trust_remote_code,
+        ),
+    )
+    if (template := args.chat_template_path) is not None and not os.path.isfile(template):
+        # TRL leaves trust_remote_code open here, and Transformers then asks whoever sits at the terminal.
+        _read_or_explain(
+            "a tokenizer",
+            template,
+            lambda: AutoTokenizer.from_pretrained(template, trust_remote_code=args.trust_remote_code),
+            "chat_template_path",
+        )
+    chats = arguments.use_chat_template or arguments.messages_column is not None
+    if chats and tokenizer.chat_template is None and args.chat_template_path is None:
+        without = "--use_chat_template false" if arguments.use_chat_template else "a model that has one"
+        raise RecipeError(
+            f"the tokenizer of {name} has no chat template; pass --chat_template_path with a .jinja file or "
+            f"a model to copy it from, or {without}"
+        )
+    if args.eos_token is None and tokenizer.eos_token is None:
+        raise RecipeError(f"the tokenizer of {name} has no end-of-sequence token; pass --eos_token TOKEN")
+    return tokenizer
+
+
+def make_model(arguments: Arguments, args: RecipeSFTConfig) -> Any:
+    """Loads the recipe's model, quantized if the recipe says so.
+
+    Raises:
+        RecipeError: it cannot be read, or see :func:`adamnx_hf.tasks.pretrained.check_pretrained`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    name = str(arguments.model_name_or_path)
+    options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation}
+    if (quantization := get_quantization_config(arguments)) is not None:
+        options["quantization_config"] = quantization
+
+    def read() -> Any:
+        place = _find_place(name)
+        check_pretrained(place, arguments.model_revision, trusted=args.trust_remote_code)
+        return AutoModelForCausalLM.from_pretrained(
+            place,
+            revision=arguments.model_revision,
+            trust_remote_code=args.trust_remote_code,
+            **options,
+        )
+
+    return _read_or_explain("a causal language model", name, read)
+
+
+def meta_model(arguments: Arguments) -> tuple[Any, dict[int, int]]:
+    """The recipe's model, with its adapter, on the meta device: it has shapes and takes no memory.
+
+    Returns:
+        The model, and the bytes of its quantized parameters by `id`.
+
+    Raises:
+        RecipeError: the recipe has no model_config.
+    """
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.float32 if arguments.dtype in (None, "auto") else getattr(torch, str(arguments.dtype))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(configure(arguments), dtype=dtype)
+    packed: dict[int, int] = {}
+    if arguments.load_in_4bit or arguments.load_in_8bit:
+        head = model.get_output_embeddings()  # stays as it is, as do embeddings and norms
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and module is not head:
+                packed[id(module.weight)] = _count_quantized_bytes(module.weight, arguments)
+    if (adapter := get_peft_config(arguments)) is not None:
+        with torch.device("meta"):
+            model = get_peft_model(model, adapter)
+        if packed:  # as TRL has it
+            for param in model.parameters():
+                if param.requires_grad:
+                    param.data = param.data.to(torch.bfloat16)
+    return model, packed
+
+
+def _count_quantized_bytes(weight: Any, arguments: Arguments) -> int:
+    """Bytes of a weight as bitsandbytes stores it."""
+    if arguments.load_in_8bit:  # a float32 scale a row
+        return int(weight.numel() + 4 * weight.shape[0])
+    blocks = -(-weight.numel() // 64)  # a scale each, and the table of the 16 values
+    size = -(-weight.numel() // 2) + 4 * 16
+    if not arguments.use_bnb_nested_quant:
+        return size + 4 * blocks
+    # The scales in 8 bits: in their turn a scale for 256, a table of 256 values, and their mean.
+    return size + blocks + 4 * -(-blocks // 256) + 4 * 256 + 4
+
+
+def configure(arguments: Arguments) -> Any:
+    """Makes the configuration that the recipe's `model_config` describes.
+
+    Raises:
+        RecipeError: there is none, or no model fits it.
+    """
+    from transformers import AutoConfig
+
+    fields: Any = arguments.model_config
+    if not fields or "model_type" not in fields:
+        raise RecipeError("model_config: the recipe does not say model_type and sizes there")
+    try:
+        return AutoConfig.for_model(**fields)
+    except Exception as error:  # of as many kinds as there are models
+        raise RecipeError(f"model_config: makes no model ({' '.join(str(error).split())})") from error

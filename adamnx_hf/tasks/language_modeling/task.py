@@ -1,0 +1,137 @@
+"""From a recipe to TRL's SFTTrainer with its model, its data and its metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from trl import get_peft_config
+
+from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.tasks.language_modeling import texts
+from adamnx_hf.tasks.language_modeling.arguments import Arguments
+from adamnx_hf.tasks.language_modeling.dataset import make_up, prepare_rows
+from adamnx_hf.tasks.language_modeling.model import make_model, make_tokenizer
+from adamnx_hf.tasks.language_modeling.toy import write_toy
+from adamnx_hf.tasks.loading import load_splits
+from adamnx_hf.tasks.sft_trainer import (
+    SECONDS,
+    ExactMatch,
+    RecipeSFTConfig,
+    RecipeSFTTrainer,
+)
+
+if TYPE_CHECKING:
+    from adamnx_hf.tasks.base import Recipe
+
+__all__ = ["make_trainer"]
+
+
+def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
+    """The model, the data and the metrics of `recipe` in TRL's SFTTrainer."""
+    arguments: Arguments = recipe.task_arguments
+    args: RecipeSFTConfig = recipe.training_arguments
+    _check_fields(arguments, args)
+    notes: list[str] = []
+    with args.main_process_first(desc="loading the data"):
+        if recipe.synthetic_data:
+            splits = make_up(arguments, args)
+        else:
+            splits = load_splits(arguments, spread=recipe.arguments.smoke, notes=notes)
+        (train, test), of_rows = prepare_rows(splits, arguments, args)
+        notes += of_rows
+        args.dataset_text_field = texts.TEXT
+        if recipe.arguments.smoke:
+            arguments.model_name_or_path = str(write_toy(arguments, args))
+    tokenizer = make_tokenizer(arguments, args)
+    model = make_model(arguments, args)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and (args.max_length or 0) > longest:
+        raise RecipeError(
+            f"max_length: {args.max_length} tokens are more than {arguments.model_name_or_path} takes, "
+            f"{longest}; pass --max_length {longest} or less"
+        )
+    adapter = get_peft_config(arguments)
+    if adapter is not None:
+        adapter.revision = arguments.model_revision  # of the base that it belongs to
+    exact_match = None
+    if arguments.answer_pattern is not None:
+        exact_match = ExactMatch(
+            arguments.answer_pattern, arguments.exact_match_samples, arguments.max_new_tokens
+        )
+    trainer = RecipeSFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+        peft_config=adapter,
+        exact_match=exact_match,
+    )
+    _check_prepared(trainer)
+    trainer.notes += [*notes, *_describe_lengths(trainer)]
+    return trainer
+
+
+def _check_fields(arguments: Arguments, args: RecipeSFTConfig) -> None:
+    """What depends on fields of both kinds."""
+    if arguments.answer_pattern is not None:
+        if args.packing if args.eval_packing is None else args.eval_packing:
+            raise RecipeError("answer_pattern: prompts must not be packed; add eval_packing: false")
+        if args.completion_only_loss is False:
+            raise RecipeError("answer_pattern: prompts must be told apart; add completion_only_loss: true")
+    elif (args.metric_for_best_model or "").removeprefix("eval_") == "exact_match":
+        raise RecipeError("metric_for_best_model: exact_match needs answer_pattern, to know the answer")
+    if args.loraplus_lr_ratio is not None and not arguments.use_peft:
+        raise RecipeError("loraplus_lr_ratio: is LoRA's; add use_peft: true")
+    if args.max_length is not None and args.max_length < 2:
+        raise RecipeError(f"max_length: {args.max_length} tokens are none to predict; at least 2")
+    if args.padding_free and not args.packing:
+        raise RecipeError("padding_free: goes with packing: true")
+
+
+def _check_prepared(trainer: RecipeSFTTrainer) -> None:
+    splits: dict[str, Any] = {"train_split": trainer.train_dataset, "eval_split": trainer.eval_dataset}
+    for field, data in splits.items():
+        if not len(data):
+            raise RecipeError(
+                f"{field}: no example has a completion within max_length ({trainer.args.max_length} tokens); "
+                "raise --max_length"
+            )
+    if (asked := trainer.exact_match) is not None:
+        completions = [trainer.reference(row) for row in trainer.asked]
+        try:
+            found = any(asked.answer(text) for text in completions)
+        except TimeoutError:
+            raise RecipeError(
+                f"answer_pattern: {asked.pattern!r} takes more than {SECONDS:g} s to find an answer "
+                "in one of the first completions of eval_split; write it without repeats of repeats"
+            ) from None
+        if not found:
+            raise RecipeError(
+                f"answer_pattern: {asked.pattern!r} is in none of the first {len(completions)} completions "
+                f"of eval_split, such as {completions[0][-80:]!r}; to do without: --answer_pattern none"
+            )
+
+
+def _describe_lengths(trainer: RecipeSFTTrainer) -> list[str]:
+    """What `max_length` took away from each split, for the user."""
+    notes = []
+    for name, counts in trainer.truncated.items():
+        if counts["dropped"] or counts["shortened"]:
+            rest = "; perplexity is over what is left" if name == "eval" else ""
+            notes.append(
+                f"{name}_split: of {counts['examples']:,} examples, max_length ({trainer.args.max_length} "
+                f"tokens) leaves {counts['dropped']:,} out and cuts {counts['shortened']:,} short{rest}"
+            )
+    data: Any = trainer.train_dataset
+    if trainer.args.packing and "train" in trainer.truncated:
+        left = trainer.truncated["train"]["examples"] - trainer.truncated["train"]["dropped"]
+        notes.append(f"train_split: {left:,} examples are packed into {len(data):,} sequences")
+    if trainer.exact_match is not None:
+        asked = len(trainer.asked)
+        if without := asked - len(trainer.fitting(range(asked))):
+            notes.append(
+                "exact_match: counted as not matched, since their prompts leave no room within max_length: "
+                f"{without:,} of the first {asked:,} examples of eval_split"
+            )
+    return notes

@@ -1,0 +1,409 @@
+"""What TRL takes, made of a data set's rows: templates filled in, chats, or texts. Errors name the row."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeAlias
+
+from adamnx_hf.common.errors import RecipeError, nearest
+from adamnx_hf.common.images import named
+from adamnx_hf.tasks.columns import check_columns
+
+__all__ = [
+    "JOINED",
+    "TEXT",
+    "Blank",
+    "Pieces",
+    "fill_in",
+    "find_whole_columns",
+    "parse",
+    "read_chats",
+    "read_texts",
+]
+
+#: The column of texts, as TRL gets it.
+TEXT = "text"
+
+#: Rows of one text that are joined at a time.
+JOINED = 1000
+
+#: Where a cell without a value stands for an empty text: see `allow_blank` of a recipe.
+Blank: TypeAlias = Literal["nowhere", "prompt", "anywhere"]
+
+#: A template: pieces of plain text, each with the column that follows it, or None.
+Pieces: TypeAlias = list[tuple[str, "str | None"]]
+
+#: The roles of a chat, ShareGPT's among them, and what chat templates call them.
+ROLES = {
+    **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
+    "human": "user",
+    "gpt": "assistant",
+}
+
+#: Values that a template writes as `str` has them.
+_PLAIN = (str, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
+
+_BRACES = re.compile(r"(\{\{|\}\})|\{([^{}]+)\}|([{}])")
+
+#: Columns that data sets often have, as (prompt, ..., completion).
+_PAIRS = (
+    ("prompt", "completion"),
+    ("instruction", "input", "output"),
+    ("instruction", "context", "response"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("prompt", "response"),
+)
+
+
+# Templates
+
+
+def parse(template: str) -> Pieces:
+    """Parses a template: names of columns in braces, and braces written twice for themselves.
+
+    Whatever stands in braces is a name, dots and spaces included, that is looked up among the columns.
+    Nothing reaches into Python's objects, as `str.format` would.
+
+    Raises:
+        ValueError: a brace stands alone.
+    """
+    pieces: Pieces = []
+    text, end = "", 0
+    for found in _BRACES.finditer(template):
+        text, end = text + template[end : found.start()], found.end()
+        brace, column, alone = found.groups()
+        if alone:
+            raise ValueError(f"{template!r} has a {alone} that belongs to no column's name; write it twice")
+        if column is None:
+            text += brace[0]
+        else:
+            pieces.append((text, column))
+            text = ""
+    return [*pieces, (text + template[end:], None)]
+
+
+def fill_in(
+    data: Any,
+    prompt: Pieces,
+    completion: Pieces,
+    *,
+    split: str,
+    allow_blank: Blank = "nowhere",
+    as_turns: bool = False,
+    whole: Sequence[str] = (),
+) -> Any:
+    """A `datasets` data set of the columns `prompt` and `completion`, filled in from `data`.
+
+    Args:
+        data: the rows.
+        prompt, completion: templates, parsed.
+        split: its name, for messages.
+        allow_blank: where cells without a value become empty texts.
+        as_turns: each is a list of one chat message, the user's or the assistant's, and not a text.
+        whole: columns of decimals that are written in whole numbers, see :func:`find_whole_columns`.
+
+    Raises:
+        RecipeError: a column is not there, a cell has no value or is neither text nor a number, a completion
+            is empty, or all are.
+    """
+    templates = {"prompt": prompt, "completion": completion}
+    for name, pieces in templates.items():
+        for _, column in pieces:
+            if column is not None:
+                _check_column(data, f"{name}_template", column)
+    roles = {"prompt": "user", "completion": "assistant"}
+
+    def fill(row: dict[str, Any], index: int) -> dict[str, Any]:
+        texts = {}
+        for name, pieces in templates.items():
+            texts[name] = ""
+            for text, column in pieces:
+                texts[name] += text
+                if column is None:
+                    continue
+                value, where = row[column], named(f"{name}_template", index, split)
+                if not _is_blank(value):
+                    texts[name] += _written(value, column, where, column in whole)
+                elif not _allows(allow_blank, name == "prompt"):
+                    raise _nothing(where, column, name == "prompt")
+        if not texts["completion"].strip() and allow_blank != "anywhere":
+            raise RecipeError(
+                f"{named('completion_template', index, split)} is filled in to an empty completion, which "
+                f"teaches to say nothing; {_remedy(False)}"
+            )
+        if not as_turns:
+            return texts
+        return {name: [{"role": roles[name], "content": text}] for name, text in texts.items()}
+
+    columns = sorted({column for pieces in templates.values() for _, column in pieces if column is not None})
+    filled = data.select_columns(columns).map(
+        fill, with_indices=True, remove_columns=columns, desc="filling in templates"
+    )
+    completions = (item[0]["content"] if as_turns else item for item in filled["completion"])
+    _check_some_text(completions, "completion_template", split)
+    return filled
+
+
+def find_whole_columns(splits: Iterable[Any], columns: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Finds columns of whole numbers that were read as decimals.
+
+    A CSV file's column of whole numbers is read as decimals if a cell of it is blank. It is one that is to be
+    written in whole numbers: every number of every split is whole, and a cell somewhere is blank. Without a
+    blank, whoever wrote the file may have meant 3.0.
+
+    Args:
+        splits: `datasets` data sets.
+        columns: names; those that are not of decimals are passed over.
+
+    Returns:
+        The columns to write in whole numbers, and notes for the user.
+    """
+    whole, notes = [], []
+    for column in sorted(set(columns)):
+        values: list[Any] = []
+        for data in splits:
+            if "float" in str(getattr(data.features.get(column), "dtype", "")):
+                values += data[column][:]
+        numbers = [value for value in values if not _is_blank(value)]
+        if not numbers or not all(value.is_integer() and abs(value) <= 2**53 for value in numbers):
+            continue
+        first = numbers[0]
+        if len(numbers) < len(values):
+            whole.append(column)
+            notes.append(
+                f"the column {column!r} holds whole numbers and blanks, which make decimals of them; it is "
+                f"written in whole numbers: {first:.0f}, not {first}"
+            )
+        else:
+            notes.append(
+                f"the column {column!r} holds decimals, all of them whole; they are written so: {first}"
+            )
+    return whole, notes
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _written(value: Any, column: str, where: str, whole: bool) -> str:
+    """A cell as a template writes it."""
+    if not isinstance(value, _PLAIN):
+        raise RecipeError(
+            f"{where} has {_kind(value)} in the column {column!r}, neither text nor a number; make it text"
+        )
+    return f"{value:.0f}" if whole else str(value)
+
+
+# Chats
+
+
+def read_chats(
+    data: Any,
+    column: str,
+    *,
+    split: str,
+    allow_blank: Blank = "nowhere",
+    assistant_only: bool = False,
+) -> Any:
+    """A `datasets` data set of the column `messages`: the chats of `data`, as chat templates take them.
+
+    Messages of `{role, content}` keep what else they hold; of ShareGPT's `{from, value}` the rest is left.
+
+    Args:
+        data: the rows.
+        column: lists of either.
+        split: its name, for messages.
+        allow_blank: where a missing content becomes an empty text; what the assistant says is no prompt.
+        assistant_only: the loss is on what the assistant says alone.
+
+    Raises:
+        RecipeError: the column is not there; a row is no chat, or has no message, one of an unknown role or
+            without content, or with `assistant_only` none of the assistant's; or all contents are empty.
+    """
+    from datasets import Features, List, Value
+
+    _check_column(data, "messages_column", column)
+    data = data.select_columns([column])
+    feature = data.features[column]
+    keys = getattr(feature, "feature", None)
+    if isinstance(keys, dict) and "from" in keys:
+        feature = List({"role": Value("string"), "content": Value("string")})
+
+    def read(row: dict[str, Any], index: int) -> dict[str, Any]:
+        where = named("messages_column", index, split)
+        chat = row[column]
+        if chat is None or chat == []:
+            raise RecipeError(f"{where} has no message in the column {column!r}; leave the row out")
+        if not isinstance(chat, list) or not all(isinstance(message, dict) for message in chat):
+            kind = f"a list of {_kind(chat[0])}" if isinstance(chat, list) else _kind(chat)
+            raise RecipeError(
+                f"{where} has {kind} in the column {column!r}, no chat: a list of {{role, content}} or of "
+                "{from, value}"
+            )
+        messages = [_message(message, where, allow_blank) for message in chat]
+        if assistant_only and all(message["role"] != "assistant" for message in messages):
+            raise RecipeError(
+                f"{where} has nothing that the assistant says; leave the row out, or pass "
+                "--assistant_only_loss false"
+            )
+        return {"messages": messages}
+
+    found = data.map(
+        read,
+        with_indices=True,
+        remove_columns=[column],
+        features=Features({"messages": feature}),
+        desc="reading chats",
+    )
+    contents = (str(message["content"] or "") for chat in found["messages"] for message in chat)
+    _check_some_text(contents, "messages_column", split)
+    return found
+
+
+def _message(message: dict[str, Any], where: str, allow_blank: Blank) -> dict[str, Any]:
+    """A message of a chat as chat templates take it."""
+    ours = message.get("role") is not None  # where rows are of both kinds, each has the other's keys as null
+    role, content = (message.get(key) for key in (("role", "content") if ours else ("from", "value")))
+    if role is None:
+        raise RecipeError(
+            f"{where} has a message without a role; a message is {{role, content}} or {{from, value}}, and "
+            f"this one has {', '.join(map(str, message)) or 'nothing'}"
+        )
+    if not isinstance(role, str) or role not in ROLES:
+        raise RecipeError(f"{where} has a message of the role {role!r}{nearest(str(role), ROLES)}")
+    said = ROLES[role] == "assistant"
+    if content is None and not (said and message.get("tool_calls")):
+        if not _allows(allow_blank, not said):
+            raise RecipeError(
+                f"{where} has a message of the role {role!r} without content; {_remedy(not said)}"
+            )
+        content = ""
+    if content is not None and not isinstance(content, str):
+        raise RecipeError(f"{where} has a message whose content is {_kind(content)}, not text; make it text")
+    if said and content is not None and not content.strip() and allow_blank != "anywhere":
+        raise RecipeError(
+            f"{where} has an empty message of the role {role!r}, which teaches to say nothing; "
+            f"{_remedy(False)}"
+        )
+    known = {"role": ROLES[role], "content": content}
+    return message | known if ours else known
+
+
+# Texts
+
+
+def read_texts(
+    data: Any, column: str, *, split: str, allow_blank: Blank = "nowhere", separator: str | None = None
+) -> Any:
+    """A `datasets` data set of the column `text`: those of `data`, or pieces of one text joined.
+
+    Args:
+        data: the rows.
+        column: of texts.
+        split: its name, for messages.
+        allow_blank: with "anywhere" missing texts are empty ones, and these may stand alone.
+        separator: :data:`JOINED` rows at a time become one text, with this between them; a row may then be
+            empty. None: each row is a text.
+
+    Raises:
+        RecipeError: the column is not there, a row holds no text, or all of them are empty.
+    """
+    from datasets import Features, Value
+
+    _check_column(data, "dataset_text_field", column)
+
+    def check(text: Any, index: int) -> str:
+        where = named("dataset_text_field", index, split)
+        if _is_blank(text):
+            if allow_blank == "anywhere":
+                return ""
+            raise _nothing(where, column, False)
+        if not isinstance(text, str):
+            raise RecipeError(f"{where} has {_kind(text)} in the column {column!r}, not text; make it text")
+        if separator is None and not text.strip() and allow_blank != "anywhere":
+            raise RecipeError(
+                f"{where} is empty; if rows are lines of one text, give --join_rows with what stands between "
+                f"them; else {_remedy(False)}"
+            )
+        return text
+
+    def read(rows: dict[str, list[Any]], indices: list[int]) -> dict[str, list[str]]:
+        texts = list(map(check, rows[column], indices))
+        return {TEXT: texts if separator is None else [separator.join(texts)]}
+
+    texts = data.select_columns([column]).map(
+        read,
+        batched=True,
+        batch_size=JOINED,
+        with_indices=True,
+        remove_columns=[column],
+        features=Features({TEXT: Value("large_string")}),
+        desc="reading texts" if separator is None else "joining rows",
+    )
+    _check_some_text(texts[TEXT], "dataset_text_field", split)
+    return texts
+
+
+# What is wrong with a row, and what to do
+
+
+def _allows(allow_blank: Blank, in_prompt: bool) -> bool:
+    return allow_blank == "anywhere" or (allow_blank == "prompt" and in_prompt)
+
+
+def _remedy(in_prompt: bool) -> str:
+    value = "prompt" if in_prompt else "anywhere"
+    return f"fill it in, leave the row out, or if that is meant pass --allow_blank {value}"
+
+
+def _nothing(where: str, column: str, in_prompt: bool) -> RecipeError:
+    return RecipeError(
+        f"{where} has nothing in the column {column!r} (null, or in a CSV file blank, NA or None); "
+        f"{_remedy(in_prompt)}"
+    )
+
+
+def _kind(value: Any) -> str:
+    words = {"str": "text", "list": "a list", "dict": "a dictionary", "bytes": "bytes", "NoneType": "nothing"}
+    name = type(value).__name__
+    return words.get(name, f"a value of the type {name}")
+
+
+def _check_some_text(texts: Iterable[str], field: str, split: str) -> None:
+    if not any(text.strip() for text in texts):
+        raise RecipeError(f"{field}: no row of the split {split!r} holds any text")
+
+
+def _check_column(data: Any, field: str, column: str) -> None:
+    """Checks that the column is there; where no name is near, the error has flags for those that are."""
+    try:
+        check_columns(data, {field: column})
+    except RecipeError as error:
+        flags = _flags_for(data)
+        if flags is None or "did you mean" in str(error):
+            raise
+        raise RecipeError(f"{error}; for these: {flags}") from None
+
+
+def _flags_for(data: Any) -> str | None:
+    """The flags to train on `data` with, where its columns tell; else None."""
+    for column, feature in data.features.items():
+        keys = getattr(feature, "feature", None)
+        kinds = ({"role", "content"}, {"from", "value"})
+        of_messages = isinstance(keys, dict) and any(kind <= {*keys} for kind in kinds)
+        if of_messages or column in ("messages", "conversations"):
+            return f"--messages_column {column}"
+    for columns in _PAIRS:
+        if {*columns} <= {*data.column_names}:
+            *asked, answer = columns
+            prompt = f"'{{{asked[0]}}}'"
+            if asked != ["prompt"]:
+                lines = "".join(f"{{{column}}}\\n" for column in asked)
+                prompt = f"$'{lines}'"  # as a shell writes line breaks
+            return f"--prompt_template {prompt} --completion_template '{{{answer}}}'"
+    return None

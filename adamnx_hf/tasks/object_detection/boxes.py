@@ -1,0 +1,184 @@
+"""Each row's objects, read and checked: corners in pixels, class ids and marks of difficult ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from adamnx_hf.common import images
+from adamnx_hf.common.errors import RecipeError, nearest
+from adamnx_hf.common.splits import place
+from adamnx_hf.tasks.object_detection.arguments import Arguments
+from adamnx_hf.tasks.object_detection.schema import (
+    columns_of,
+)
+
+__all__ = ["read_objects"]
+
+
+#: A box may reach so many pixels out of its image, as rounding has it; it is cut off there.
+ROUNDING = 1.0
+
+#: Shares of an image may leave the range from 0 to 1 by so much, as rounding has it.
+SHARE_ROUNDING = 0.01
+
+
+def read_objects(
+    data: Any, arguments: Arguments, split: str, classes: Sequence[str], quiet: bool
+) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Each row's objects, (n, 6), and each image's height and width; see :class:`DetectionDataset`.
+
+    Reads the images' headers alone.
+
+    Raises:
+        RecipeError: an image that is not there or that RGB does not hold, objects that are no numbers, boxes
+            in another unit, a box without area or reaching out of its image, or an unknown class; names the
+            row.
+    """
+    from datasets import Image
+
+    column = arguments.image_column
+    headers = data.select_columns([column, arguments.objects_column]).cast_column(column, Image(decode=False))
+    numbers, sizes = [], []
+    for i, row in enumerate(
+        tqdm(headers, desc=f"checking {split}", unit=" images", leave=False, disable=quiet)
+    ):
+        width, height = images.size(images.opened(row[column], column, i, split, as_rgb=True))
+        numbers.append(_numbers(row[arguments.objects_column], arguments, classes, _where(split, i)))
+        sizes.append((height, width))
+    if arguments.box_unit == "pixels":
+        _check_pixels([boxes for boxes, _, _ in numbers], sizes, split)
+    objects = []
+    for i, ((boxes, labels, difficult), (height, width)) in enumerate(zip(numbers, sizes, strict=True)):
+        corners = _corners(boxes, arguments, width, height, _where(split, i))
+        rows = np.concatenate([labels[:, None], difficult[:, None], corners], 1)
+        objects.append(torch.as_tensor(rows, dtype=torch.float32))
+    return objects, sizes
+
+
+def _check_pixels(boxes: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], split: str) -> None:
+    """Checks that boxes in pixels are no shares of their images, as all of them together show.
+
+    Args:
+        boxes: (n, 4) of each image, as they are in the data.
+        sizes: each image's height and width. A single pixel says nothing: its boxes are from 0 to 1.
+        split: their split.
+
+    Raises:
+        RecipeError: all numbers are from 0 to 1.
+    """
+    large = [own for own, size in zip(boxes, sizes, strict=True) if len(own) and max(size) > 1]
+    if large and all((np.abs(own - 0.5) <= 0.5 + SHARE_ROUNDING).all() for own in large):
+        raise RecipeError(
+            f"box_unit: these look like shares of the image, not pixels: the {sum(map(len, large))} boxes of "
+            f"the split {split!r} have numbers from 0 to 1 alone; pass --box_unit shares, and --box_format "
+            "cxcywh if they are YOLO's"
+        )
+
+
+def _corners(boxes: np.ndarray, arguments: Arguments, width: int, height: int, where: str) -> np.ndarray:
+    """An image's boxes (n, 4), as they are in the data, as corners in pixels within it.
+
+    Raises:
+        RecipeError: a box without area, reaching out of the image, or in pixels instead of shares.
+    """
+    from torchvision.ops import box_convert
+
+    shares = arguments.box_unit == "shares"
+    corners = boxes * np.array([width, height] * 2 if shares else [1] * 4)
+    if arguments.box_format == "voc":
+        corners[:, :2] -= 1
+    else:
+        corners = box_convert(torch.from_numpy(corners), arguments.box_format, "xyxy").numpy()
+    inside = corners.clip(0, np.array([width, height] * 2))
+    for box, corner, cut in zip(boxes, corners, inside, strict=True):
+        shown = f"{arguments.box_format} box {[round(value, 4) for value in box.tolist()]}"
+        if shares and np.abs(box).max() > 2:
+            raise RecipeError(
+                f"{where}: the {shown} has numbers far above 1, and is no share of its image; correct it, or "
+                "are they pixels: --box_unit pixels?"
+            )
+        if not (corner[2:] > corner[:2]).all():
+            raise RecipeError(f"{where}: the {shown} has no area; leave it out, or is --box_format another?")
+        if np.abs(corner - cut).max() > ROUNDING or not (cut[2:] > cut[:2]).all():
+            raise RecipeError(
+                f"{where}: the {shown} reaches out of its image of {width} x {height} pixels; correct it, or "
+                "is --box_format another?"
+            )
+    return inside
+
+
+def _where(split: str, row: int) -> str:
+    """How messages name a row's objects; see :func:`adamnx_hf.common.splits.place`."""
+    name, number = place(split, row)
+    return f"{name}, row {number}"
+
+
+def _numbers(
+    objects: Any, arguments: Arguments, classes: Sequence[str], where: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A row's boxes (n, 4), class ids (n,) and marks of difficult objects (n,); none of what it has none of.
+
+    Raises:
+        RecipeError: they are no numbers, do not match each other, or a class is not known.
+    """
+    fields = columns_of(objects, arguments)
+    kinds: dict[str, type] = {
+        arguments.box_field: np.float64,
+        arguments.category_field: np.int64,
+        arguments.difficult_field: np.bool_,
+    }
+    if any(isinstance(label, str) for label in fields[arguments.category_field]):
+        fields[arguments.category_field] = _ids(fields[arguments.category_field], classes, where)
+    arrays: list[np.ndarray] = []
+    for name, kind in kinds.items():
+        try:
+            arrays.append(np.asarray(fields[name], dtype=kind))
+        except (TypeError, ValueError) as error:
+            raise RecipeError(
+                f"{where}: {name} of its objects: {str(fields[name])[:60]} ({error}); correct it, or leave "
+                "the row out"
+            ) from error
+    boxes, labels, difficult = arrays
+    if boxes.size == 0:
+        boxes = boxes.reshape(0, 4)
+    if not len(difficult):
+        difficult = np.zeros(len(labels), dtype=bool)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) == len(labels) == len(difficult):
+        raise RecipeError(
+            f"{where}: boxes of four numbers, class ids and marks of difficult ones do not match: "
+            f"{boxes.shape}, {labels.shape}, {difficult.shape}"
+        )
+    for label in labels.tolist():
+        if label < 0:
+            raise RecipeError(
+                f"{where}: {label} is not a class id; they are counted from 0; correct it, or leave the row "
+                "out"
+            )
+        if label >= len(classes):
+            raise RecipeError(
+                f"{where}: {label} is not a class id; there are {len(classes)}, from 0 to "
+                f"{len(classes) - 1}; correct it, leave the row out, or name every class: --class_names"
+            )
+    return boxes, labels, difficult
+
+
+def _ids(labels: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
+    """The ids of classes that stand there by name.
+
+    Raises:
+        RecipeError: a name that is not among `classes`.
+    """
+    ids = {name: i for i, name in enumerate(classes)}
+    for label in labels:
+        if label not in ids:
+            raise RecipeError(
+                f"{where}: {label!r} is not a class{nearest(str(label), classes)}; correct it, leave the row "
+                "out, or name every class: --class_names"
+            )
+    return [ids[label] for label in labels]

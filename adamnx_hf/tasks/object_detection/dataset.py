@@ -1,0 +1,174 @@
+"""Letterboxed images with their objects, augmented and batched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from adamnx_hf.common import images
+from adamnx_hf.tasks.object_detection.arguments import Arguments
+from adamnx_hf.tasks.object_detection.boxes import read_objects
+from adamnx_hf.tasks.randomness import RowRandom
+
+__all__ = ["Augmentation", "DetectionDataset", "collate"]
+
+
+#: A box is learned if the training image has it so many pixels wide and high, and such a share of its side.
+LEAST_PIXELS, LEAST_SHARE = 2.0, 0.01
+
+
+def _third(parts: Sequence[Any]) -> Any:
+    return parts[2]
+
+
+class Augmentation:
+    """Scales, pads or cuts, jitters and mirrors a letterboxed image, its boxes with it.
+
+    Args:
+        size: pixels along a side of the image.
+        scale_range: of the scale; the image is then put at a random place of the square, or cut at one.
+        jitter: probability of HSV jitter.
+        flip: probability of mirroring.
+    """
+
+    def __init__(self, size: int, scale_range: Sequence[float], jitter: float, flip: float) -> None:
+        from torchvision.transforms import v2
+
+        from adamnx_hf.models.yolov7_tiny.image_processor import GREY
+        from adamnx_hf.tasks.transforms import HSVJitter
+
+        self.jitter = HSVJitter(jitter)
+        self.min_size = max(LEAST_PIXELS, LEAST_SHARE * size)
+        self.geometry = v2.Compose(
+            [
+                v2.ScaleJitter((size, size), tuple(scale_range), antialias=True),
+                v2.RandomCrop(size, pad_if_needed=True, fill=GREY),
+                v2.RandomHorizontalFlip(flip),
+                v2.ClampBoundingBoxes(),
+                # What is left of an object at a cut edge is often too little to tell what it is; nor can what
+                # is as small by itself be told.
+                v2.SanitizeBoundingBoxes(min_size=self.min_size, labels_getter=_third),
+            ]
+        )
+
+    def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(3, size, size) uint8, (n, 4) xyxy in pixels and (n,); the image comes back as floats in [0, 1]."""
+        from torchvision import tv_tensors
+
+        size = (image.shape[-2], image.shape[-1])
+        parts = (
+            tv_tensors.Image(image),
+            tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+            labels,
+        )
+        image, boxes, labels = self.geometry(*parts)
+        return self.jitter(image.as_subclass(Tensor).float() / 255), boxes.as_subclass(Tensor), labels
+
+
+class DetectionDataset(torch.utils.data.Dataset):
+    """A split of a `datasets` data set as letterboxed images with their objects.
+
+    Args:
+        data: the split.
+        arguments: name its columns and fields.
+        split: its name, for messages.
+        classes: their names, in the order of their ids.
+        augment: changes image and boxes. None: they stay as they are.
+        with_difficult: whether objects that need not be found are among those to learn.
+        quiet: no progress bars.
+        random: what `augment` draws, by row. None: what torch's global generator gives.
+
+    Raises:
+        RecipeError: a row whose objects do not fit their image or the classes; or an image that cannot be
+            read, when it is.
+
+    Examples are `{"pixel_values": (3, size, size) float, "labels": {...}}`. Labels have, as DETR's,
+    `class_labels` (n,), `boxes` (n, 4) centre x, centre y, width and height as shares of the square's side,
+    and `orig_size` (2,), the image's own height and width; and of all objects, in pixels of the image itself,
+    `objects` (m, 6): class id, difficult or not, and two corners.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        arguments: Arguments,
+        split: str,
+        classes: Sequence[str],
+        augment: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
+        with_difficult: bool = False,
+        quiet: bool = False,
+        random: RowRandom | None = None,
+    ) -> None:
+        self.random = random
+        self.images = data.select_columns([arguments.image_column])
+        self.image_column, self.split, self.size = arguments.image_column, split, arguments.image_size
+        self.mean, self.std = arguments.image_mean, arguments.image_std
+        self.augment, self.with_difficult = augment, with_difficult
+        self.objects, self.sizes = read_objects(data, arguments, split, classes, quiet)
+        self.decoded: Tensor | None = None
+        if arguments.keep_decoded:
+            self.decoded = torch.empty(len(data), 3, self.size, self.size, dtype=torch.uint8)
+            for i in tqdm(range(len(data)), desc="decoding", unit=" images", leave=False, disable=quiet):
+                self.decoded[i] = self._decode(i)
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        from torchvision.ops import box_convert
+        from torchvision.transforms.v2 import functional
+
+        labels, boxes = self.learned(index)
+        image = self._decode(index) if self.decoded is None else self.decoded[index]
+        if self.augment is not None:
+            with nullcontext() if self.random is None else self.random.seed_row(index):
+                image, boxes, labels = self.augment(image, boxes * self.size, labels)
+            boxes = boxes / self.size
+        else:
+            image = image.float() / 255
+        return {
+            "pixel_values": functional.normalize(image, self.mean, self.std),
+            "labels": {
+                "class_labels": labels,
+                "boxes": box_convert(boxes, "xyxy", "cxcywh"),
+                "orig_size": torch.tensor(self.sizes[index]),
+                "objects": self.objects[index],
+            },
+        }
+
+    def learned(self, index: int) -> tuple[Tensor, Tensor]:
+        """A row's objects that are to learn, before augmentation.
+
+        Returns:
+            Class ids, (n,) int64, and corners, (n, 4) float32, as shares of the letterbox's side.
+        """
+        from adamnx_hf.models.yolov7_tiny.image_processor import letterbox_boxes
+
+        objects, (height, width) = self.objects[index], self.sizes[index]
+        if not self.with_difficult:
+            objects = objects[objects[:, 1] == 0]
+        return objects[:, 0].long(), letterbox_boxes(objects[:, 2:], height, width, self.size)
+
+    def picture(self, index: int) -> Any:
+        """The image itself, PIL's."""
+        return images.picture(self.images, self.image_column, index, self.split)
+
+    def _decode(self, index: int) -> Tensor:
+        from torchvision.transforms.v2 import functional
+
+        from adamnx_hf.models.yolov7_tiny.image_processor import letterbox
+
+        return letterbox(functional.pil_to_tensor(self.picture(index)), self.size)
+
+
+def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Images as one tensor, labels as a list."""
+    return {
+        "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
+        "labels": [example["labels"] for example in examples],
+    }

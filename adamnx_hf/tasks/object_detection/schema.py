@@ -1,0 +1,182 @@
+"""What a data set calls the boxes and classes of objects, and which classes it has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from adamnx_hf.common.errors import RecipeError, nearest
+from adamnx_hf.tasks.columns import (
+    HIGHEST_ID,
+    check_same_classes,
+)
+from adamnx_hf.tasks.object_detection.arguments import Arguments
+
+__all__ = [
+    "check_classes",
+    "check_features",
+    "columns_of",
+    "fields_of",
+    "find_fields",
+    "holds_text",
+    "name_classes",
+    "own_names",
+]
+
+
+#: What public data sets call the fields of objects, by the recipe's field that names them.
+USUAL = {
+    "box_field": ("bbox", "boxes", "box", "bboxes"),
+    "category_field": (
+        "category",
+        "category_id",
+        "categories",
+        "category_ids",
+        "class",
+        "classes",
+        "label",
+        "labels",
+    ),
+}
+
+
+def fields_of(data: Any, column: str) -> dict[str, Any]:
+    """The features of one object, whether the column is a list of objects or a dictionary of lists."""
+    feature = data.features[column]
+    if hasattr(feature, "feature"):  # List of dictionaries
+        return feature.feature if isinstance(feature.feature, dict) else {}
+    if isinstance(feature, dict):
+        return {name: getattr(inner, "feature", inner) for name, inner in feature.items()}
+    return {}
+
+
+def _kind_of(data: Any, arguments: Arguments) -> Any:
+    """The feature of the classes."""
+    return fields_of(data, arguments.objects_column)[arguments.category_field]
+
+
+def own_names(data: Any, arguments: Arguments) -> list[str]:
+    """The data set's own names of its class ids; none where it has none."""
+    return list(getattr(_kind_of(data, arguments), "names", None) or [])
+
+
+def holds_text(data: Any, arguments: Arguments) -> bool:
+    """Returns whether classes stand there by name, as text without ids."""
+    return getattr(_kind_of(data, arguments), "dtype", None) in ("string", "large_string")
+
+
+def find_fields(data: Any, arguments: Arguments, given: Collection[str]) -> list[str]:
+    """Replaces the recipe's names for a column and fields, those that the data lack, by usual ones.
+
+    `objects_column` becomes the one column that holds objects with boxes, if there is one only. `box_field`
+    and `category_field` become the one of :data:`USUAL` that the objects have, if they have one only.
+
+    Args:
+        data: the training split.
+        arguments: the recipe's, which are changed.
+        given: fields that flags have set, which stay as they are.
+
+    Returns:
+        A note for each name that was replaced.
+    """
+    notes = []
+
+    def replace(name: str, there: Collection[str], candidates: Sequence[str]) -> None:
+        wanted = getattr(arguments, name)
+        if wanted not in there and name not in given and len(candidates) == 1:
+            setattr(arguments, name, candidates[0])
+            note = f"{name}: {candidates[0]!r} is used, as there is no {wanted!r}"
+            if name == "box_field":
+                note += f"; its boxes are read as {arguments.box_format} in {arguments.box_unit}"
+            notes.append(note)
+
+    columns = data.column_names
+    replace("objects_column", columns, [name for name in columns if _holds_boxes(data, name, arguments)])
+    if arguments.objects_column in columns:
+        fields = fields_of(data, arguments.objects_column)
+        for name, usual in USUAL.items():
+            replace(name, fields, [field for field in usual if field in fields])
+    return notes
+
+
+def _holds_boxes(data: Any, column: str, arguments: Arguments) -> bool:
+    fields = fields_of(data, column)
+    return any(hasattr(fields.get(name), "feature") for name in (arguments.box_field, *USUAL["box_field"]))
+
+
+def check_features(data: Any, arguments: Arguments) -> None:
+    """Checks that a split has objects with boxes and classes.
+
+    Raises:
+        RecipeError: it has not, or they are of another kind.
+    """
+    fields = fields_of(data, arguments.objects_column)
+    if not fields:
+        raise RecipeError(
+            f"objects_column: {arguments.objects_column!r} does not hold objects with boxes and classes, "
+            f"but {data.features[arguments.objects_column]}"
+        )
+    for name in ("box_field", "category_field"):
+        if getattr(arguments, name) not in fields:
+            raise RecipeError(
+                f"{name}: the objects of {arguments.objects_column!r} have no {getattr(arguments, name)!r}"
+                f"{nearest(getattr(arguments, name), fields)}"
+            )
+    kind = _kind_of(data, arguments)
+    is_id = hasattr(kind, "names") or str(getattr(kind, "dtype", "")).startswith(("int", "uint"))
+    if not is_id and not holds_text(data, arguments):
+        raise RecipeError(
+            f"category_field: {arguments.category_field!r} does not hold class ids or names but {kind}"
+        )
+
+
+def name_classes(data: Any, arguments: Arguments) -> list[str]:
+    """The classes' names in the order of their ids: given, the data set's own, those found, or numbers."""
+    names = own_names(data, arguments)
+    if arguments.class_names:
+        for i, name in enumerate(arguments.class_names):
+            if name in names and names.index(name) != i:
+                raise RecipeError(
+                    f"class_names: {name!r} is class {i} there, and {names.index(name)} in the data set; "
+                    "list them in its order, or leave them out"
+                )
+        return arguments.class_names
+    if names:
+        return names
+    found: set[Any] = set()
+    for objects in data.select_columns([arguments.objects_column])[arguments.objects_column]:
+        found.update(columns_of(objects, arguments)[arguments.category_field])
+    found.discard(None)
+    if holds_text(data, arguments):
+        return sorted(found)
+    most = int(max(found, default=-1))
+    if most > HIGHEST_ID:
+        raise RecipeError(
+            f"category_field: {arguments.category_field!r} goes up to {most}, and class ids are counted from "
+            "0; count them anew, or is it another field: --category_field NAME?"
+        )
+    return [str(i) for i in range(most + 1)]
+
+
+def check_classes(train: Any, test: Any, classes: Sequence[str], arguments: Arguments) -> None:
+    """Checks that an id is the same class in both splits, also where `class_names` has other names for them.
+
+    One of them may have more names. A row with an id that the training split has no name for is refused when
+    it is read.
+
+    Raises:
+        RecipeError: an id is another class in the evaluation split.
+    """
+    pairs = [(own_names(train, arguments), own_names(test, arguments))]
+    if not holds_text(test, arguments):  # text has no ids of its own
+        pairs.append((list(classes), name_classes(test, arguments)))
+    for names, others in pairs:
+        check_same_classes(names, others)
+
+
+def columns_of(objects: Any, arguments: Arguments) -> dict[str, list[Any]]:
+    """One image's objects as lists by field, empty where it has none."""
+    names = (arguments.box_field, arguments.category_field, arguments.difficult_field)
+    if not isinstance(objects, dict):
+        objects = {name: [one[name] for one in objects if one and name in one] for name in names if objects}
+    return {name: objects.get(name) or [] for name in names}

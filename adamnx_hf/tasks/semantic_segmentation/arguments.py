@@ -1,0 +1,178 @@
+"""The fields of a recipe for semantic segmentation, and the network that they describe."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adamnx_hf.common.errors import nearest
+from adamnx_hf.tasks.columns import check_class_names
+from adamnx_hf.tasks.data import ImageArguments, doc, train_images_fast
+from adamnx_hf.tasks.semantic_segmentation import masks
+
+__all__ = ["Arguments", "configure", "fast", "smoke"]
+
+
+@dataclasses.dataclass
+class Arguments(ImageArguments):
+    """The fields of a recipe for semantic segmentation."""
+
+    mask_column: str = dataclasses.field(
+        default="mask",
+        metadata=doc(
+            "Column of the masks: images of one channel that holds class ids, or see mask_values.",
+            data=True,
+            neutral=True,
+        ),
+    )
+    class_names: list[str] | None = dataclasses.field(
+        default=None,
+        metadata=doc(
+            "Names of the classes 0, 1, ... Default: numbers, as many as mask_values has, or up to the "
+            "highest id in the training split.",
+            data=True,
+        ),
+    )
+    mask_values: list[int] | None = dataclasses.field(
+        default=None,
+        metadata=doc(
+            "The values that stand in the masks for the classes 0, 1, ..., in that order: 0 255 for masks of "
+            "0 and 255. Default: the ids themselves.",
+            data=True,
+        ),
+    )
+    ignore_index: int = dataclasses.field(
+        default=255,
+        metadata=doc(
+            "Value of pixels in the masks that count neither in training nor in evaluation. One that "
+            "mask_values has is its class's.",
+            data=True,
+        ),
+    )
+    architecture: str | None = dataclasses.field(
+        default=None,
+        metadata=doc("A network, from scratch: `unet`, or the model_type of one that Transformers has."),
+    )
+    class_balance: float = dataclasses.field(
+        default=0.0,
+        metadata=doc(
+            "In a U-Net's cross-entropy a pixel counts its class's share of the training pixels to the power "
+            "of minus this: 0, all pixels alike, to 1, all classes alike."
+        ),
+    )
+    image_size: int = dataclasses.field(
+        default=384,
+        metadata=doc(
+            "The shorter side of images, to which they are resized, in pixels. Judged is at their own size."
+        ),
+    )
+    scale_range: list[float] = dataclasses.field(
+        default_factory=lambda: [0.5, 2.0],
+        metadata=doc("For training image_size is multiplied by a number drawn from this range."),
+    )
+    crop_size: int = dataclasses.field(
+        default=320, metadata=doc("Training takes a random square of so many pixels a side.")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("image_size", "crop_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not a size in pixels")
+        if not 0 <= self.class_balance <= 1:
+            raise ValueError(f"class_balance: {self.class_balance} is not a number from 0 to 1")
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(
+                f"scale_range: needs two numbers above 0, the lower first, got {self.scale_range}"
+            )
+        names = self.class_names or []
+        check_class_names(names)
+        if len(names) == 1:
+            raise ValueError(
+                f"class_names: {names[0]!r} is the only one, and one class cannot be told from another; name "
+                "what is around it, too"
+            )
+        _check_mask_values(self.mask_values, names)
+        if self.mask_values is None and 0 <= self.ignore_index < len(names):
+            raise ValueError(
+                f"ignore_index: {self.ignore_index} is the id of {names[self.ignore_index]!r} in class_names"
+            )
+        if self.architecture:
+            configure(self.architecture, self.architecture_options)  # type: ignore[arg-type]
+
+    @property
+    def pair_format(self) -> masks.PairFormat:
+        """How pairs of an image and a mask stand in the data."""
+        return masks.PairFormat(self.image_column, self.mask_column, self.mask_values)
+
+    @property
+    def void_id(self) -> int:
+        """The id that pixels which do not count have in all that the model sees."""
+        return masks.void_id(self.ignore_index, self.mask_values)
+
+
+def _check_mask_values(values: list[int] | None, names: Sequence[str]) -> None:
+    """That each class has a value of its own, which a mask can hold.
+
+    Raises:
+        ValueError: they have not; names `mask_values`.
+    """
+    if values is None:
+        return
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not -(2**31) <= value < 2**31:
+            raise ValueError(f"mask_values: {value!r} is not a whole number of 32 bits, as masks hold them")
+        if values.count(value) > 1:
+            raise ValueError(f"mask_values: {value} is given twice; each class has a value of its own")
+    if len(values) < 2:
+        raise ValueError(f"mask_values: {values} is not two classes or more; give each class its value")
+    if names and len(values) != len(names):
+        raise ValueError(
+            f"mask_values: {len(values)} of them for {len(names)} class_names; give each class its value"
+        )
+
+
+def fast() -> dict[str, Any]:
+    """Returns what `--fast` sets. Decoding and augmentation stay with the loader's workers: sizes differ."""
+    return train_images_fast()
+
+
+def smoke(arguments: Arguments) -> dict[str, Any]:
+    """What `--smoke` sets: a tiny network and a few small images."""
+    tiny: dict[str, Any] = {
+        "max_train_samples": 64,
+        "max_eval_samples": 32,
+        "image_size": 48,
+        "crop_size": 48,
+    }
+    if arguments.architecture:
+        changes: Any = arguments.architecture_options or {}
+        kind = type(configure(arguments.architecture, changes))
+        tiny["architecture_options"] = {**changes, **getattr(kind, "tiny", {})}
+    return tiny
+
+
+def configure(architecture: str, options: Mapping[str, Any] | None, **more: Any) -> Any:
+    """The configuration of a network by its model_type.
+
+    Raises:
+        ValueError: a name, an option or a value that does not fit.
+    """
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    mapping = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+    known = {config.model_type: config for config in mapping}
+    if architecture not in known:
+        raise ValueError(
+            f"architecture: {architecture!r} is not known{nearest(architecture, known, most=20)}"
+        )
+    valid = set(inspect.signature(known[architecture].__init__).parameters) - {"self", "kwargs"}
+    for key in options or {}:
+        if key not in valid:
+            raise ValueError(f"architecture_options: {architecture} has no {key!r}{nearest(key, valid)}")
+    try:
+        return configuration_auto.AutoConfig.for_model(architecture, **(options or {}), **more)
+    except Exception as error:
+        raise ValueError(f"architecture_options: {' '.join(str(error).split())}") from error

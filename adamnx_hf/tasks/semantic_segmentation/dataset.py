@@ -1,0 +1,163 @@
+"""Pairs of an image and a mask: decoded, transformed and batched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from adamnx_hf.common import images
+from adamnx_hf.tasks.randomness import RowRandom
+from adamnx_hf.tasks.semantic_segmentation.masks import PairFormat, class_ids
+
+__all__ = ["SegmentationDataset", "collate", "eval_transform", "train_transform"]
+
+
+class SegmentationDataset(torch.utils.data.Dataset):
+    """Pairs of an image and a mask.
+
+    Args:
+        data: a split of a `datasets` data set.
+        form: how the pairs stand in it.
+        transform: takes an image, uint8 (3, height, width), and a mask, int64 (height, width), both as
+            torchvision's tv_tensors.
+        keep_mask: for evaluation, where the mask that counts is the one of the image's own size.
+        keep_decoded: decode all images now and keep them, 4 bytes a pixel.
+        split: its name, for messages.
+        quiet: no progress bar.
+        random: what the transform draws, by row. None: what torch's global generator gives.
+
+    Raises:
+        RecipeError: an image or a mask that cannot be read, when it is; names its row.
+
+    Examples are `{"pixel_values": (3, height, width), "labels": (height, width) int64}` and, with
+    `keep_mask`, `"mask"`, as `labels` before the transform.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        form: PairFormat,
+        *,
+        transform: Callable[..., tuple[Tensor, Tensor]],
+        keep_mask: bool = False,
+        keep_decoded: bool = False,
+        split: str = "train",
+        quiet: bool = False,
+        random: RowRandom | None = None,
+    ) -> None:
+        self.random = random
+        self.images, self.masks = (data.select_columns([column]) for column in form[:2])
+        self.form, self.split, self.transform, self.keep_mask = form, split, transform, keep_mask
+        self.decoded: list[tuple[Tensor, Tensor]] | None = None
+        if keep_decoded:
+            rows = tqdm(range(len(data)), desc="decoding", unit=" images", leave=False, disable=quiet)
+            self.decoded = [self._decode(i) for i in rows]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        from torchvision import tv_tensors
+
+        image, mask = self._decode(index) if self.decoded is None else self.decoded[index]
+        mask = mask.long()
+        with nullcontext() if self.random is None else self.random.seed_row(index):
+            pixels, labels = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        example = {"pixel_values": pixels.as_subclass(Tensor), "labels": labels.as_subclass(Tensor)}
+        return example | ({"mask": mask} if self.keep_mask else {})
+
+    def picture(self, index: int) -> Any:
+        """The image itself, PIL's."""
+        return images.picture(self.images, self.form.image_column, index, self.split)
+
+    def _decode(self, index: int) -> tuple[Tensor, Tensor]:
+        from torchvision.transforms.v2 import functional
+
+        image = functional.pil_to_tensor(self.picture(index))
+        with images.reading(self.form.mask_column, index, self.split):
+            mask = np.array(self.masks[index][self.form.mask_column])
+        return image, torch.from_numpy(class_ids(mask, self.form.mask_values))
+
+
+def train_transform(
+    *,
+    image_size: int,
+    scale_range: Sequence[float],
+    crop_size: int,
+    flip: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    ignore_index: int,
+) -> Any:
+    """Random scaling, cropping and mirroring, of image and mask alike.
+
+    Args:
+        image_size: of the shorter side, in pixels, at scale 1.
+        scale_range: the lowest and the highest scale.
+        crop_size: pixels along a side of the crop. What it has outside of the image is grey and void.
+        flip: probability of mirroring.
+        mean, std: of the normalisation, for values in [0, 1].
+        ignore_index: the id of pixels that do not count.
+    """
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+
+    low, high = (max(round(image_size * scale), 1) for scale in scale_range)
+    fill: Any = {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: ignore_index}
+    return v2.Compose(
+        [
+            v2.RandomResize(low, high + 1),  # the upper end is not drawn
+            v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill),
+            v2.RandomHorizontalFlip(flip),
+            *_normalize(mean, std),
+        ]
+    )
+
+
+def eval_transform(*, image_size: int, mean: Sequence[float], std: Sequence[float]) -> Any:
+    """The whole image, its shorter side `image_size` pixels long."""
+    from torchvision.transforms import v2
+
+    return v2.Compose([v2.Resize(image_size), *_normalize(mean, std)])
+
+
+def _normalize(mean: Sequence[float], std: Sequence[float]) -> list[Any]:
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+
+    to_float = v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
+    return [to_float, v2.Normalize(mean, std)]
+
+
+def collate(examples: Sequence[Mapping[str, Tensor]], *, ignore_index: int) -> dict[str, Any]:
+    """A batch of examples of different sizes: what is lacking below and to the right is grey and void.
+
+    Returns:
+        `pixel_values` (n, 3, height, width), `labels` (n, height, width) and, where the examples have a
+        `mask`, `masks`, a list of them, and `sizes` (n, 2), the images' heights and widths in the batch.
+    """
+    sizes = [tuple(example["labels"].shape) for example in examples]
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+
+    def padded(name: str, value: int) -> Tensor:
+        return torch.stack(
+            [
+                nn.functional.pad(example[name], (0, width - w, 0, height - h), value=value)
+                for example, (h, w) in zip(examples, sizes, strict=True)
+            ]
+        )
+
+    batch: dict[str, Any] = {
+        "pixel_values": padded("pixel_values", 0),
+        "labels": padded("labels", ignore_index),
+    }
+    if "mask" in examples[0]:
+        batch["masks"] = [example["mask"] for example in examples]
+        batch["sizes"] = torch.tensor(sizes)
+    return batch
