@@ -7,7 +7,7 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from torchvision.ops import box_convert
 
-from adamnx_hf import recipes as recipe
+from adamnx_hf import recipes
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.tasks import loading
 from adamnx_hf.tasks import object_detection as task
@@ -66,7 +66,7 @@ def trainer_of(tmp_path, monkeypatch):
         }
         (tmp_path / "own.yaml").write_text(yaml.safe_dump({**fields, **changes}))
         monkeypatch.setattr(loading, "load_splits", lambda arguments, **_: (train, test or train))
-        resolved = recipe.resolve(str(tmp_path / "own.yaml"))
+        resolved = recipes.resolve(str(tmp_path / "own.yaml"))
         resolved.given = set()  # no flag
         return task.make_trainer(resolved)
 
