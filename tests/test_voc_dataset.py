@@ -8,7 +8,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from adamnx_hf import recipes as recipe
+from adamnx_hf import recipes
 from adamnx_hf.tasks import object_detection
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "examples" / "voc_dataset.py"
@@ -34,7 +34,7 @@ def write(root, sets, objects):
 def read(name, folder, tmp_path, *more):
     words = ["--dataset_name", str(folder), "--smoke", "--output_dir", str(tmp_path / "out"), *more]
     words.append("--per_device_train_batch_size=1")
-    return object_detection.make_trainer(recipe.resolve(name, words))
+    return object_detection.make_trainer(recipes.resolve(name, words))
 
 
 def test_voc(tmp_path, capsys):

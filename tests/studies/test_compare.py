@@ -11,8 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adamnx_hf import cli
-from adamnx_hf import recipes as recipe
+from adamnx_hf import cli, recipes
 from adamnx_hf.commands import compare as command
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.runs import training as run
@@ -48,7 +47,7 @@ def trained(monkeypatch):
                    "learning_rate": args.learning_rate, "environment": {}}  # fmt: skip
         out = Path(args.output_dir)
         out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_file(resolved)))
+        (out / "recipe.yaml").write_text(yaml.safe_dump(recipes.as_file(resolved)))
         (out / "results.json").write_text(json.dumps(results))
         return results
 
@@ -114,7 +113,7 @@ def test_what_an_optimizers_settings_fix_is_not_swept(tiny, tmp_path, trained):
     assert {row[1] for row in trained[3:] if row[0] == "adamnx"} == {0.05}
     label = "adamnx learning_rate=0.05 beta2_schedule=adax"
     folder = tmp_path / "out" / Contender(label).folder / "as-given" / "seed0"
-    assert recipe.read_recipe(folder / "recipe.yaml")["optim_args"] == "beta2_schedule=adax"
+    assert recipes.read_recipe(folder / "recipe.yaml")["optim_args"] == "beta2_schedule=adax"
 
 
 def test_goes_on_where_it_was_interrupted(tiny, tmp_path, trained, monkeypatch):
@@ -225,14 +224,14 @@ def test_a_verdict_on_training_rows():
 
 
 def test_a_comparison_on_other_data_names_them(tiny, tmp_path, trained, folder, monkeypatch):
-    resolve = recipe.resolve
+    resolve = recipes.resolve
 
     def with_changes(*words):
         resolved = resolve(*words)
         resolved.data_changes = {"dataset_name": str(folder)}
         return resolved
 
-    monkeypatch.setattr(recipe, "resolve", with_changes)
+    monkeypatch.setattr(recipes, "resolve", with_changes)
     words = [*TWO, "--seeds", "1", "--title", "Flowers", "--output_dir", str(tmp_path / "out")]
     assert cli.main(["compare", tiny, *words]) == 0
     content = content_of(tmp_path / "out")
@@ -440,7 +439,7 @@ def test_an_optimizers_settings_come_to_those_of_the_recipe(tiny, tmp_path, trai
     labels = ["adamnx", "adamnx horizon=500", "adamw"]
     assert cli.main(["compare", tiny, "--optim", *labels, "--seeds", "1", "--output_dir", str(out)]) == 0
     given = [
-        recipe.read_recipe(out / Contender(label).place({}, 0) / "recipe.yaml").get("optim_args")
+        recipes.read_recipe(out / Contender(label).place({}, 0) / "recipe.yaml").get("optim_args")
         for label in labels
     ]
     assert given == ["beta1=0.8,horizon=auto", "beta1=0.8,horizon=500", None]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from adamnx_hf import recipes as recipe
+from adamnx_hf import recipes
 
 RECIPES = ("cifar100_nano", "sbd_unet", "voc_yolov7_tiny")
 
@@ -21,7 +21,7 @@ def judge(folder):
     found = {}
     for name in RECIPES:
         words = ["--smoke", "--per_device_eval_batch_size", "5", "--output_dir", str(Path(folder) / name)]
-        resolved = recipe.resolve(name, words)
+        resolved = recipes.resolve(name, words)
         trainer = resolved.task.make_trainer(resolved)
         if name == "voc_yolov7_tiny":
             shift_true_boxes(trainer)

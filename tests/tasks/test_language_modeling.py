@@ -18,8 +18,7 @@ from transformers import (
 )
 
 pytest.importorskip("trl")
-from adamnx_hf import cli
-from adamnx_hf import recipes as recipe
+from adamnx_hf import cli, recipes
 from adamnx_hf.optim import AdamNX
 from adamnx_hf.optim.schedules import beta2_for_horizon
 from adamnx_hf.runs import memory
@@ -27,7 +26,7 @@ from adamnx_hf.tasks import language_modeling as task
 from adamnx_hf.tasks.language_modeling import toy
 from adamnx_hf.tasks.sft_trainer import ExactMatch, RecipeSFTConfig, RecipeSFTTrainer, normal_answer
 
-NAMES = [name for name, path in recipe.list_recipes().items() if path.parent.name == "language_modeling"]
+NAMES = [name for name, path in recipes.list_recipes().items() if path.parent.name == "language_modeling"]
 #: From the models' own pages, adapters not counted.
 PUBLISHED = {
     "smollm2_135m_gsm8k": 134_515_008,
@@ -100,7 +99,7 @@ def mine(tmp_path, model_folder, data_folder):
 
 
 def trainer_of(path, *words):
-    return task.make_trainer(recipe.resolve(path, words))
+    return task.make_trainer(recipes.resolve(path, words))
 
 
 def results_of(out):
@@ -112,12 +111,12 @@ def results_of(out):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "llama31_8b_dolly_lora"])
 def test_every_recipe_resolves_and_has_the_published_size(name):
-    resolved = recipe.resolve(name, ["--use_cpu", "true"])
+    resolved = recipes.resolve(name, ["--use_cpu", "true"])
     args = resolved.training_arguments
     assert args.optim == "adamnx" and args.seed == 42 and args.max_length
     assert args.optim_args == "horizon=auto"
     assert (
-        recipe.resolve(name, ["--use_cpu", "true", "--optim", "adamw"]).training_arguments.optim_args is None
+        recipes.resolve(name, ["--use_cpu", "true", "--optim", "adamw"]).training_arguments.optim_args is None
     )
     model, _ = task.meta_model(resolved.task_arguments)
     own = sum(p.numel() for n, p in model.named_parameters() if "lora_" not in n)
@@ -127,7 +126,7 @@ def test_every_recipe_resolves_and_has_the_published_size(name):
 
 def test_the_8b_recipes_are_of_one_model():
     lora, qlora = (
-        recipe.read_recipe(recipe.find_recipe(f"llama31_8b_dolly_{kind}")) for kind in ("lora", "qlora")
+        recipes.read_recipe(recipes.find_recipe(f"llama31_8b_dolly_{kind}")) for kind in ("lora", "qlora")
     )
     differ = {key for key in {**lora, **qlora} if lora.get(key) != qlora.get(key)}
     four_bits = {"load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"}
@@ -143,7 +142,7 @@ def test_smoke(name, tmp_path, capsys):
     results = results_of(out)
     assert results["smoke"] and results["data"] == "made up" and results["steps"] == 4
     assert results["optimizer"] == "AdamNX" and results["betas"] == [0.9, beta2_for_horizon(4)]
-    values = recipe.read_recipe(recipe.find_recipe(name))
+    values = recipes.read_recipe(recipes.find_recipe(name))
     metrics = {"perplexity", "exact_match"} if "answer_pattern" in values else {"perplexity"}
     assert set(results["metrics"]) == metrics
     row = results["per_epoch"][-1]

@@ -12,8 +12,7 @@ from PIL import Image as Picture
 from torchvision.ops import box_convert, box_iou
 from transformers import pipeline
 
-from adamnx_hf import cli, metrics
-from adamnx_hf import recipes as recipe
+from adamnx_hf import cli, metrics, recipes
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.models import Yolov7TinyConfig, Yolov7TinyForObjectDetection, Yolov7TinyImageProcessor
 from adamnx_hf.tasks import loading
@@ -178,7 +177,7 @@ def test_objects_as_the_hubs_voc_has_them():
 def test_made_up_boxes_in_every_format(tiny):
     kinds = [["--dataset_name", "none", "--box_format", kind] for kind in ("xywh", "xyxy", "voc")]
     xywh, xyxy, voc = (
-        task.make_trainer(recipe.resolve(tiny, ["--smoke", *words])).eval_dataset.objects for words in kinds
+        task.make_trainer(recipes.resolve(tiny, ["--smoke", *words])).eval_dataset.objects for words in kinds
     )
     for other in (xyxy, voc):
         assert all(torch.equal(one, two) for one, two in zip(xywh, other, strict=True))
@@ -187,7 +186,7 @@ def test_made_up_boxes_in_every_format(tiny):
 def test_it_is_said_where_no_object_is_marked_difficult(tiny, monkeypatch):
     splits = [dataset(rows(4)), dataset(rows(4), difficult=False)]
     monkeypatch.setattr(loading, "load_splits", lambda arguments, **_: splits)
-    assert "no field 'difficult': every one" in task.make_trainer(recipe.resolve(tiny)).notes[-1]
+    assert "no field 'difficult': every one" in task.make_trainer(recipes.resolve(tiny)).notes[-1]
 
 
 def test_class_ids_without_names():
@@ -199,7 +198,7 @@ def test_classes_of_the_splits_have_to_agree(tiny, monkeypatch):
     splits = [dataset(rows(4)), dataset(rows(4), category=ClassLabel(names=["red", "blue", "green"]))]
     monkeypatch.setattr(loading, "load_splits", lambda arguments, **_: splits)
     with pytest.raises(RecipeError, match="eval_split: class 1 is 'blue' there, and 'green' in train_split"):
-        task.make_trainer(recipe.resolve(tiny))
+        task.make_trainer(recipes.resolve(tiny))
 
 
 def test_difficult_objects_are_judged_but_not_learned():
@@ -336,8 +335,8 @@ def test_an_optimizer_that_needs_curvature_trains(tiny, tmp_path):
 
 def test_what_cannot_be_trained_is_said_first(tiny, monkeypatch):
     with pytest.raises(RecipeError, match=r"label_smoothing_factor: .* leave it at 0"):
-        task.make_trainer(recipe.resolve(tiny, ["--label_smoothing_factor", "0.1"]))
-    several = recipe.resolve(tiny)
+        task.make_trainer(recipes.resolve(tiny, ["--label_smoothing_factor", "0.1"]))
+    several = recipes.resolve(tiny)
     monkeypatch.setattr(type(several.training_arguments), "n_gpu", 2)
     with pytest.raises(
         RecipeError, match=r"2 GPUs.*accelerate launch --num_processes 2 -m adamnx_hf.cli run"

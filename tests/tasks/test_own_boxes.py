@@ -7,11 +7,12 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from torchvision.ops import box_convert
 
-from adamnx_hf import recipes as recipe
+from adamnx_hf import recipes
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.tasks import loading
 from adamnx_hf.tasks import object_detection as task
 from adamnx_hf.tasks.object_detection.dataset import DetectionDataset
+from adamnx_hf.tasks.object_detection.made_up import make_up
 from adamnx_hf.tasks.object_detection.schema import find_fields
 
 NAMES = ["red", "green", "blue"]
@@ -65,7 +66,7 @@ def trainer_of(tmp_path, monkeypatch):
         }
         (tmp_path / "own.yaml").write_text(yaml.safe_dump({**fields, **changes}))
         monkeypatch.setattr(loading, "load_splits", lambda arguments, **_: (train, test or train))
-        resolved = recipe.resolve(str(tmp_path / "own.yaml"))
+        resolved = recipes.resolve(str(tmp_path / "own.yaml"))
         resolved.given = set()  # no flag
         return task.make_trainer(resolved)
 
@@ -140,8 +141,7 @@ def test_rounding_is_a_pixel_of_the_image_also_for_shares(right, fits):
 def test_made_up_boxes_are_the_same_in_every_format_and_unit(kind, unit):
     few = {"max_train_samples": 4, "max_eval_samples": 1}
     (plain, _), (other, _) = (
-        task._synthetic(arguments(**few, **changes))
-        for changes in ({}, {"box_format": kind, "box_unit": unit})
+        make_up(arguments(**few, **changes)) for changes in ({}, {"box_format": kind, "box_unit": unit})
     )
     for one, two in zip(plain["objects"], other["objects"], strict=True):
         assert len(one["bbox"]) == len(two["bbox"]) and (np.max(two["bbox"]) <= 1) == (unit == "shares")

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
 from tiny_recipe import TINY
 
-from adamnx_hf import recipes as recipe
+from adamnx_hf import recipes
 from adamnx_hf.common.errors import RecipeError
 
 
@@ -39,7 +39,7 @@ def make(tmp_path):
     def make(place, *words):
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump({**TINY, "dataset_name": str(place)}))
-        resolved = recipe.resolve(str(path), [f"--output_dir={tmp_path / 'out'}", *words])
+        resolved = recipes.resolve(str(path), [f"--output_dir={tmp_path / 'out'}", *words])
         return resolved.task.make_trainer(resolved)
 
     return make

@@ -8,7 +8,7 @@ import torch
 import yaml
 from datasets import Dataset, Features, Image
 
-from adamnx_hf import recipes as recipe
+from adamnx_hf import recipes
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.recipes import policy
 from adamnx_hf.tasks import loading
@@ -54,7 +54,7 @@ def trainer_for(tmp_path, monkeypatch):
     def make(data, **fields):
         path = tmp_path / "own.yaml"
         path.write_text(yaml.safe_dump({**RECIPE, "output_dir": str(tmp_path / "out"), **fields}))
-        resolved = recipe.resolve(str(path))
+        resolved = recipes.resolve(str(path))
         monkeypatch.setattr(loading, "load_splits", lambda arguments, **_: (data, data))
         return task.make_trainer(resolved), resolved
 

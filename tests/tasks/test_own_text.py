@@ -6,8 +6,7 @@ import pytest
 from datasets import Dataset, Features, Json, load_dataset
 
 pytest.importorskip("trl")
-from adamnx_hf import cli
-from adamnx_hf import recipes as recipe
+from adamnx_hf import cli, recipes
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.recipes import policy
 from adamnx_hf.tasks import language_modeling as task
@@ -376,8 +375,8 @@ def test_allow_blank_is_a_flag_with_three_values(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("task: language_modeling\nmodel_name_or_path: none\nuse_cpu: true\n")
     flags = ["--allow_blank", "prompt"]
-    assert recipe.resolve(str(path), flags).task_arguments.allow_blank == "prompt"
-    assert recipe.resolve(str(path)).task_arguments.allow_blank == "nowhere"
+    assert recipes.resolve(str(path), flags).task_arguments.allow_blank == "prompt"
+    assert recipes.resolve(str(path)).task_arguments.allow_blank == "nowhere"
     with pytest.raises(RecipeError) as caught:
-        recipe.resolve(str(path), ["--allow_blank", "yes"])
+        recipes.resolve(str(path), ["--allow_blank", "yes"])
     assert str(caught.value) == "allow_blank: 'yes' is not valid; valid: nowhere, prompt, anywhere"

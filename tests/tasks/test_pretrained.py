@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from adamnx_hf import recipes as recipe
+from adamnx_hf import recipes
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.tasks import pretrained
 from adamnx_hf.tasks.pretrained import check_pretrained
@@ -55,14 +55,14 @@ def test_flash_attention_is_one_where_it_is_not_installed(tmp_path, monkeypatch)
 def test_every_task_on_images_looks(name, kind, tmp_path, monkeypatch):
     loaded = []
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", lambda *_, **__: loaded.append(1))
-    values = recipe.read_recipe(recipe.find_recipe(name)) | {
+    values = recipes.read_recipe(recipes.find_recipe(name)) | {
         "model_name_or_path": model(tmp_path / "model", kind, **KERNELS[0])
     }
     del values["architecture"]
     values.pop("architecture_options", None)
     mine = tmp_path / "mine.yaml"
     mine.write_text(json.dumps(values))
-    resolved = recipe.resolve(str(mine), ["--smoke", "--output_dir", str(tmp_path / "out")])
+    resolved = recipes.resolve(str(mine), ["--smoke", "--output_dir", str(tmp_path / "out")])
     with pytest.raises(RecipeError, match="evil/kernel"):
         resolved.task.make_trainer(resolved)
     assert not loaded
@@ -74,7 +74,7 @@ def test_language_modeling_looks(tmp_path, monkeypatch):
     folder = model(tmp_path / "model", **KERNELS[0])
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"task: language_modeling\nmodel_name_or_path: {folder}\nuse_cpu: true\n")
-    resolved = recipe.resolve(str(mine), ["--attn_implementation", "eager"])
+    resolved = recipes.resolve(str(mine), ["--attn_implementation", "eager"])
     with pytest.raises(RecipeError, match="evil/kernel"):
         make_model(resolved.task_arguments, resolved.training_arguments)
 
@@ -114,6 +114,6 @@ def test_a_chat_template_from_a_tokenizer_with_code(tmp_path, capsys):
         f"task: language_modeling\nmodel_name_or_path: {tmp_path / 'model'}\nuse_cpu: true\n"
         f"chat_template_path: {tmp_path / 'template'}\n"
     )
-    resolved = recipe.resolve(str(mine))
+    resolved = recipes.resolve(str(mine))
     with pytest.raises(RecipeError, match=r"^chat_template_path: .* custom code which must be executed"):
         make_tokenizer(resolved.task_arguments, resolved.training_arguments)

@@ -8,7 +8,7 @@ import torch
 from forks import lean
 from torch.utils.data import DataLoader
 
-from adamnx_hf import recipes as recipe
+from adamnx_hf import recipes
 from adamnx_hf.runs import throughput
 from adamnx_hf.tasks.image_classification.dataset import ImageDataset, as_it_is
 from adamnx_hf.tasks.object_detection.dataset import DetectionDataset
@@ -30,7 +30,7 @@ def states():
 
 def trainer_of(kind, tmp_path, *words):
     words = ["--smoke", "--max_train_samples", "12", "--use_cpu", "true", *words]
-    resolved = recipe.resolve(RECIPES[kind], [*words, "--output_dir", str(tmp_path)])
+    resolved = recipes.resolve(RECIPES[kind], [*words, "--output_dir", str(tmp_path)])
     return resolved.task.make_trainer(resolved)
 
 

@@ -13,7 +13,7 @@ from tiny_recipe import TINY
 from transformers import TrainingArguments
 
 pytest.importorskip("trl")
-from adamnx_hf import recipes as recipe
+from adamnx_hf import recipes
 from adamnx_hf.runs import train
 from adamnx_hf.tasks.language_modeling import toy
 
@@ -106,7 +106,7 @@ def resolved(tmp_path, folder, model_folder, monkeypatch):
     def of(name, *words):
         kind, *more = {**CASES, **OTHERS}[name]
         if kind not in ("classification", "language"):
-            return recipe.resolve(kind, [*SMALL, *STEPS, *more, *words])
+            return recipes.resolve(kind, [*SMALL, *STEPS, *more, *words])
         values = {**CLASSIFICATION, "dataset_name": str(folder)}
         if kind == "language":
             values = {
@@ -124,7 +124,7 @@ def resolved(tmp_path, folder, model_folder, monkeypatch):
             }
         path = tmp_path / "mine.yaml"
         path.write_text(yaml.safe_dump(values))
-        return recipe.resolve(str(path), [*STEPS, *more, *words])
+        return recipes.resolve(str(path), [*STEPS, *more, *words])
 
     yield of
     gc.collect()

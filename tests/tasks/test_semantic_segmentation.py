@@ -13,8 +13,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
-from adamnx_hf import cli
-from adamnx_hf import recipes as recipe
+from adamnx_hf import cli, recipes
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.models import UNetConfig, UNetForSemanticSegmentation
 from adamnx_hf.tasks import semantic_segmentation as task
@@ -616,7 +615,7 @@ def test_accumulated_batches_are_a_larger_batch(tiny, tmp_path):
 
 def test_a_folder_without_configurations_takes_the_recipes_place(folder):
     """`segmentation_aug` is one of the Hub's."""
-    arguments = recipe.resolve("sbd_unet", ["--dataset_name", str(folder)]).task_arguments
+    arguments = recipes.resolve("sbd_unet", ["--dataset_name", str(folder)]).task_arguments
     assert arguments.dataset_config_name == "segmentation_aug"
     train, test = load_splits(arguments)
     assert (len(train), len(test)) == (24, 7)
@@ -641,12 +640,12 @@ def test_numbers_for_names(tiny, tmp_path):
 
 
 def test_the_recipes_of_the_paper():
-    resolved = recipe.resolve("sbd_unet")
+    resolved = recipes.resolve("sbd_unet")
     arguments = resolved.task_arguments
     assert resolved.arguments.paper_tables == [6, 10] and len(arguments.class_names) == 21
     assert (arguments.image_column, arguments.mask_column, arguments.ignore_index) == ("image", "mask", 255)
     assert arguments.architecture_options == {"base_width": 64, "depth": 4, "dice_weight": 0.5}
-    assert recipe.resolve("sbd_unet", ["--optim", "adam"]).training_arguments.adam_beta2 == 0.999
+    assert recipes.resolve("sbd_unet", ["--optim", "adam"]).training_arguments.adam_beta2 == 0.999
 
 
 @pytest.mark.slow
