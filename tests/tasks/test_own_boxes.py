@@ -12,6 +12,7 @@ from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.tasks import loading
 from adamnx_hf.tasks import object_detection as task
 from adamnx_hf.tasks.object_detection.dataset import DetectionDataset
+from adamnx_hf.tasks.object_detection.made_up import make_up
 from adamnx_hf.tasks.object_detection.schema import find_fields
 
 NAMES = ["red", "green", "blue"]
@@ -140,8 +141,7 @@ def test_rounding_is_a_pixel_of_the_image_also_for_shares(right, fits):
 def test_made_up_boxes_are_the_same_in_every_format_and_unit(kind, unit):
     few = {"max_train_samples": 4, "max_eval_samples": 1}
     (plain, _), (other, _) = (
-        task._synthetic(arguments(**few, **changes))
-        for changes in ({}, {"box_format": kind, "box_unit": unit})
+        make_up(arguments(**few, **changes)) for changes in ({}, {"box_format": kind, "box_unit": unit})
     )
     for one, two in zip(plain["objects"], other["objects"], strict=True):
         assert len(one["bbox"]) == len(two["bbox"]) and (np.max(two["bbox"]) <= 1) == (unit == "shares")
