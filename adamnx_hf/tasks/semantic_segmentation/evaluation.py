@@ -79,7 +79,7 @@ class SegmentationTrainer(RecipeTrainer):
     Args:
         num_labels: classes.
         ignore_index: the id of pixels that do not count.
-        kwargs: RecipeTrainer's. Evaluation needs batches of :func:`adamnx_hf.tasks.masks.collate` with masks.
+        kwargs: RecipeTrainer's. Evaluation needs batches of :func:`adamnx_hf.tasks.semantic_segmentation.dataset.collate`.
     """
 
     smooths_labels = False
