@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adamnx_hf.common.errors import number
+from adamnx_hf.common.files import write_json
 
 __all__ = ["EXTRA", "add_arguments", "run"]
 
@@ -40,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measures a run, writes jitter.json and jitter.png into its folder, and prints the numbers."""
-    from adamnx_hf.common.files import write_json
     from adamnx_hf.runs.environment import describe_environment
     from adamnx_hf.studies.jitter import draw, gradients_of, measure
 

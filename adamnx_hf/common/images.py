@@ -8,15 +8,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.common.splits import place
+from adamnx_hf.common.splits import name_row
 
-__all__ = ["named", "opened", "picture", "pictures", "reading", "size", "to_rgb"]
-
-
-def named(column: str, row: int, split: str) -> str:
-    """Returns how messages name the value of a row; see :func:`adamnx_hf.common.splits.place`."""
-    name, number = place(split, row)
-    return f"{column}: row {number} of the split {name!r}"
+__all__ = ["find_size", "name_errors", "open_image", "read_image", "read_images", "to_rgb"]
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -28,7 +22,7 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 @contextlib.contextmanager
-def reading(column: str, row: int, split: str) -> Iterator[None]:
+def name_errors(column: str, row: int, split: str) -> Iterator[None]:
     """Turns PIL's errors into RecipeErrors that name the row.
 
     Raises:
@@ -42,7 +36,7 @@ def reading(column: str, row: int, split: str) -> Iterator[None]:
         remedy = "resize it" if isinstance(error, DecompressionBombError) else "correct it"
         reason = str(error).rstrip(".")
         raise RecipeError(
-            f"{named(column, row, split)} cannot be read ({reason}); {remedy}, or leave the row out"
+            f"{name_row(column, row, split)} cannot be read ({reason}); {remedy}, or leave the row out"
         ) from error
 
 
@@ -56,30 +50,32 @@ def to_rgb(image: Any) -> Any:
     return image.convert("RGB")
 
 
-def picture(data: Any, column: str, row: int, split: str) -> Any:
+def read_image(data: Any, column: str, row: int, split: str) -> Any:
     """Reads the image in a row of a `datasets` data set, in RGB.
 
     Raises:
         RecipeError: the row has no image, or it cannot be read. The message names the row.
     """
-    with reading(column, row, split):
+    with name_errors(column, row, split):
         image = data[row][column]
         if image is not None:
             return to_rgb(image)
     raise _none(column, row, split)
 
 
-def pictures(data: Any, column: str, rows: Iterable[int], split: str) -> list[Any]:
-    """Reads the images of several rows together, each as :func:`picture` does."""
+def read_images(data: Any, column: str, rows: Iterable[int], split: str) -> list[Any]:
+    """Reads the images of several rows together, each as :func:`read_image` does."""
     rows = list(rows)
     with contextlib.suppress(*_errors()):
         images = data[rows][column]
         if all(image is not None for image in images):
             return [to_rgb(image) for image in images]
-    return [picture(data, column, row, split) for row in rows]  # one by one, so that the error names the row
+    return [
+        read_image(data, column, row, split) for row in rows
+    ]  # one by one, so that the error names the row
 
 
-def opened(stored: Any, column: str, row: int, split: str, as_rgb: bool) -> Any:
+def open_image(stored: Any, column: str, row: int, split: str, as_rgb: bool) -> Any:
     """Opens an image and reads no more than its header and EXIF data.
 
     Args:
@@ -94,7 +90,7 @@ def opened(stored: Any, column: str, row: int, split: str, as_rgb: bool) -> Any:
 
     if stored is None:
         raise _none(column, row, split)
-    with reading(column, row, split):
+    with name_errors(column, row, split):
         image = Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
         if as_rgb:
             _check_depth(image)
@@ -102,14 +98,14 @@ def opened(stored: Any, column: str, row: int, split: str, as_rgb: bool) -> Any:
     return image
 
 
-def size(image: Any) -> tuple[int, int]:
+def find_size(image: Any) -> tuple[int, int]:
     """Returns an image's width and height, turned as its EXIF data say, as `datasets` does."""
     width, height = image.size
     return (height, width) if image.getexif().get(0x0112, 1) >= 5 else (width, height)
 
 
 def _none(column: str, row: int, split: str) -> RecipeError:
-    return RecipeError(f"{named(column, row, split)} has none; leave the row out")
+    return RecipeError(f"{name_row(column, row, split)} has none; leave the row out")
 
 
 def _check_depth(image: Any) -> None:

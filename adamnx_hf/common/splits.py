@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["PartOfSplit", "judged_on_training_rows", "overlap", "place", "training_rows"]
+__all__ = ["PartOfSplit", "find_row", "judged_on_training_rows", "name_row", "overlap", "training_rows"]
 
 
 class PartOfSplit(str):
@@ -31,7 +31,7 @@ class PartOfSplit(str):
         return str(self), self.whole, self.rows
 
 
-def place(part: str, row: int) -> tuple[str, int]:
+def find_row(part: str, row: int) -> tuple[str, int]:
     """Finds a row of a part of a split in the split itself.
 
     Args:
@@ -42,6 +42,12 @@ def place(part: str, row: int) -> tuple[str, int]:
         The split, and the number of the row there.
     """
     return (part.whole, int(part.rows[row])) if isinstance(part, PartOfSplit) else (part, row)
+
+
+def name_row(column: str, row: int, split: str) -> str:
+    """Returns how messages name the value of a row; see :func:`find_row`."""
+    name, number = find_row(split, row)
+    return f"{column}: row {number} of the split {name!r}"
 
 
 def overlap(first: str, second: str, most: tuple[int | None, int | None] = (None, None)) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 __all__ = ["EN_DASH", "MINUS", "format_metric", "format_number", "format_signed", "format_table"]
 
 MINUS = "\N{MINUS SIGN}"
-#: What a table shows where there is no value.
+#: The cell of a table where there is no value.
 EN_DASH = "\N{EN DASH}"
 
 

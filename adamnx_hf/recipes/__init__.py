@@ -7,14 +7,14 @@ listing the recipes needs neither torch nor Transformers.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from adamnx_hf.common.lazy import import_on_access
 
 if TYPE_CHECKING:
     from adamnx_hf.recipes.files import find_folder, find_recipe, list_recipes, read_recipe
     from adamnx_hf.recipes.help import format_help, list_fields
-    from adamnx_hf.recipes.resolution import as_file, resolve
-    from adamnx_hf.tasks.base import Recipe
+    from adamnx_hf.recipes.resolution import Recipe, as_file, resolve
 
 __all__ = [
     "Recipe",
@@ -28,20 +28,17 @@ __all__ = [
     "resolve",
 ]
 
-_MODULES = {
-    "Recipe": "adamnx_hf.tasks.base",
-    "as_file": "adamnx_hf.recipes.resolution",
-    "find_folder": "adamnx_hf.recipes.files",
-    "find_recipe": "adamnx_hf.recipes.files",
-    "format_help": "adamnx_hf.recipes.help",
-    "list_fields": "adamnx_hf.recipes.help",
-    "list_recipes": "adamnx_hf.recipes.files",
-    "read_recipe": "adamnx_hf.recipes.files",
-    "resolve": "adamnx_hf.recipes.resolution",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = import_on_access(
+    __name__,
+    {
+        "Recipe": "resolution",
+        "as_file": "resolution",
+        "find_folder": "files",
+        "find_recipe": "files",
+        "format_help": "help",
+        "list_fields": "help",
+        "list_recipes": "files",
+        "read_recipe": "files",
+        "resolve": "resolution",
+    },
+)

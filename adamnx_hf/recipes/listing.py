@@ -1,4 +1,4 @@
-"""What there is to know of the package's recipes without loading a task."""
+"""The package's recipes, described without loading a task."""
 
 from __future__ import annotations
 

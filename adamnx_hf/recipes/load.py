@@ -23,7 +23,7 @@ class LoadedRecipe:
     """A recipe that its origin's policy has let through, before flags and defaults."""
 
     address: str
-    """What the user called it: a name, a path, or an address on the Hub."""
+    """The user's word for the recipe: a name, a path, or an address on the Hub."""
     path: Path
     origin: Origin
     parser: FieldParser

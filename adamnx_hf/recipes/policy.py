@@ -1,4 +1,4 @@
-"""What a recipe may decide, by where it comes from.
+"""The fields that a recipe may decide, by where it comes from.
 
 A recipe of the package, or a file of the user's own, decides everything but :data:`FLAGS_ONLY` and whose code
 runs. A recipe from the Hub is somebody else's. It decides the fields that :data:`HUB` names, within the rule
@@ -53,7 +53,7 @@ __all__ = [
 
 
 class Origin(Enum):
-    """Where a recipe comes from."""
+    """The origin of a recipe."""
 
     PACKAGE = "the package"
     FILE = "a file"

@@ -25,9 +25,9 @@ from adamnx_hf.recipes.load import LoadedRecipe, load_recipe
 from adamnx_hf.tasks.base import Recipe
 from trainer_patches import registered_optimizers
 
-__all__ = ["as_file", "resolve"]
+__all__ = ["Recipe", "as_file", "resolve"]
 
-#: What `--smoke` sets for every task.
+#: The fields that `--smoke` sets for every task.
 SMOKE = {
     "max_steps": 4,
     "per_device_train_batch_size": 8,

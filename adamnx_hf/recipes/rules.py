@@ -1,4 +1,4 @@
-"""Rules for single values: what a recipe from the Hub may say in a field.
+"""Rules for the values of single fields of a recipe from the Hub.
 
 A rule takes a value and returns why that value will not do, as the end of a sentence, or None. The functions
 with other arguments make rules. :data:`adamnx_hf.recipes.policy.HUB` says which rule holds for which field.

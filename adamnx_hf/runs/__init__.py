@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from adamnx_hf.common.lazy import import_on_access
 
 if TYPE_CHECKING:
     from adamnx_hf.runs.memory import Memory, as_it_is, expected, of_recipe
@@ -14,9 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Memory", "as_it_is", "expected", "of_recipe", "train"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        module = "adamnx_hf.runs.training" if name == "train" else "adamnx_hf.runs.memory"
-        return getattr(importlib.import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = import_on_access(
+    __name__,
+    {"train": "training", **dict.fromkeys(("Memory", "as_it_is", "expected", "of_recipe"), "memory")},
+)

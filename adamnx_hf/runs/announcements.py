@@ -1,4 +1,4 @@
-"""What a run prints of itself, when training begins and at its end."""
+"""The lines that a run prints: when training begins, and at its end."""
 
 from __future__ import annotations
 

@@ -28,9 +28,10 @@ class Memory:
 
     parameters: int
     gradients: int
-    """As large as the parameters that are trained; from the first backward pass to `zero_grad`."""
+    """The gradients are as large as the trained parameters. They exist from the first backward pass to
+    `zero_grad`."""
     states: int
-    """The optimizer's."""
+    """The optimizer's states."""
 
     @property
     def total(self) -> int:

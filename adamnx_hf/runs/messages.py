@@ -1,4 +1,4 @@
-"""What users are told when a run fails: errors that they can act on, in one line with the remedy."""
+"""Messages of runs that fail: an error that users can act on becomes one line with the remedy."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["Phase", "explain_errors", "explain_out_of_memory"]
 
 @dataclasses.dataclass
 class Phase:
-    """How far a run has come, which the explanation of an error depends on."""
+    """The progress of a run, on which the explanation of an error depends."""
 
     trainer: Any = None
     remedy: str | None = None
-    """What to do if something cannot be written, where that is not to go on from a checkpoint."""
+    """The remedy if something cannot be written. None: to go on from a checkpoint, or to start again."""
     begun: bool = False
-    """Whether training has begun. From then on a ValueError or the like is a fault of the program's."""
+    """True when training has begun. From then on a ValueError or the like is a fault of the program's."""
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ _MAY_DIFFER = re.compile(
     r"num_train_epochs|max_steps|eval_\w+|max_eval_samples|exact_match_samples|max_new_tokens|answer_pattern|"
     r"metric_for_best_model|load_best_model_at_end|greater_is_better|merge_adapter|ignore_data_skip"
 )
-# Neutral fields that make another run of it all the same.
+# Neutral fields that nevertheless make it another run.
 _IS_ANOTHER = ("seed", "optim", "optim_args")
 
 
@@ -45,12 +45,12 @@ class RunRecord(TrainerCallback, ExportableState):
     Transformers stores :meth:`state` in each checkpoint's trainer_state.json under the name of this class.
 
     Args:
-        recipe: what is trained.
-        phase: how far the run has come, with its trainer.
-        environment: what environment.json is to hold.
-        earlier: what the checkpoint that the run goes on from says of it, see :func:`read_record`; None if
-            the run starts at the beginning.
-        quiet: whether nothing is printed.
+        recipe: the run's recipe.
+        phase: the progress of the run, with its trainer.
+        environment: the content of environment.json.
+        earlier: the record in the checkpoint that the run goes on from, see :func:`read_record`; None if the
+            run starts at the beginning.
+        quiet: whether the run prints nothing.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class RunRecord(TrainerCallback, ExportableState):
         return list_epochs(self.trainer.state.log_history, list(self.recipe.task.METRICS), self.clock.seconds)
 
     def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint is to know of the run; :func:`read_record` reads it."""
+        """Returns the record that a checkpoint keeps; :func:`read_record` reads it."""
         run = {"recipe": as_file(self.recipe), "memory": self.memory, "clock": self.clock.state()}
         return {"args": {}, "attributes": {"run": run}}
 
@@ -84,9 +84,9 @@ class RunRecord(TrainerCallback, ExportableState):
             self.memory = dataclasses.asdict(as_it_is(now["model"], now["optimizer"]))
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        """Writes what is known by now.
+        """Writes the recipe and the environment, and removes the results of an earlier run.
 
-        The optimizer and the schedule have been made: nothing is written for what cannot run.
+        Nothing is written before, because a run whose optimizer or schedule cannot be made never gets here.
         """
         state.stateful_callbacks.setdefault(
             type(self).__name__, self.state()
@@ -122,10 +122,11 @@ class RunRecord(TrainerCallback, ExportableState):
 
 
 def read_record(recipe: Recipe, checkpoint: str | None) -> dict[str, Any] | None:
-    """Reads what the checkpoint that a run goes on from says of it.
+    """Reads the record in the checkpoint that a run goes on from.
 
     Returns:
-        `recipe`, `memory` and `clock`; an empty dict if it says nothing; None without a checkpoint.
+        `recipe`, `memory` and `clock`; an empty dict if the checkpoint has no record; None without a
+        checkpoint.
 
     Raises:
         RecipeError: the checkpoint is of another run; the message names a field that differs.

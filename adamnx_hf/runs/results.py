@@ -1,4 +1,4 @@
-"""What results.json holds."""
+"""The content of results.json."""
 
 from __future__ import annotations
 
@@ -57,25 +57,25 @@ class Results:
     wall_seconds: float
     train_seconds: float
     units_per_second: float | None
-    """In training. The key is `train_<unit>_per_second`."""
+    """Units a second in training, under the key `train_<unit>_per_second`."""
     notes: list[str]
     throughput: dict[str, Any]
     """Units a second of the data pipeline and of the model, each alone."""
     environment: dict[str, Any]
     per_epoch: list[dict[str, Any]]
     dropped_examples: dict[str, int]
-    """How many examples were left out, by the field of their split; only there if there are some."""
+    """Numbers of examples that were left out, by the field of their split. No key if there are none."""
     unit: str
-    """What the task counts. It is no key of its own."""
+    """The word for what the task counts, such as `images`. It is no key of its own."""
 
     @classmethod
     def of(cls, record: RunRecord, seconds: float, throughput: Mapping[str, Any]) -> Results:
         """Makes the results of a finished run.
 
         Args:
-            record: the run's.
-            seconds: that training took, with evaluations.
-            throughput: see :func:`adamnx_hf.runs.throughput.measure`.
+            record: the run's record.
+            seconds: the seconds that training took, with evaluations.
+            throughput: speeds, see :func:`adamnx_hf.runs.throughput.measure`.
         """
         recipe, trainer, table = record.recipe, record.trainer, record.rows()
         args, unit, metrics = recipe.training_arguments, recipe.task.UNIT, recipe.task.METRICS

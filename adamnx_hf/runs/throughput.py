@@ -1,4 +1,4 @@
-"""How fast a run trains, and how fast its data pipeline and its model would be on their own."""
+"""The speed of a run in training, and of its data pipeline and its model on their own."""
 
 from __future__ import annotations
 

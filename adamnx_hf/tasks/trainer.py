@@ -19,6 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from adamnx_hf.common.errors import RecipeError, nearest
+from adamnx_hf.common.plain_values import plain_value
 from adamnx_hf.optim import param_groups
 from adamnx_hf.tasks.callbacks import CurvatureCallback, ResumingCallback
 from adamnx_hf.tasks.randomness import keep_random_states
@@ -103,7 +104,7 @@ class RecipeTrainingArguments(TrainingArguments):
                 raise ValueError(f"lr_scheduler_kwargs: {key}: {value!r} is not {what}")
         for key in kwargs:
             if key not in valid:
-                name = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+                name = plain_value(self.lr_scheduler_type)
                 raise ValueError(f"lr_scheduler_kwargs: {name} has no {key!r}{nearest(key, valid)}")
 
     @property

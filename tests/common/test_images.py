@@ -142,4 +142,6 @@ def test_exif_data_that_are_broken():
     content = encoded("WEBP", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00")
     content = content.replace(b"MM\x00*", b"MX\x00*")
     with pytest.raises(RecipeError, match=r"^image: row 3 of the split 'train' cannot be read \(not a TIFF"):
-        images.size(images.opened({"bytes": content, "path": None}, "image", 3, "train", as_rgb=True))
+        images.find_size(
+            images.open_image({"bytes": content, "path": None}, "image", 3, "train", as_rgb=True)
+        )

@@ -440,9 +440,7 @@ def test_an_optimizers_settings_come_to_those_of_the_recipe(tiny, tmp_path, trai
     labels = ["adamnx", "adamnx horizon=500", "adamw"]
     assert cli.main(["compare", tiny, "--optim", *labels, "--seeds", "1", "--output_dir", str(out)]) == 0
     given = [
-        recipe.read_recipe(out / Contender(label).folder / "as-given" / "seed0" / "recipe.yaml").get(
-            "optim_args"
-        )
+        recipe.read_recipe(out / Contender(label).place({}, 0) / "recipe.yaml").get("optim_args")
         for label in labels
     ]
     assert given == ["beta1=0.8,horizon=auto", "beta1=0.8,horizon=500", None]

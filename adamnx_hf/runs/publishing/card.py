@@ -17,7 +17,7 @@ from adamnx_hf.tasks.base import Metric
 
 __all__ = ["CardFacts", "merge_cards", "write_card"]
 
-# The card between these is this package's; the rest is its owner's, and stays.
+# The part of the card between these lines is this package's. The rest is its owner's, and stays.
 _BEGIN = "<!-- adamnx-hf: each publish writes this anew; your own words belong above or below -->"
 _END = "<!-- adamnx-hf: end -->"
 
@@ -32,7 +32,7 @@ _SETTINGS = ("adam_epsilon", "weight_decay", "decay_rule", "lr_scheduler_type", 
 
 @dataclasses.dataclass(frozen=True)
 class CardFacts:
-    """What a card is written from."""
+    """The facts that a card is written from."""
 
     repo_id: str
     results: Mapping[str, Any]
@@ -64,7 +64,7 @@ class CardFacts:
 
     @property
     def made_up(self) -> bool:
-        """Whether there is nothing to measure: a smoke run, or made-up data."""
+        """True where there is nothing to measure: in a smoke run, or with made-up data."""
         return bool(self.results["data"] == "made up" or self.results["smoke"])
 
     @property
@@ -80,7 +80,7 @@ class CardFacts:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the weights are those of an adapter."""
+        """True where the weights are those of an adapter."""
         return "adapter_config.json" in self.files
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["BEST", "Figures", "list_figures"]
 
-#: The column of the card's table that is only there where it says something else than those before it.
+#: The head of a column that the card's table has only where it adds something to those before it.
 BEST = "best epoch"
 
 
@@ -17,7 +17,7 @@ class Figures:
     """A run's metrics at one place of it."""
 
     column: str
-    """What the card's table has above them."""
+    """The head of their column in the card's table."""
     place: str
     """The place, in words."""
     values: Mapping[str, float]

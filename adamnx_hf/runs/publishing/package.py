@@ -1,4 +1,4 @@
-"""What is published of a run, checked and scrubbed."""
+"""The package of a run: the files that are published, checked and scrubbed."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ PUBLISHED = re.compile(
     r"|(vocab|merges)\.txt|\w+\.model|\w+\.jinja|(curves|predictions)\.png"
 )
 
-#: What is said of the licence among what is left out.
+#: The words for the licence among the things that are left out.
 NO_LICENCE = "the licence in README.md (yours to say: --license)"
 
 
 @dataclasses.dataclass
 class Package:
-    """What is published of a run."""
+    """The files of a run that are published, and what happens to the others."""
 
     files: dict[str, Path | bytes]
     """The files by their paths in the repository."""
     left_out: list[str]
-    """What is not published, each with the reason, in a few words."""
+    """Things that are not published, each with the reason, in a few words."""
     command: str
     """The command that runs it again."""
     removed: list[str] = dataclasses.field(default_factory=list)
-    """What an earlier run put into the repository and this one has not."""
+    """Files that an earlier run put into the repository and this one has not."""
     replaced: list[str] = dataclasses.field(default_factory=list)
-    """What is in the repository, and no earlier run put there, of the same names as this run's."""
+    """Files of this run's that the repository has under the same names, and not from an earlier run."""
 
 
 def package_run(

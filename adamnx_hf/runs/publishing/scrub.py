@@ -1,4 +1,4 @@
-"""What may not leave this machine: tokens and paths are taken out of what is published."""
+"""Tokens and this machine's paths are taken out of what is published."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Scrubber:
     """Takes tokens and this machine's paths out of what is published, and keeps account of it."""
 
     left_out: list[str]
-    """What has been taken out, in a few words each."""
+    """Things that have been taken out, in a few words each."""
 
     def __init__(self) -> None:
         self.left_out = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.common.files import sole_writer, write_text
+from adamnx_hf.common.files import sole_writer, write_json, write_text
 from adamnx_hf.common.splits import judged_on_training_rows, training_rows
 from adamnx_hf.studies.compare.charts import draw, draw_decay
 from adamnx_hf.studies.compare.judge import Outcome, choose_values, compare_contenders, summarize
@@ -33,7 +33,6 @@ def compare(study: Study) -> dict[str, Any]:
             been trained by then.
     """
     from adamnx_hf import recipes
-    from adamnx_hf.common.files import write_json
 
     base = recipes.resolve(study.recipe, [*study.flags, *QUIET])
     folder = study.output_dir or Path("runs") / base.name / "compare"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.files import write_json
 from adamnx_hf.common.text import format_table
 from adamnx_hf.runs.loaded import check_model, load_trainer
 from adamnx_hf.studies import paired
@@ -60,7 +61,6 @@ def measure_run(folder: Path, settings: Settings) -> dict[str, Any]:
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from adamnx_hf.common.files import write_json
     from adamnx_hf.runs.environment import describe_environment
 
     path = folder / "sharpness.json"
@@ -145,7 +145,6 @@ def measure_comparison(
     Raises:
         RecipeError: as :func:`measure_run`, or a label is none of the comparison's.
     """
-    from adamnx_hf.common.files import write_json
     from adamnx_hf.runs.environment import describe_environment
 
     there = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.common.images import named
+from adamnx_hf.common.splits import name_row
 from adamnx_hf.tasks.columns import HIGHEST_ID, check_same_classes, choose_column
 from adamnx_hf.tasks.image_classification.arguments import Arguments
 
@@ -50,7 +50,7 @@ def read_labels(data: Any, column: str, split: str) -> np.ndarray:
         if value is None or value == -1 or value == "":
             shown = "no class" if value is None else f"the class {value!r}, which stands for none"
             raise RecipeError(
-                f"{named(column, row, split)} has {shown}; leave the row out, or give it its class"
+                f"{name_row(column, row, split)} has {shown}; leave the row out, or give it its class"
             )
     return np.asarray(values)
 
@@ -102,7 +102,7 @@ def number_classes(
         if len(strange):
             row = int(strange[0])
             raise RecipeError(
-                f"{named(column, row, name)} has the class {ids[row]}; those of {names[0]!r} are 0 to "
+                f"{name_row(column, row, name)} has the class {ids[row]}; those of {names[0]!r} are 0 to "
                 f"{len(classes) - 1}"
             )
     train, test = labels
@@ -120,7 +120,7 @@ def _find_ids(labels: np.ndarray, classes: Sequence[str], column: str, split: st
     for row, name in enumerate(labels):
         if str(name) not in places:
             raise RecipeError(
-                f"{named(column, row, split)} has the class {str(name)!r}, which no row to train on has"
+                f"{name_row(column, row, split)} has the class {str(name)!r}, which no row to train on has"
             )
     return np.array([places[str(name)] for name in labels], dtype=np.int64)
 

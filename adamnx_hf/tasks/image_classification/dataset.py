@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adamnx_hf.common.images import pictures
+from adamnx_hf.common.images import read_images
 from adamnx_hf.tasks.randomness import RowRandom
 
 __all__ = ["ImageDataset", "as_it_is"]
@@ -83,7 +83,7 @@ class ImageDataset(torch.utils.data.Dataset):
         from torchvision.transforms.v2 import functional
 
         images = []
-        for image in pictures(self.images, self.image_column, indices, self.split):
+        for image in read_images(self.images, self.image_column, indices, self.split):
             if image.size != (self.size, self.size):
                 image = functional.resize(image, [self.size, self.size], antialias=True)
             images.append(functional.pil_to_tensor(image))

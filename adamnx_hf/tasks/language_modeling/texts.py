@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 from adamnx_hf.common.errors import RecipeError, nearest
-from adamnx_hf.common.images import named
+from adamnx_hf.common.splits import name_row
 from adamnx_hf.tasks.columns import check_columns
 
 __all__ = [
@@ -126,14 +126,14 @@ def fill_in(
                 texts[name] += text
                 if column is None:
                     continue
-                value, where = row[column], named(f"{name}_template", index, split)
+                value, where = row[column], name_row(f"{name}_template", index, split)
                 if not _is_blank(value):
                     texts[name] += _write_cell(value, column, where, column in whole)
                 elif not _allows(allow_blank, name == "prompt"):
                     raise _explain_blank(where, column, name == "prompt")
         if not texts["completion"].strip() and allow_blank != "anywhere":
             raise RecipeError(
-                f"{named('completion_template', index, split)} is filled in to an empty completion, which "
+                f"{name_row('completion_template', index, split)} is filled in to an empty completion, which "
                 f"teaches to say nothing; {_suggest_remedy(False)}"
             )
         if not as_turns:
@@ -236,7 +236,7 @@ def read_chats(
         feature = List({"role": Value("string"), "content": Value("string")})
 
     def read(row: dict[str, Any], index: int) -> dict[str, Any]:
-        where = named("messages_column", index, split)
+        where = name_row("messages_column", index, split)
         chat = row[column]
         if chat is None or chat == []:
             raise RecipeError(f"{where} has no message in the column {column!r}; leave the row out")
@@ -321,7 +321,7 @@ def read_texts(
     _check_column(data, "dataset_text_field", column)
 
     def check(text: Any, index: int) -> str:
-        where = named("dataset_text_field", index, split)
+        where = name_row("dataset_text_field", index, split)
         if _is_blank(text):
             if allow_blank == "anywhere":
                 return ""

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from adamnx_hf.common import images
 from adamnx_hf.common.errors import RecipeError, nearest
-from adamnx_hf.common.splits import place
+from adamnx_hf.common.splits import find_row
 from adamnx_hf.tasks.object_detection.arguments import Arguments
 from adamnx_hf.tasks.object_detection.schema import (
     columns_of,
@@ -48,7 +48,7 @@ def read_objects(
     for i, row in enumerate(
         tqdm(headers, desc=f"checking {split}", unit=" images", leave=False, disable=quiet)
     ):
-        width, height = images.size(images.opened(row[column], column, i, split, as_rgb=True))
+        width, height = images.find_size(images.open_image(row[column], column, i, split, as_rgb=True))
         numbers.append(_read_numbers(row[arguments.objects_column], arguments, classes, _name_row(split, i)))
         sizes.append((height, width))
     if arguments.box_unit == "pixels":
@@ -114,8 +114,8 @@ def _to_corners(boxes: np.ndarray, arguments: Arguments, width: int, height: int
 
 
 def _name_row(split: str, row: int) -> str:
-    """Names a row for messages; see :func:`adamnx_hf.common.splits.place`."""
-    name, number = place(split, row)
+    """Names a row for messages; see :func:`adamnx_hf.common.splits.find_row`."""
+    name, number = find_row(split, row)
     return f"{name}, row {number}"
 
 

@@ -156,7 +156,7 @@ class DetectionDataset(torch.utils.data.Dataset):
 
     def picture(self, index: int) -> Any:
         """Returns the image itself, PIL's."""
-        return images.picture(self.images, self.image_column, index, self.split)
+        return images.read_image(self.images, self.image_column, index, self.split)
 
     def _decode(self, index: int) -> Tensor:
         from torchvision.transforms.v2 import functional

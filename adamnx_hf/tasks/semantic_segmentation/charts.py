@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from adamnx_hf.common.drawing import canvas
+from adamnx_hf.common.plain_values import plain_value
 from adamnx_hf.tasks.semantic_segmentation.dataset import collate
 from adamnx_hf.tasks.semantic_segmentation.evaluation import segment
 from adamnx_hf.tasks.trainer import RecipeTrainer
@@ -45,7 +46,7 @@ def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path, count: 
         (predicted,) = segment(logits, pixels.shape[-2:], mask.shape)
         columns[f"row {row}"] = (np.asarray(data.picture(row)), mask.numpy(), predicted.cpu().numpy())
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    optim = getattr(recipe.training_arguments.optim, "value", recipe.training_arguments.optim)
+    optim = plain_value(recipe.training_arguments.optim)
     draw(path, f"{recipe.name} · {optim} · {recipe.task_arguments.eval_split}", names, columns, void)
 
 

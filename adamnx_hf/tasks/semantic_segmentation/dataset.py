@@ -74,13 +74,13 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def picture(self, index: int) -> Any:
         """Returns the image itself, PIL's."""
-        return images.picture(self.images, self.form.image_column, index, self.split)
+        return images.read_image(self.images, self.form.image_column, index, self.split)
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         from torchvision.transforms.v2 import functional
 
         image = functional.pil_to_tensor(self.picture(index))
-        with images.reading(self.form.mask_column, index, self.split):
+        with images.name_errors(self.form.mask_column, index, self.split):
             mask = np.array(self.masks[index][self.form.mask_column])
         return image, torch.from_numpy(class_ids(mask, self.form.mask_values))
 

@@ -79,7 +79,8 @@ class SegmentationTrainer(RecipeTrainer):
     Args:
         num_labels: classes.
         ignore_index: the id of pixels that do not count.
-        kwargs: RecipeTrainer's. Evaluation needs batches of :func:`adamnx_hf.tasks.semantic_segmentation.dataset.collate`.
+        kwargs: RecipeTrainer's. Evaluation needs batches with masks, see
+            :func:`adamnx_hf.tasks.semantic_segmentation.dataset.collate`.
     """
 
     smooths_labels = False

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from adamnx_hf.common import images
 from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.common.splits import name_row
 
 __all__ = ["PairFormat", "check_pairs", "class_ids", "void_id"]
 
@@ -103,10 +104,10 @@ def check_pairs(
     rows = tqdm(raw, desc=f"checking {split}", unit=" masks", leave=False, disable=quiet)
     for row, pair in enumerate(rows):
         mask = _open_mask(pair, form, row, split)
-        with images.reading(form.mask_column, row, split):
+        with images.name_errors(form.mask_column, row, split):
             values, pixels = np.unique(np.asarray(mask), return_counts=True)
         values = values.astype(np.int64)
-        _check_values(values, form, most, ignore_index, images.named(form.mask_column, row, split))
+        _check_values(values, form, most, ignore_index, name_row(form.mask_column, row, split))
         ids = class_ids(values, form.mask_values)
         uncounted += int(pixels[ids == void].sum())
         ids, pixels = ids[ids != void], pixels[ids != void]
@@ -128,11 +129,11 @@ def _open_mask(pair: Mapping[str, Any], form: PairFormat, row: int, split: str) 
     """
     sizes = []
     for column in (form.image_column, form.mask_column):
-        mask = images.opened(pair[column], column, row, split, as_rgb=column == form.image_column)
-        with images.reading(column, row, split):  # of a PNG all is read, for its EXIF data
-            width, height = images.size(mask)
+        mask = images.open_image(pair[column], column, row, split, as_rgb=column == form.image_column)
+        with images.name_errors(column, row, split):  # of a PNG all is read, for its EXIF data
+            width, height = images.find_size(mask)
         sizes.append(f"{width} x {height}")
-    where = images.named(form.mask_column, row, split)
+    where = name_row(form.mask_column, row, split)
     if sizes[0] != sizes[1]:
         raise RecipeError(
             f"{where} is {sizes[1]} pixels, its image {sizes[0]}; a mask has to have its image's size"
