@@ -1,4 +1,4 @@
-"""What an `optim=` name stands for.
+"""The optimizers that `optim=` names.
 
 To add one: a record in :data:`OPTIMIZERS` and, if the optimizer is ours, its file. The Trainer then takes the
 name, `adamnx-hf compare` trains it as a contender, and draws its `decay`.
@@ -23,7 +23,7 @@ __all__ = ["OPTIMIZERS", "AdaX", "Decay", "Optimizer", "SophiaG", "default_beta2
 
 
 class Decay(NamedTuple):
-    """How an optimizer's second moment v decays."""
+    """The decay of an optimizer's second moment v."""
 
     schedule: str
     """A name in :data:`adamnx_hf.optim.schedules.BETA2_SCHEDULES`."""
@@ -33,7 +33,7 @@ class Decay(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """All that is known of an optimizer before it is imported."""
+    """An optimizer's record: all that is known before its module is imported."""
 
     name: str
     """The word in `TrainingArguments(optim=...)`."""

@@ -52,7 +52,7 @@ class AdaX(ForeachOptimizer):
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Marks what older versions have saved, too: m is no AdamNX's, though its name is the same."""
+        """Marks states of older versions as uncorrected, so that AdamNX refuses them."""
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("bias_correction", False)

@@ -1,4 +1,4 @@
-"""What optimizers of this folder share: a step over lists of tensors, with a state of two moments."""
+"""A base for optimizers with two moments, which steps lists of tensors at once."""
 
 from __future__ import annotations
 

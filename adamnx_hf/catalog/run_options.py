@@ -1,4 +1,4 @@
-"""What AdamNX takes from the Trainer's run: β2 for its length, and the clipping of gradients."""
+"""AdamNX's options that depend on the Trainer's run: β2 for its length, and clipping."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["fit_layerwise_to_run", "fit_to_run"]
 def fit_to_run(
     kwargs: dict[str, Any], run: RunInfo, *, horizon: Literal["auto"] | float | None = None
 ) -> dict[str, Any]:
-    """Solves β2 and takes clipping over from the Trainer, where `optim_args` asks for it.
+    """Solves for β2 and takes clipping over from the Trainer, where `optim_args` asks for it.
 
     Args:
         kwargs: AdamNX's keyword arguments.
@@ -44,7 +44,7 @@ def fit_to_run(
 def fit_layerwise_to_run(
     kwargs: dict[str, Any], run: RunInfo, *, horizon: Literal["auto"] | float | None = None
 ) -> dict[str, Any]:
-    """As :func:`fit_to_run`, for gradients that are gone when the backward pass is over.
+    """Does what :func:`fit_to_run` does for gradients that are released during the backward pass.
 
     TrainingArguments' default max_grad_norm is switched off, with a warning: the norm of all gradients is
     never there to clip by.
@@ -124,7 +124,7 @@ def _take_over_clipping(max_grad_norm: float, run: RunInfo) -> None:
 
 
 def _plainly_sharded() -> str | None:
-    """The engine that gives each rank a part of the gradients in plain tensors, if there is one at work."""
+    """Returns the name of the engine that shards gradients as plain tensors, None if none is at work."""
     state = getattr(sys.modules.get("accelerate.state"), "AcceleratorState", None)
     if state is None or not state._shared_state:
         return None

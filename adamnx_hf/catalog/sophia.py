@@ -66,7 +66,7 @@ class SophiaG(ForeachOptimizer):
 
     @torch.no_grad()
     def update_curvature(self, batch_size: int) -> None:
-        """Takes the gradients of the sampled loss into h.
+        """Averages the squared gradients of the sampled loss into h.
 
         Args:
             batch_size: how many labels the loss was the mean over, in all processes.

@@ -1,4 +1,4 @@
-"""torch's optimizers, each with the options that `optim_args` offers of it."""
+"""torch's optimizers, with the options that `optim_args` may set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def adam(
     amsgrad: bool = False,
     fused: bool | None = None,
 ) -> Optimizer:
-    """:class:`torch.optim.Adam`: weight decay enters the gradient."""
+    """Makes a :class:`torch.optim.Adam`, whose weight decay enters the gradient."""
     return Adam(params, lr, betas, eps, weight_decay, amsgrad=amsgrad, fused=fused)
 
 
@@ -33,7 +33,7 @@ def adamw(
     amsgrad: bool = False,
     fused: bool | None = None,
 ) -> Optimizer:
-    """:class:`torch.optim.AdamW`."""
+    """Makes a :class:`torch.optim.AdamW`."""
     return AdamW(params, lr, betas, eps, weight_decay, amsgrad=amsgrad, fused=fused)
 
 
@@ -47,7 +47,7 @@ def momentum_sgd(
     dampening: float = 0.0,
     fused: bool | None = None,
 ) -> Optimizer:
-    """:class:`torch.optim.SGD` with momentum: weight decay enters the gradient."""
+    """Makes a :class:`torch.optim.SGD` with momentum, whose weight decay enters the gradient."""
     return SGD(params, lr, momentum, dampening, weight_decay, nesterov, fused=fused)
 
 
@@ -60,5 +60,5 @@ def radam(
     *,
     decoupled_weight_decay: bool = True,
 ) -> Optimizer:
-    """:class:`torch.optim.RAdam`, with its weight decay decoupled unless told otherwise."""
+    """Makes a :class:`torch.optim.RAdam`, whose weight decay is decoupled by default."""
     return RAdam(params, lr, betas, eps, weight_decay, decoupled_weight_decay=decoupled_weight_decay)

@@ -9,7 +9,7 @@ __all__ = ["load"]
 
 
 def load(name: str, **kwargs: Any) -> Any:
-    """The `evaluate.EvaluationModule` in the folder `name` beside this file.
+    """Loads the `evaluate.EvaluationModule` in the folder `name` beside this file.
 
     Each folder can be pushed to the Hub as it is, and then loads as `evaluate.load("user/name")`.
 

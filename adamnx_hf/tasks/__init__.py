@@ -1,4 +1,4 @@
-"""What a recipe can train.
+"""The tasks that a recipe can train.
 
 To add one: a module or a folder that has what :class:`adamnx_hf.tasks.base.Task` lists, and a line in
 :data:`TASKS`.

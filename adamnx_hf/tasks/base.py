@@ -1,4 +1,4 @@
-"""What every task brings, and what it is given: the protocol, its metrics and the resolved recipe."""
+"""The protocol of tasks, their metrics, and the resolved recipe that they are given."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Metric(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """What the module of a task has.
+    """The names that the module of a task has.
 
     It may also have:
 
@@ -127,7 +127,7 @@ class Recipe:
     synthetic_data: bool
 
     def default(self, field: str) -> Any:
-        """What `field` is where nothing sets it; None if there is no such field, or no default."""
+        """Returns the default of `field`; None if there is no such field, or no default."""
         parts = (self.arguments, self.task_arguments, self.training_arguments)
         found = find_field(map(type, parts), field)
         if found is not None and callable(found.default_factory):

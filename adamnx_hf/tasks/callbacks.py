@@ -1,4 +1,4 @@
-"""What happens between the steps of a recipe's Trainer: curvature for SophiaG, and resuming bit for bit."""
+"""Callbacks of a recipe's Trainer: curvature for SophiaG, and resuming bit for bit."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class CurvatureCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One more forward and backward pass on the step's last batch, when it is due."""
+        """Makes one more forward and backward pass on the step's last batch, when it is due."""
         optimizer = unwrap_optimizer(self.trainer.optimizer)
         if not hasattr(optimizer, "update_curvature") or state.global_step % optimizer.curvature_every:
             return
         inputs = self.trainer._prepare_inputs(self.trainer.last_inputs)
-        with _buffers_kept(self.trainer.model):
+        with _keep_buffers(self.trainer.model):
             loss, count = self.trainer.sampled_loss(inputs)
             loss.backward()
         optimizer.update_curvature(count * args.world_size)
@@ -39,7 +39,7 @@ class CurvatureCallback(TrainerCallback):
 
 
 class ResumingCallback(TrainerCallback):
-    """Sees to it that a run which goes on from a checkpoint ends as the one that was not interrupted.
+    """Makes a run that goes on from a checkpoint end as one that was not interrupted.
 
     The last step is evaluated within training, too, unless `eval_strategy` is "no". Afterwards the Trainer
     may have loaded another step's weights.
@@ -58,7 +58,7 @@ class ResumingCallback(TrainerCallback):
             random.epoch = epoch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Has the last step evaluated; puts a save off until the evaluation that follows.
+        """Requests an evaluation of the last step; delays a save until the evaluation that follows.
 
         The checkpoint then knows what came of it.
         """
@@ -69,16 +69,16 @@ class ResumingCallback(TrainerCallback):
             control.should_training_stop and args.eval_strategy == "steps"
         ):  # whatever eval_steps and eval_delay
             control.should_evaluate = True
-        return self._logged_first(args, control)
+        return self._log_first(args, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Has the last step evaluated, if it was not, and saves what was put off."""
+        """Requests an evaluation of the last step, if there was none, and the save that was delayed."""
         if control.should_training_stop and args.eval_strategy != "no" and not _is_evaluated(state):
             control.should_evaluate = True
         control.should_save, self._save_later = control.should_save or self._save_later, False
-        return self._logged_first(args, control)
+        return self._log_first(args, control)
 
-    def _logged_first(self, args: Any, control: Any) -> Any:
+    def _log_first(self, args: Any, control: Any) -> Any:
         # What is not logged when the Trainer evaluates or stops would count for the next epoch, or never; and
         # a run that goes on from a checkpoint has none of the losses since the last time.
         needed = control.should_save or control.should_evaluate or control.should_training_stop
@@ -88,13 +88,13 @@ class ResumingCallback(TrainerCallback):
 
 
 def _is_evaluated(state: Any) -> bool:
-    """Whether the step that training is at has been evaluated."""
+    """Says whether the present step has been evaluated."""
     return any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
 
 
 @contextlib.contextmanager
-def _buffers_kept(model: Any) -> Iterator[None]:
-    """Puts the model's buffers back: batch norms count a batch once."""
+def _keep_buffers(model: Any) -> Iterator[None]:
+    """Restores the model's buffers afterwards, so that batch norms count a batch once."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield

@@ -24,7 +24,7 @@ HIGHEST_ID = 100_000
 
 
 def check_class_names(names: Sequence[str]) -> None:
-    """That each stands once.
+    """Checks that each name stands once.
 
     Raises:
         ValueError: one stands twice.
@@ -60,7 +60,7 @@ def choose_column(
     what: str,
     notes: list[str],
 ) -> str:
-    """Chooses the column of `data`: the recipe's or, where it is not there, the only one that fits.
+    """Chooses a column of `data`: the recipe's or, where there is none by that name, the only one that fits.
 
     Args:
         data: the splits.
@@ -127,7 +127,7 @@ def _holds_images(feature: Any) -> bool:
 
 
 def check_columns(data: Any, columns: dict[str, str]) -> None:
-    """That `data` has each column, by the recipe's field that names it.
+    """Checks that `data` has each column.
 
     Raises:
         RecipeError: one is not there.
@@ -140,7 +140,7 @@ def check_columns(data: Any, columns: dict[str, str]) -> None:
 
 
 def check_images(data: Any, field: str, column: str) -> None:
-    """That the column, which the recipe's `field` names, holds images.
+    """Checks that a column holds images.
 
     Raises:
         RecipeError: it does not; the message lists those that do.

@@ -123,14 +123,14 @@ class DataArguments:
 
     @property
     def trained_split(self) -> str:
-        """How messages name the rows that are trained on."""
+        """The name of the rows that are trained on, for messages."""
         held_out = self.hold_out or self.sweep_hold_out
         name = f"{self.train_split} without the rows held out" if held_out else self.train_split
         return self._part_named(name, 0)
 
     @property
     def judged_split(self) -> str:
-        """How messages name the rows that are judged on."""
+        """The name of the rows that are judged on, for messages."""
         held_out = self.eval_on_held_out or self.eval_on_sweep_rows
         return self._part_named(f"{self.train_split}, the rows held out" if held_out else self.eval_split, 1)
 
@@ -141,7 +141,7 @@ class DataArguments:
 
 @dataclasses.dataclass
 class ImageArguments(DataArguments):
-    """What tasks on images have besides: their column, the network, and how images become its input."""
+    """Fields of tasks on images: the column, the network, and how images become its input."""
 
     image_column: str = dataclasses.field(
         default="image", metadata=doc("Column of the images.", data=True, neutral=True)
@@ -199,7 +199,7 @@ def train_fast() -> dict[str, Any]:
 
 
 def _check_data_files(data_files: Any) -> None:
-    """That they are files of the data set's repository, by split: `load_dataset` takes any from anywhere.
+    """Checks that they are files of the data set's repository, as `load_dataset` takes any from anywhere.
 
     Raises:
         ValueError: they are not.

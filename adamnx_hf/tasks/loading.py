@@ -44,7 +44,7 @@ def load_data(
 
 
 def local_data(name: str) -> Path | None:
-    """The local folder or file that the `dataset_name` `name` stands for; None if it is a name on the Hub."""
+    """Returns the local folder or file that a `dataset_name` stands for; None if it is a name on the Hub."""
     path = Path(os.path.expanduser(name))
     return path if path.is_dir() or path.is_file() else None
 
@@ -56,7 +56,7 @@ def load_splits(
     spread: bool = False,
     notes: list[str] | None = None,
 ) -> tuple[Any, Any]:
-    """The training and the evaluation split, as `datasets.Dataset`.
+    """Loads the training and the evaluation split, as `datasets.Dataset`.
 
     Args:
         arguments: say which. Their `trained_split` and `judged_split` know from then on which rows they are.
@@ -133,12 +133,12 @@ def _hold_out(
 
 
 def _spread(rows: int, count: int) -> list[int]:
-    """`count` of `rows`, at even distances."""
+    """Returns `count` of `rows`, at even distances."""
     return [int((i + 0.5) * rows / count) for i in range(count)]
 
 
 def _part(data: Mapping[str, Any], spec: str, field: str, dataset: str | None) -> tuple[str, range]:
-    """A split and rows of it, as `datasets` writes them: `train`, `train[:90%]`, `train[100:200]`."""
+    """Parses a split and rows of it, as `datasets` writes them: `train`, `train[:90%]`, `train[100:200]`."""
     import datasets
 
     where = f"{field}: {dataset}"
@@ -163,7 +163,7 @@ def _part(data: Mapping[str, Any], spec: str, field: str, dataset: str | None) -
 
 
 def _load(arguments: DataArguments) -> Mapping[str, Any]:
-    """The data set by its splits.
+    """Loads the data set by its splits.
 
     Raises:
         RecipeError: it is not there, or its files number their classes differently.
@@ -229,7 +229,7 @@ def _with_images(data: Any) -> Any:
 
 
 def _saved_to_disk(folder: Path) -> bool:
-    """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` has written `folder`."""
+    """Says whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` has written `folder`."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 

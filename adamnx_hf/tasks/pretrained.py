@@ -79,7 +79,7 @@ def check_pretrained(name: str, revision: str | None = None, *, trusted: bool = 
 
 
 def _is_of_the_hub(implementation: str) -> bool:
-    """Whether Transformers gets it from the Hub: by its name, or as flash attention that is not installed."""
+    """Says whether Transformers gets an attention from the Hub, such as one that is not installed."""
     installed = any(importlib.util.find_spec(package) for package in ("flash_attn", "flash_attn_interface"))
     return "/" in implementation or (implementation.startswith("flash") and not installed)
 

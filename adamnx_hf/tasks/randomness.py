@@ -1,4 +1,4 @@
-"""What is random in training, so that a run that goes on from a checkpoint draws what it would have drawn."""
+"""Random numbers of training, such that a resumed run draws what it would have drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["RowRandom", "generator_of", "keep_random_states"]
 
 
 def generator_of(seed: int, epoch: int) -> torch.Generator:
-    """A generator of the CPU, a function of the two, both at least 0.
+    """Returns a generator of the CPU that is a function of the two, both at least 0.
 
     They are mixed: epoch 1 of seed 0 is not epoch 0 of seed 1.
     """
@@ -62,12 +62,12 @@ class RowRandom:
         self._epoch.fill_(epoch)
 
     def uniform(self, rows: Sequence[int] | Tensor) -> Tensor:
-        """(len(rows), numbers) float32, uniform in [0, 1)."""
+        """Returns (len(rows), numbers) float32, uniform in [0, 1)."""
         return _uniform(self.seed, self.epoch, self.rows, self.numbers)[torch.as_tensor(rows)]
 
     @contextlib.contextmanager
     def seed_row(self, row: int) -> Iterator[None]:
-        """Within it torch's global generator of the CPU, torchvision's, begins with the row's seed.
+        """Seeds torch's global generator of the CPU, which torchvision draws from, by the row.
 
         Afterwards it is as it was.
         """
@@ -79,7 +79,7 @@ class RowRandom:
 
 @contextlib.contextmanager
 def keep_random_states(device: torch.device) -> Iterator[None]:
-    """Puts the global random states back: Python's, NumPy's, and torch's of the CPU and of `device`."""
+    """Restores the global random states afterwards: Python's, NumPy's, and torch's of CPU and `device`."""
     states: list[tuple[Any, Any]] = [
         (random.getstate, random.setstate),
         (np.random.get_state, np.random.set_state),

@@ -59,7 +59,7 @@ class RecipeSFTConfig(RecipeTrainingArguments, SFTConfig):
 
 
 def normal_answer(text: str) -> str:
-    """An answer as it is compared: without thousands' commas, currency signs, spaces and a last full stop."""
+    """Normalises an answer: without thousands' commas, currency signs, spaces and a last full stop."""
     return re.sub(r"\.0*$", "", re.sub(r"[,$\s]", "", text)).casefold()
 
 
@@ -69,7 +69,7 @@ SECONDS = 1.0
 
 @dataclasses.dataclass
 class ExactMatch:
-    """Whether greedy generation ends in the reference's answer.
+    """The check whether greedy generation ends in the reference's answer.
 
     Raises:
         ValueError: the pattern is no regular expression, or has no group.
@@ -102,7 +102,7 @@ class ExactMatch:
             raise ValueError(f"{shown} ({error})") from error
 
     def answer(self, text: str) -> str | None:
-        """The answer in `text`, None where there is none.
+        """Returns the answer in `text`, None where there is none.
 
         Raises:
             TimeoutError: the pattern looks for longer than :data:`SECONDS`.
@@ -148,7 +148,7 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Any:
-        """SFTTrainer's own, in two steps: between them it counts what `max_length` takes away.
+        """Prepares a split in two steps, and counts between them what `max_length` takes away.
 
         An example without a token that counts for the loss is left out also where examples are packed.
         """
@@ -158,15 +158,15 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         data = prepare(dataset, processing_class, whole, False, formatting_func, dataset_name)
         if dataset_name == "eval" and self.exact_match is not None and self.asked is None:
             self.asked = data.select(range(min(self.exact_match.samples, len(data))))
-        cut = _part_kept(args)
+        cut = _find_kept_part(args)
         if packing:  # of its strategies bfd alone cuts; the others go on in another sequence
             cut = slice(args.max_length if args.packing_strategy == "bfd" else None)
         kept, shortened = [], 0
         for row, labels in enumerate(data["labels"]):
-            left = _counted(labels[cut])
+            left = _count_labels(labels[cut])
             if left:
                 kept.append(row)
-                shortened += left < _counted(labels)
+                shortened += left < _count_labels(labels)
         counts = {"examples": len(data), "dropped": len(data) - len(kept), "shortened": shortened}
         self.truncated.setdefault(dataset_name, counts)
         if not kept:
@@ -176,24 +176,24 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         return prepare(data, processing_class, args, packing, None, dataset_name)
 
     def fitting(self, rows: Iterable[int]) -> list[Any]:
-        """Those `rows` of :attr:`asked` with a prompt that leaves room to answer, cut to `max_length`."""
-        cut = _part_kept(self.args)
+        """Returns those `rows` of :attr:`asked` whose prompt leaves room to answer, cut to `max_length`."""
+        cut = _find_kept_part(self.args)
         found = []
         for row in (self.asked[i] for i in rows):
             row = row | {key: row[key][cut] for key in ("input_ids", "labels")}
-            if row["labels"] and row["labels"][0] == -100 and _counted(row["labels"]):
+            if row["labels"] and row["labels"][0] == -100 and _count_labels(row["labels"]):
                 found.append(row)
         return found
 
     def reference(self, row: Any) -> str:
-        """The text of the completion in a row of :attr:`asked`, without the token that TRL ends it with."""
+        """Returns the completion in a row of :attr:`asked`, without the token that TRL ends it with."""
         completion, tokenizer = row["completion"], self.processing_class
         if isinstance(completion, str):
             return completion.removesuffix(tokenizer.eos_token)  # type: ignore[union-attr]
         return "\n".join(message["content"] for message in completion)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """With `loraplus_lr_ratio`, PEFT's groups for LoRA+ (arXiv:2402.12354); else the Trainer's own."""
+        """Creates the optimizer: with `loraplus_lr_ratio` over PEFT's groups for LoRA+ (arXiv:2402.12354)."""
         if self.optimizer is None and self.args.loraplus_lr_ratio is not None:
             from peft.optimizers import create_loraplus_optimizer
 
@@ -208,12 +208,12 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         return super().create_optimizer(*args, **kwargs)
 
     def units_in(self, inputs: Any) -> int:
-        """Tokens of a batch, without padding."""
+        """Counts the tokens of a batch, without padding."""
         mask = inputs.get("attention_mask")
         return int(inputs["input_ids"].numel() if mask is None else mask.sum())
 
     def units_per_example(self) -> float:
-        """Tokens of a sequence of the training set, on average."""
+        """Returns the mean number of tokens of a training sequence."""
         data: Any = self.train_dataset
         lengths = [len(ids) for ids in data["input_ids"]]
         return sum(lengths) / len(lengths)
@@ -254,7 +254,7 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         return output
 
     def _exact_match(self, asked: ExactMatch) -> float:
-        """The share of examples, in %, whose generated answer is the reference's."""
+        """Returns the share of examples, in %, whose generated answer is the reference's."""
         mine = range(self.accelerator.process_index, len(self.asked), self.accelerator.num_processes)
         rows = self.fitting(mine)
         right = [False] * (len(mine) - len(rows))
@@ -288,7 +288,7 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
 
     @torch.no_grad()
     def generate(self, model: Any, rows: list[Any], max_new_tokens: int) -> list[str]:
-        """What `model` says, greedily, to the prompts of tokenized `rows`: one batch, padded on the left."""
+        """Generates greedily from the prompts of tokenized `rows`: one batch, padded on the left."""
         tokenizer: Any = self.processing_class
         prompts = []
         for row in rows:
@@ -313,7 +313,7 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         return texts
 
     def sampled_loss(self, inputs: dict[str, Any]) -> tuple[Tensor, int]:
-        """As the recipes' Trainer has it, of the tokens that count for the loss."""
+        """Returns the recipes' Trainer's sampled loss, over the tokens that count for the loss."""
         features = {key: value for key, value in inputs.items() if key != "labels"}
         model: Any = self.model_wrapped
         with self.compute_loss_context_manager():
@@ -339,7 +339,7 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
                 self.accelerator.wait_for_everyone()
 
     def _save_merged(self, folder: Path) -> None:
-        """Merges into weights read anew: training's may be quantized, and stay as they are."""
+        """Merges the adapter into weights that are read anew, as training's may be quantized."""
         from peft import AutoPeftModelForCausalLM
 
         model: Any = self.accelerator.unwrap_model(self.model)
@@ -354,13 +354,13 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
             tokenizer.save_pretrained(str(folder / MERGED))
 
 
-def _part_kept(args: Any) -> slice:
-    """The part of an example that TRL keeps where examples are not packed."""
+def _find_kept_part(args: Any) -> slice:
+    """Returns the part of an example that TRL keeps where examples are not packed."""
     if args.max_length is None:
         return slice(None)
     return slice(-args.max_length, None) if args.truncation_mode == "keep_end" else slice(args.max_length)
 
 
-def _counted(labels: list[int]) -> int:
-    """How many of the labels count for the loss."""
+def _count_labels(labels: list[int]) -> int:
+    """Counts the labels that count for the loss."""
     return len(labels) - labels.count(-100)

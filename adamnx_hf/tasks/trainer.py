@@ -109,12 +109,12 @@ class RecipeTrainingArguments(TrainingArguments):
 
     @property
     def quiet(self) -> bool:
-        """Whether this process shows no progress bars."""
+        """True in a process that shows no progress bars."""
         return bool(self.disable_tqdm) or self.local_process_index > 0
 
 
 def in_steps(kwargs: dict[str, Any] | None, num_training_steps: int) -> dict[str, Any]:
-    """`lr_scheduler_kwargs` with shares of the run made into steps.
+    """Returns `lr_scheduler_kwargs` with shares of the run turned into steps.
 
     A fraction below 1 for `num_decay_steps` and the like is a share of all steps, as it is for Transformers'
     own `warmup_steps`: a schedule then keeps its shape whatever the length of the run.
@@ -192,7 +192,7 @@ class RecipeTrainer(Trainer):
             )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of the parameters that decay, by `args.decay_rule`."""
+        """Returns the names of the parameters that decay, by `args.decay_rule`."""
         if self.args.decay_rule == "trainer":
             return super().get_decay_parameter_names(model)
         groups = param_groups(model, 1.0, rule=self.args.decay_rule)
@@ -200,7 +200,7 @@ class RecipeTrainer(Trainer):
         return [name for name, param in model.named_parameters() if id(param) in decaying]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The learning-rate schedule; see :func:`in_steps`."""
+        """Creates the learning-rate schedule; see :func:`in_steps`."""
         given = self.args.lr_scheduler_kwargs
         self.args.lr_scheduler_kwargs = in_steps(given, num_training_steps)  # type: ignore[arg-type]
         try:
@@ -215,7 +215,7 @@ class RecipeTrainer(Trainer):
     evaluating = False
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The Trainer's own; leaves random states alone, and knows afterwards whether it came through."""
+        """Evaluates as the Trainer does, and leaves random states alone."""
         self.evaluating = True
         # An iterator of a loader draws a number from the generator that dropout uses: a run that goes on from
         # a checkpoint would lack it, where the checkpoint was written before the evaluation.
@@ -225,7 +225,7 @@ class RecipeTrainer(Trainer):
         return metrics
 
     def get_train_dataloader(self) -> Any:
-        """The Trainer's own; the workers' seeds come from a generator of its own.
+        """Returns the Trainer's loader, with a generator of its own for the workers' seeds.
 
         From the global one they would take a number of dropout's, save where workers live on from the epoch
         before: those of a run that goes on from a checkpoint do not.
@@ -242,7 +242,7 @@ class RecipeTrainer(Trainer):
         return sampler
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Every example, whatever `dataloader_drop_last` says: that is for training."""
+        """Returns a loader of every example: `dataloader_drop_last` is for training alone."""
         given, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -344,20 +344,20 @@ class RecipeTrainer(Trainer):
         return inputs
 
     def units_in(self, inputs: Any) -> int:
-        """How many of the task's UNIT a batch holds."""
+        """Counts how many of the task's UNIT a batch holds."""
         return len(inputs["labels"])
 
     def units_per_example(self) -> float:
-        """How many of the task's UNIT an example of the training set holds, on average."""
+        """Returns how many of the task's UNIT a training example holds on average."""
         return 1.0
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """A forward and backward pass; keeps the batch for :class:`CurvatureCallback`."""
+        """Makes a forward and backward pass; keeps the batch for :class:`CurvatureCallback`."""
         self.last_inputs = inputs
         return super().training_step(model, inputs, *args, **kwargs)
 
     def sampled_loss(self, inputs: dict[str, Tensor]) -> tuple[Tensor, int]:
-        """The loss against labels drawn from the model's own prediction, and the number of them.
+        """Returns the loss against labels drawn from the model's own prediction, and their number.
 
         What the Gauss-Newton-Bartlett estimate is made of (arXiv:2305.14342, Sec. 2.3).
         """
@@ -369,5 +369,5 @@ class RecipeTrainer(Trainer):
         return nn.functional.cross_entropy(logits, labels), len(labels)
 
     def counted(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The logits that a loss against `labels` is made of, (count, classes)."""
+        """Returns the logits that a loss against `labels` is made of, (count, classes)."""
         return logits.flatten(0, -2)

@@ -21,7 +21,7 @@ __all__ = [
 
 
 def rgb_to_hsv(image: Tensor) -> Tensor:
-    """Hue, saturation and value, each in [0, 1], of RGB in [0, 1]: (..., 3, height, width), as colorsys."""
+    """Converts RGB in [0, 1], (..., 3, height, width), to hue, saturation and value, as colorsys does."""
     red, green, blue = image.unbind(-3)
     value, low = image.amax(-3), image.amin(-3)
     spread = value - low
@@ -36,7 +36,7 @@ def rgb_to_hsv(image: Tensor) -> Tensor:
 
 
 def hsv_to_rgb(image: Tensor) -> Tensor:
-    """The inverse of :func:`rgb_to_hsv`."""
+    """Inverts :func:`rgb_to_hsv`."""
     hue, saturation, value = image.unsqueeze(-4).unbind(-3)
     shift = torch.tensor([5.0, 3.0, 1.0], dtype=image.dtype, device=image.device)[:, None, None]
     place = (shift + 6 * hue).remainder(6.0)
@@ -56,12 +56,12 @@ class _PerImage(v2.Transform):
         self.p = p
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """:meth:`params` of numbers from the global generator of the image's device."""
+        """Draws :meth:`params` from the global generator of the image's device."""
         image = flat_inputs[0]
         return self.params(torch.rand(*image.shape[:-3], self.draws, dtype=image.dtype, device=image.device))
 
     def params(self, uniform: Tensor) -> dict[str, Tensor]:
-        """How to change images, by numbers uniform in [0, 1), (..., draws). Values are (..., 1, 1, 1).
+        """Returns how to change images, (..., 1, 1, 1) each, by uniform numbers in [0, 1), (..., draws).
 
         `chosen` says which images to change.
         """
@@ -69,7 +69,7 @@ class _PerImage(v2.Transform):
 
 
 def _numbers(uniform: Tensor) -> list[Tensor]:
-    """(..., draws) as so many of (..., 1, 1, 1)."""
+    """Splits (..., draws) into tensors of (..., 1, 1, 1)."""
     return list(uniform[..., None, None, None].unbind(-4))
 
 
@@ -92,7 +92,7 @@ class HSVJitter(_PerImage):
         self.hue, self.saturation, self.value = hue, saturation, value
 
     def params(self, uniform: Tensor) -> dict[str, Tensor]:
-        """`chosen` and `hue`, `saturation`, `value` of each image."""
+        """Returns `chosen` and `hue`, `saturation`, `value` of each image."""
         chosen, hue, *factors = _numbers(uniform)
 
         def factor(most: float, size: Tensor, direction: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class HSVJitter(_PerImage):
         }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """The jittered images."""
+        """Returns the jittered images."""
         hue, saturation, value = rgb_to_hsv(inpt).split(1, -3)
         jittered = torch.cat(
             [
@@ -127,7 +127,7 @@ class FlipEach(_PerImage):
         super().__init__(p)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """The images, some of them mirrored."""
+        """Returns the images, some of them mirrored."""
         return torch.where(params["chosen"], inpt.flip(-1), inpt)
 
 
@@ -156,7 +156,7 @@ class Chain(v2.Compose):
 def train_transform(
     *, mean: Sequence[float], std: Sequence[float], jitter: float = 0.5, flip: float = 0.5
 ) -> Chain:
-    """uint8 RGB to the model's input, augmented as by the authors.
+    """Makes a transform from uint8 RGB to the model's input, augmented as by the authors.
 
     Args:
         mean, std: of the normalisation, for values in [0, 1].
@@ -168,5 +168,5 @@ def train_transform(
 
 
 def eval_transform(*, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
-    """uint8 RGB to the model's input."""
+    """Makes a transform from uint8 RGB to the model's input."""
     return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])

@@ -83,7 +83,7 @@ class VocMap(evaluate.Metric):
 
 
 def _arrays(image: Any, **last: Any) -> dict[str, np.ndarray]:
-    """One image's columns, with boxes as x, y, width and height, as pycocotools takes them."""
+    """Returns one image's columns, with boxes as x, y, width and height, as pycocotools takes them."""
     (name, kind), *_ = last.items()
     boxes = np.asarray(image["boxes"], dtype=np.float64).reshape(-1, 4)
     columns = {
@@ -119,7 +119,7 @@ def _mean_average_precision(found: Any, true: Any, classes: Any, threshold: floa
 
 
 def _excused(found: Any, true: Any, threshold: float) -> np.ndarray:
-    """Which predictions of an image have a difficult object as their best match."""
+    """Marks the predictions of an image whose best match is a difficult object."""
     from pycocotools import mask
 
     excused = np.zeros(len(found["labels"]), dtype=bool)
@@ -133,7 +133,7 @@ def _excused(found: Any, true: Any, threshold: float) -> np.ndarray:
 
 
 def _coco(images: Any, classes: Any, kept: Any) -> Any:
-    """Boxes as pycocotools holds them; those of `kept`."""
+    """Makes pycocotools' container of the boxes in `kept`."""
     from pycocotools.coco import COCO
 
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What config.json holds of a torchvision network."""
+"""The configuration of a torchvision network, as config.json holds it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def efficientnet_v2(
     dropout: float = 0.2,
     stochastic_depth: float = 0.2,
 ) -> nn.Module:
-    """Torchvision's EfficientNetV2 (arXiv:2104.00298).
+    """Makes torchvision's EfficientNetV2 (arXiv:2104.00298).
 
     Args:
         num_classes: outputs.
@@ -83,7 +83,7 @@ def swin_v2(
     window_size: int = 8,
     stochastic_depth: float = 0.2,
 ) -> nn.Module:
-    """Torchvision's Swin Transformer V2 (arXiv:2111.09883).
+    """Makes torchvision's Swin Transformer V2 (arXiv:2111.09883).
 
     Args:
         num_classes: outputs.
@@ -123,7 +123,7 @@ def convnext(
     stochastic_depth: float = 0.1,
     layer_scale: float = 1e-6,
 ) -> nn.Module:
-    """Torchvision's ConvNeXt (arXiv:2201.03545).
+    """Makes torchvision's ConvNeXt (arXiv:2201.03545).
 
     Args:
         num_classes: outputs.
@@ -143,19 +143,19 @@ def convnext(
     ]
     net = ConvNeXt(stages, stochastic_depth, layer_scale, num_classes)
 
-    def replaced(conv: nn.Conv2d, kernel: int, stride: int, padding: int) -> nn.Conv2d:
+    def replace(conv: nn.Conv2d, kernel: int, stride: int, padding: int) -> nn.Conv2d:
         new = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding, groups=conv.groups)
         nn.init.trunc_normal_(new.weight, std=0.02)  # as torchvision initialises them
         nn.init.zeros_(new.bias)  # type: ignore[arg-type]
         return new
 
-    net.features[0][0] = replaced(net.features[0][0], stem_kernel, stem_stride, stem_padding)
+    net.features[0][0] = replace(net.features[0][0], stem_kernel, stem_stride, stem_padding)
     for stage in net.features[1:]:
         if isinstance(stage[0], CNBlock):
             for block in stage:
-                block.block[0] = replaced(block.block[0], block_kernel, 1, block_kernel // 2)
+                block.block[0] = replace(block.block[0], block_kernel, 1, block_kernel // 2)
         else:
-            stage[1] = replaced(stage[1], downsample_kernel, 2, downsample_padding)
+            stage[1] = replace(stage[1], downsample_kernel, 2, downsample_padding)
     return net
 
 
@@ -214,7 +214,7 @@ NETS: dict[str, Net] = {
 
 
 def options_of(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The options of the network `name`, with `changes` to it.
+    """Returns the options of the network `name`, changed by `changes`.
 
     Raises:
         ValueError: a name or an option there is not, with the nearest there is.
@@ -229,7 +229,7 @@ def options_of(name: str, changes: Mapping[str, Any] | None = None) -> dict[str,
 
 
 def tiny_options(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """`changes` with what makes the network `name` tiny, of as many stages as it has with them.
+    """Returns `changes` and the options that make the network `name` tiny, for the same number of stages.
 
     A network of more stages than the tiny one stays as it is.
     """
@@ -242,7 +242,7 @@ def tiny_options(name: str, changes: Mapping[str, Any] | None = None) -> dict[st
 
 
 def build(name: str, num_classes: int, changes: Mapping[str, Any] | None = None) -> nn.Module:
-    """The network `name`, freshly initialised as torchvision does.
+    """Builds the network `name`, freshly initialised as torchvision does.
 
     Args:
         name: of :data:`NETS`.

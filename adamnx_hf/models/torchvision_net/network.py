@@ -40,7 +40,7 @@ class TorchvisionNetForImageClassification(PreTrainedModel):
         self.post_init()
 
     def init_weights(self) -> None:
-        """Nothing: torchvision has initialised the network as it does, and the paper leaves it at that."""
+        """Does nothing: the paper keeps torchvision's initialisation."""
 
     def _init_weights(self, module: nn.Module) -> None:
         # Only for what a checkpoint lacks: a new head.

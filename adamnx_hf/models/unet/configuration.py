@@ -1,4 +1,4 @@
-"""What config.json holds of a U-Net."""
+"""The configuration of a U-Net, as config.json holds it."""
 
 from __future__ import annotations
 

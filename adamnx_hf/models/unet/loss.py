@@ -11,7 +11,7 @@ __all__ = ["cross_entropy_loss", "dice_loss"]
 def cross_entropy_loss(
     logits: Tensor, labels: Tensor, ignore_index: int = 255, weight: Tensor | None = None
 ) -> Tensor:
-    """The (weighted) mean cross-entropy over the pixels that count; 0, not NaN, where none does.
+    """Returns the (weighted) mean cross-entropy over the pixels that count; 0, not NaN, where none does.
 
     Args:
         logits: (batch, classes, height, width), floating point.
@@ -27,7 +27,7 @@ def cross_entropy_loss(
 
 
 def dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """1 less the soft Dice coefficient 2 Σpg / (Σp² + Σg²), the mean over the classes that occur.
+    """Returns 1 less the soft Dice coefficient 2 Σpg / (Σp² + Σg²), averaged over the classes that occur.
 
     V-Net's (arXiv:1606.04797, Sec. 3), with sums over the whole batch. A class that no pixel has is left out:
     its coefficient is 0 whatever is predicted. A pixel that does not count is left out of every sum.

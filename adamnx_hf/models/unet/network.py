@@ -17,7 +17,7 @@ __all__ = ["UNetForSemanticSegmentation"]
 
 
 class ConvBlock(nn.Sequential):
-    """Twice a 3 × 3 convolution, batch norm and ReLU; keeps the size."""
+    """Two 3 × 3 convolutions, each with batch norm and ReLU; the size stays the same."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         layers: list[nn.Module] = []
@@ -66,7 +66,7 @@ class UNetForSemanticSegmentation(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """As RegNet's: He's normal by fan-out for convolutions, and a classifier that starts near 0."""
+        """Initialises as RegNet does: He's normal by fan-out for convolutions, near 0 for the classifier."""
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             fan_out = math.prod(module.kernel_size) * module.out_channels
             std = 0.01 if module is self.classifier else math.sqrt(2 / fan_out)

@@ -1,4 +1,4 @@
-"""What config.json holds of a YOLOv7-tiny."""
+"""The configuration of a YOLOv7-tiny, as config.json holds it."""
 
 from __future__ import annotations
 

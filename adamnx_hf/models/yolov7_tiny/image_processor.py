@@ -22,7 +22,7 @@ GREY = 114
 
 
 def letterbox(image: Tensor, size: int) -> Tensor:
-    """The whole image in the middle of a grey square.
+    """Puts the whole image into the middle of a grey square.
 
     Args:
         image: uint8 RGB, (3, height, width).
@@ -32,31 +32,31 @@ def letterbox(image: Tensor, size: int) -> Tensor:
         uint8, (3, size, size).
     """
     height, width = image.shape[-2:]
-    rows, columns, top, left = _placed(height, width, size)
+    rows, columns, top, left = _place(height, width, size)
     if (rows, columns) != (height, width):
         image = functional.resize(image, [rows, columns], antialias=True)
     return functional.pad(image, [left, top, size - columns - left, size - rows - top], fill=GREY)
 
 
-def _placed(height: int, width: int, size: int) -> tuple[int, int, int, int]:
-    """Where the image lies in its letterbox: its height and width there, its top and left, in pixels."""
+def _place(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Returns the image's height, width, top and left in its letterbox, in pixels."""
     rows, columns = (max(1, round(side * size / max(height, width))) for side in (height, width))
     return rows, columns, (size - rows) // 2, (size - columns) // 2
 
 
 def _scale_and_offset(boxes: Tensor, height: int, width: int, size: int) -> tuple[Tensor, Tensor]:
-    rows, columns, top, left = _placed(height, width, size)
+    rows, columns, top, left = _place(height, width, size)
     return boxes.new_tensor([columns / width, rows / height] * 2), boxes.new_tensor([left, top] * 2)
 
 
 def letterbox_boxes(boxes: Tensor, height: int, width: int, size: int) -> Tensor:
-    """Boxes (n, 4) xyxy in pixels of an image of `height` and `width`, as shares of its letterbox's side."""
+    """Turns boxes (n, 4), xyxy in pixels of the image, into shares of its letterbox's side."""
     scale, offset = _scale_and_offset(boxes, height, width, size)
     return (boxes * scale + offset) / size
 
 
 def unletterbox_boxes(boxes: Tensor, height: int, width: int, size: int) -> Tensor:
-    """The inverse of :func:`letterbox_boxes`, with what lies outside the image cut off."""
+    """Inverts :func:`letterbox_boxes`, and clips boxes to the image."""
     scale, offset = _scale_and_offset(boxes, height, width, size)
     most = boxes.new_tensor([width, height] * 2)
     return ((boxes * size - offset) / scale).clamp(min=0).minimum(most)
@@ -136,7 +136,7 @@ class Yolov7TinyImageProcessor(BaseImageProcessor):
         threshold: float = 0.5,
         target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
     ) -> list[dict[str, Tensor]]:
-        """Predictions as boxes, as Transformers' other detectors give them.
+        """Turns predictions into boxes, as Transformers' other detectors do.
 
         Args:
             outputs: the model's, for images of this processor.

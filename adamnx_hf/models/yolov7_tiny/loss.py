@@ -33,7 +33,7 @@ MOST_MATCHES = 10
 
 @dataclasses.dataclass(frozen=True)
 class Priors:
-    """Where each prediction starts from."""
+    """The cell and the anchor that each prediction starts from."""
 
     cells: Tensor
     """(anchors, 2): column and row of its cell."""
@@ -53,7 +53,7 @@ class Priors:
         anchors: Sequence[Sequence[Sequence[float]]],
         device: torch.device | None = None,
     ) -> Priors:
-        """Those of scales of `shapes` (rows, columns): by scale, anchor, row and column."""
+        """Makes the priors of scales of `shapes` (rows, columns), by scale, anchor, row and column."""
         cells, sizes, strides = [], [], []
         table = torch.tensor(anchors, dtype=torch.float32, device=device)
         for (rows, columns), level, stride in zip(shapes, table, STRIDES, strict=True):
@@ -68,12 +68,12 @@ class Priors:
 
     @property
     def counts(self) -> list[int]:
-        """How many predictions each scale has."""
+        """The number of predictions of each scale."""
         return [3 * rows * columns for rows, columns in self.shapes]
 
 
 def decode(raw: Tensor, priors: Priors) -> Tensor:
-    """The network's (batch, anchors, 4) as boxes.
+    """Turns the network's raw (batch, anchors, 4) into boxes.
 
     A centre is at most half a cell outside its cell, a side at most four times its anchor's.
     """
@@ -85,7 +85,7 @@ def decode(raw: Tensor, priors: Priors) -> Tensor:
 
 
 def candidates(boxes: Tensor, priors: Priors, ratio: float = 4.0) -> Tensor:
-    """Which predictions of an image may learn one of its objects: (n,) indices, sorted, each once.
+    """Returns which predictions of an image may learn one of its objects: (n,) sorted, distinct indices.
 
     Those of the cell that holds the object's centre, of the nearest cell beside it and of the nearest above
     or below it, with an anchor whose sides are less than `ratio` times larger or smaller than the object's.
@@ -123,7 +123,7 @@ def match(
     true_boxes: Tensor,
     true_classes: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """SimOTA (arXiv:2107.08430, Sec. 2.1): which of an image's candidates learn which object.
+    """Matches an image's candidates with the objects that they learn, by SimOTA (arXiv:2107.08430, Sec. 2.1).
 
     An object takes the predictions that cost it least, as many as its ten best overlaps add up to, and at
     least one. A prediction that several objects take goes to the one it costs least.
@@ -164,7 +164,7 @@ def yolov7_loss(
     priors: Priors,
     anchor_ratio: float = 4.0,
 ) -> dict[str, Tensor]:
-    """The three parts of YOLOv7's loss, each a sum over the scales of the mean over a scale's predictions.
+    """Returns the parts of YOLOv7's loss, each a sum over the scales of the mean over a scale's predictions.
 
     Args:
         boxes: (batch, anchors, 4), with gradients.
@@ -221,7 +221,7 @@ def yolov7_loss(
 
 
 def sampled_loss(objectness: Tensor, logits: Tensor, priors: Priors, weights: Mapping[str, float]) -> Tensor:
-    """A loss against objects and classes drawn as likely as they are predicted.
+    """Returns a loss against objects and classes that are drawn as likely as they are predicted.
 
     The square of its gradient is on average the Gauss-Newton diagonal of the loss's two cross-entropies (the
     estimate of Gauss, Newton and Bartlett, arXiv:2305.14342, Sec. 2.3, with an independent draw for each

@@ -71,7 +71,7 @@ class Prediction(nn.Conv2d):
         self.classes, self.stride_of_level = classes, stride
 
     def starting_bias(self) -> Tensor:
-        """Of a network that expects 8 objects in an image of 640 pixels, and each class equally often."""
+        """Returns the bias at which 8 objects are expected in 640 pixels, and each class equally often."""
         bias = torch.zeros(3, 5 + self.classes)
         bias[:, 4] = math.log(8 / (640 / self.stride_of_level) ** 2)
         bias[:, 5:] = math.log(0.6 / (max(self.classes, 2) - 0.99))
@@ -125,7 +125,7 @@ class Yolov7TinyNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The three scales' raw predictions."""
+        """Returns the three scales' raw predictions."""
         c3 = self.stage3(self.stem(x))
         c4 = self.stage4(c3)
         p5 = self.pyramid5(self.stage5(c4))
@@ -138,7 +138,7 @@ class Yolov7TinyNet(nn.Module):
 
 @dataclasses.dataclass
 class Yolov7TinyOutput(ModelOutput):
-    """What the model gives, for every anchor of every cell of the three scales."""
+    """The model's output, for every anchor of every cell of the three scales."""
 
     loss: Tensor | None = None
     """The weighted sum of `loss_dict`, where there are labels."""
@@ -218,7 +218,7 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
         priors = Priors.of(
             [(level.shape[-2], level.shape[-1]) for level in levels], self.config.anchors, levels[0].device
         )
-        raw = torch.cat([_flat(level) for level in levels], 1).float()
+        raw = torch.cat([_flatten(level) for level in levels], 1).float()
         boxes = decode(raw[..., :4], priors)
         scale = boxes.new_tensor([width, height, width, height])
         loss, parts = None, None
@@ -242,7 +242,7 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
         )
 
     def loss_weights(self, height: int, width: int) -> dict[str, float]:
-        """What each part of `loss_dict` counts in the loss of an input of so many pixels."""
+        """Returns the weight of each part of `loss_dict` for an input of `height` and `width` pixels."""
         return {
             "loss_box": self.config.box_loss_coefficient,
             "loss_objectness": self.config.objectness_loss_coefficient * (height * width / 640**2),
@@ -250,7 +250,7 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
         }
 
 
-def _flat(level: Tensor) -> Tensor:
-    """(batch, 3 · values, height, width) as (batch, 3 · height · width, values)."""
+def _flatten(level: Tensor) -> Tensor:
+    """Turns (batch, 3 · values, height, width) into (batch, 3 · height · width, values)."""
     batch, _, height, width = level.shape
     return level.view(batch, 3, -1, height, width).permute(0, 1, 3, 4, 2).flatten(1, 3)

@@ -73,7 +73,7 @@ def fast() -> dict[str, Any]:
 
 
 def smoke(arguments: Arguments) -> dict[str, Any]:
-    """What `--smoke` sets: a tiny network and a few images."""
+    """Returns what `--smoke` sets: a tiny network and a few images."""
     from adamnx_hf.models.torchvision_net import nets
 
     tiny: dict[str, Any] = {

@@ -22,7 +22,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "category", "target")
 def choose_label_column(
     data: Sequence[Any], arguments: Arguments, given: Collection[str], notes: list[str]
 ) -> str:
-    """Chooses the column of classes; see :func:`adamnx_hf.tasks.data.choose_column`."""
+    """Chooses the column of classes; see :func:`adamnx_hf.tasks.columns.choose_column`."""
     from datasets import ClassLabel
 
     features = data[0].features
@@ -88,7 +88,7 @@ def number_classes(
                     )
                 labels[i] = np.asarray(own[i])[labels[i]]
         classes = classes or [str(name) for name in np.unique(np.concatenate(labels) if smoke else labels[0])]
-        labels = [_as_ids(words, classes, column, name) for words, name in zip(labels, names, strict=True)]
+        labels = [_find_ids(words, classes, column, name) for words, name in zip(labels, names, strict=True)]
     elif not classes:
         highest = int(max(ids.max() for ids in labels) if smoke else labels[0].max())
         if highest > HIGHEST_ID:
@@ -114,8 +114,8 @@ def number_classes(
     return classes, train, test
 
 
-def _as_ids(labels: np.ndarray, classes: Sequence[str], column: str, split: str) -> np.ndarray:
-    """The places of names among `classes`."""
+def _find_ids(labels: np.ndarray, classes: Sequence[str], column: str, split: str) -> np.ndarray:
+    """Returns the class id of each name."""
     places = {name: i for i, name in enumerate(classes)}
     for row, name in enumerate(labels):
         if str(name) not in places:
@@ -126,7 +126,7 @@ def _as_ids(labels: np.ndarray, classes: Sequence[str], column: str, split: str)
 
 
 def describe_gaps(classes: Sequence[str], train: np.ndarray, test: np.ndarray, judged: str) -> list[str]:
-    """What a judgement on other classes than those learned says too little about, in a line each."""
+    """Describes, in a line each, classes that are not learned, not judged, or hard to tell by name."""
     learned, asked = np.bincount(train, minlength=len(classes)), np.bincount(test, minlength=len(classes))
     unseen = np.flatnonzero((learned == 0) & (asked > 0))
     remedy = "if the rows are sorted by class, pass the whole split with --hold_out 20 --eval_on_held_out"

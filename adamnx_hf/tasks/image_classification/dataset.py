@@ -70,7 +70,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return {key: value[0] for key, value in batch.items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The batch of these examples. torch's loader calls it where it is defined."""
+        """Returns the batch of these examples; torch's loader calls this where it is defined."""
         rows = torch.as_tensor(indices)
         pixels = self._decode(indices) if self.decoded is None else self.decoded[rows]
         batch = {"pixel_values": pixels, "labels": self.labels[rows]}
@@ -91,5 +91,5 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 def as_it_is(batch: Any) -> Any:
-    """The collator: :class:`ImageDataset` hands out whole batches."""
+    """Returns the batch itself: the collator, as :class:`ImageDataset` hands out whole batches."""
     return batch

@@ -12,7 +12,7 @@ __all__ = ["make_up"]
 
 
 def make_up(arguments: Arguments, classes: int = 100) -> tuple[Any, Any]:
-    """Random images of the recipe's columns, for smoke runs."""
+    """Makes random images in the recipe's columns, for smoke runs."""
     from datasets import ClassLabel, Dataset, Features, Image
 
     features = Features(

@@ -59,7 +59,7 @@ def _check_size(model: Any, size: int) -> None:
 
 
 def make_processor(arguments: Arguments) -> Any:
-    """What prepares images for the saved model, in `pipeline` and elsewhere, as evaluation does here."""
+    """Makes the processor that prepares images for the saved model as evaluation does here."""
     from transformers import ViTImageProcessor
 
     return ViTImageProcessor(

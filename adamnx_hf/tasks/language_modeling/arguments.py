@@ -112,7 +112,7 @@ class Arguments(DataArguments, ModelConfig):
             ExactMatch(self.answer_pattern, self.exact_match_samples, self.max_new_tokens)  # checks it
 
     def columns_of(self, name: str) -> list[str]:
-        """The columns in a template.
+        """Returns the columns in a template.
 
         Args:
             name: of the field that holds it.
@@ -123,7 +123,7 @@ class Arguments(DataArguments, ModelConfig):
         return [column for _, column in self.pieces_of(name) if column is not None]
 
     def pieces_of(self, name: str) -> texts.Pieces:
-        """A template as :func:`adamnx_hf.tasks.texts.parse` has it; see :meth:`columns_of`."""
+        """Parses a template; see :meth:`columns_of`."""
         try:
             return texts.parse(getattr(self, name) or "")
         except ValueError as error:

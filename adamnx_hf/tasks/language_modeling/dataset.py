@@ -18,7 +18,7 @@ __all__ = ["make_up", "prepare_rows"]
 def prepare_rows(
     splits: Sequence[Any], arguments: Arguments, args: RecipeSFTConfig
 ) -> tuple[list[Any], list[str]]:
-    """The splits with the columns TRL knows (prompt and completion, messages, or text), and notes."""
+    """Returns the splits with the columns TRL knows (prompt and completion, messages, or text), and notes."""
     names = (arguments.trained_split, arguments.judged_split)
     for field, name, data in zip(("train_split", "eval_split"), names, splits, strict=True):
         if not len(data):
@@ -64,7 +64,7 @@ def prepare_rows(
 
 
 def make_up(arguments: Arguments, args: RecipeSFTConfig) -> tuple[Any, Any]:
-    """Rows of the recipe's columns, for smoke runs."""
+    """Makes up rows in the recipe's columns, for smoke runs."""
     from datasets import Dataset
 
     columns = [*arguments.columns_of("prompt_template"), *arguments.columns_of("completion_template")]

@@ -20,7 +20,7 @@ __all__ = ["configure", "make_model", "make_tokenizer", "meta_model"]
 
 
 def _read_or_explain(what: str, name: str, read: Callable[[], Any], field: str = "model_name_or_path") -> Any:
-    """`read()`, with one line for each way it is known to fail."""
+    """Returns `read()`, and explains each known failure in one line."""
     from huggingface_hub import errors
 
     try:
@@ -56,7 +56,7 @@ def _read_or_explain(what: str, name: str, read: Callable[[], Any], field: str =
 
 
 def _find_place(name: str) -> str:
-    """A local folder, or a name on the Hub."""
+    """Returns a local folder with `~` expanded, or else the name on the Hub."""
     folder = os.path.expanduser(name)
     return folder if os.path.isdir(folder) else name
 
@@ -133,7 +133,7 @@ def make_model(arguments: Arguments, args: RecipeSFTConfig) -> Any:
 
 
 def meta_model(arguments: Arguments) -> tuple[Any, dict[int, int]]:
-    """The recipe's model, with its adapter, on the meta device: it has shapes and takes no memory.
+    """Makes the recipe's model, with its adapter, on the meta device, where it takes no memory.
 
     Returns:
         The model, and the bytes of its quantized parameters by `id`.
@@ -164,7 +164,7 @@ def meta_model(arguments: Arguments) -> tuple[Any, dict[int, int]]:
 
 
 def _count_quantized_bytes(weight: Any, arguments: Arguments) -> int:
-    """Bytes of a weight as bitsandbytes stores it."""
+    """Counts the bytes of a weight as bitsandbytes stores it."""
     if arguments.load_in_8bit:  # a float32 scale a row
         return int(weight.numel() + 4 * weight.shape[0])
     blocks = -(-weight.numel() // 64)  # a scale each, and the table of the 16 values

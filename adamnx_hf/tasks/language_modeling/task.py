@@ -27,7 +27,7 @@ __all__ = ["make_trainer"]
 
 
 def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
-    """The model, the data and the metrics of `recipe` in TRL's SFTTrainer."""
+    """Makes TRL's SFTTrainer with the model, the data and the metrics of `recipe`."""
     arguments: Arguments = recipe.task_arguments
     args: RecipeSFTConfig = recipe.training_arguments
     _check_fields(arguments, args)
@@ -73,7 +73,7 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
 
 
 def _check_fields(arguments: Arguments, args: RecipeSFTConfig) -> None:
-    """What depends on fields of both kinds."""
+    """Checks what depends on fields of the task and of training together."""
     if arguments.answer_pattern is not None:
         if args.packing if args.eval_packing is None else args.eval_packing:
             raise RecipeError("answer_pattern: prompts must not be packed; add eval_packing: false")
@@ -114,7 +114,7 @@ def _check_prepared(trainer: RecipeSFTTrainer) -> None:
 
 
 def _describe_lengths(trainer: RecipeSFTTrainer) -> list[str]:
-    """What `max_length` took away from each split, for the user."""
+    """Describes what `max_length` took away from each split."""
     notes = []
     for name, counts in trainer.truncated.items():
         if counts["dropped"] or counts["shortened"]:

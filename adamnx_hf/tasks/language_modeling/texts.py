@@ -97,7 +97,7 @@ def fill_in(
     as_turns: bool = False,
     whole: Sequence[str] = (),
 ) -> Any:
-    """A `datasets` data set of the columns `prompt` and `completion`, filled in from `data`.
+    """Fills templates in: returns a `datasets` data set of the columns `prompt` and `completion`.
 
     Args:
         data: the rows.
@@ -128,13 +128,13 @@ def fill_in(
                     continue
                 value, where = row[column], name_row(f"{name}_template", index, split)
                 if not _is_blank(value):
-                    texts[name] += _written(value, column, where, column in whole)
+                    texts[name] += _write_cell(value, column, where, column in whole)
                 elif not _allows(allow_blank, name == "prompt"):
-                    raise _nothing(where, column, name == "prompt")
+                    raise _explain_blank(where, column, name == "prompt")
         if not texts["completion"].strip() and allow_blank != "anywhere":
             raise RecipeError(
                 f"{name_row('completion_template', index, split)} is filled in to an empty completion, which "
-                f"teaches to say nothing; {_remedy(False)}"
+                f"teaches to say nothing; {_suggest_remedy(False)}"
             )
         if not as_turns:
             return texts
@@ -190,11 +190,12 @@ def _is_blank(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-def _written(value: Any, column: str, where: str, whole: bool) -> str:
-    """A cell as a template writes it."""
+def _write_cell(value: Any, column: str, where: str, whole: bool) -> str:
+    """Writes a cell as a template shows it."""
     if not isinstance(value, _PLAIN):
         raise RecipeError(
-            f"{where} has {_kind(value)} in the column {column!r}, neither text nor a number; make it text"
+            f"{where} has {_name_kind(value)} in the column {column!r}, neither text nor a number; make it "
+            "text"
         )
     return f"{value:.0f}" if whole else str(value)
 
@@ -210,7 +211,7 @@ def read_chats(
     allow_blank: Blank = "nowhere",
     assistant_only: bool = False,
 ) -> Any:
-    """A `datasets` data set of the column `messages`: the chats of `data`, as chat templates take them.
+    """Reads chats: returns a data set of the column `messages`, as chat templates take them.
 
     Messages of `{role, content}` keep what else they hold; of ShareGPT's `{from, value}` the rest is left.
 
@@ -240,12 +241,12 @@ def read_chats(
         if chat is None or chat == []:
             raise RecipeError(f"{where} has no message in the column {column!r}; leave the row out")
         if not isinstance(chat, list) or not all(isinstance(message, dict) for message in chat):
-            kind = f"a list of {_kind(chat[0])}" if isinstance(chat, list) else _kind(chat)
+            kind = f"a list of {_name_kind(chat[0])}" if isinstance(chat, list) else _name_kind(chat)
             raise RecipeError(
                 f"{where} has {kind} in the column {column!r}, no chat: a list of {{role, content}} or of "
                 "{from, value}"
             )
-        messages = [_message(message, where, allow_blank) for message in chat]
+        messages = [_read_message(message, where, allow_blank) for message in chat]
         if assistant_only and all(message["role"] != "assistant" for message in messages):
             raise RecipeError(
                 f"{where} has nothing that the assistant says; leave the row out, or pass "
@@ -265,8 +266,8 @@ def read_chats(
     return found
 
 
-def _message(message: dict[str, Any], where: str, allow_blank: Blank) -> dict[str, Any]:
-    """A message of a chat as chat templates take it."""
+def _read_message(message: dict[str, Any], where: str, allow_blank: Blank) -> dict[str, Any]:
+    """Reads a message of a chat as chat templates take it."""
     ours = message.get("role") is not None  # where rows are of both kinds, each has the other's keys as null
     role, content = (message.get(key) for key in (("role", "content") if ours else ("from", "value")))
     if role is None:
@@ -280,15 +281,17 @@ def _message(message: dict[str, Any], where: str, allow_blank: Blank) -> dict[st
     if content is None and not (said and message.get("tool_calls")):
         if not _allows(allow_blank, not said):
             raise RecipeError(
-                f"{where} has a message of the role {role!r} without content; {_remedy(not said)}"
+                f"{where} has a message of the role {role!r} without content; {_suggest_remedy(not said)}"
             )
         content = ""
     if content is not None and not isinstance(content, str):
-        raise RecipeError(f"{where} has a message whose content is {_kind(content)}, not text; make it text")
+        raise RecipeError(
+            f"{where} has a message whose content is {_name_kind(content)}, not text; make it text"
+        )
     if said and content is not None and not content.strip() and allow_blank != "anywhere":
         raise RecipeError(
             f"{where} has an empty message of the role {role!r}, which teaches to say nothing; "
-            f"{_remedy(False)}"
+            f"{_suggest_remedy(False)}"
         )
     known = {"role": ROLES[role], "content": content}
     return message | known if ours else known
@@ -300,7 +303,7 @@ def _message(message: dict[str, Any], where: str, allow_blank: Blank) -> dict[st
 def read_texts(
     data: Any, column: str, *, split: str, allow_blank: Blank = "nowhere", separator: str | None = None
 ) -> Any:
-    """A `datasets` data set of the column `text`: those of `data`, or pieces of one text joined.
+    """Reads texts: returns a `datasets` data set of the column `text`, with pieces of one text joined.
 
     Args:
         data: the rows.
@@ -322,13 +325,15 @@ def read_texts(
         if _is_blank(text):
             if allow_blank == "anywhere":
                 return ""
-            raise _nothing(where, column, False)
+            raise _explain_blank(where, column, False)
         if not isinstance(text, str):
-            raise RecipeError(f"{where} has {_kind(text)} in the column {column!r}, not text; make it text")
+            raise RecipeError(
+                f"{where} has {_name_kind(text)} in the column {column!r}, not text; make it text"
+            )
         if separator is None and not text.strip() and allow_blank != "anywhere":
             raise RecipeError(
                 f"{where} is empty; if rows are lines of one text, give --join_rows with what stands between "
-                f"them; else {_remedy(False)}"
+                f"them; else {_suggest_remedy(False)}"
             )
         return text
 
@@ -356,19 +361,19 @@ def _allows(allow_blank: Blank, in_prompt: bool) -> bool:
     return allow_blank == "anywhere" or (allow_blank == "prompt" and in_prompt)
 
 
-def _remedy(in_prompt: bool) -> str:
+def _suggest_remedy(in_prompt: bool) -> str:
     value = "prompt" if in_prompt else "anywhere"
     return f"fill it in, leave the row out, or if that is meant pass --allow_blank {value}"
 
 
-def _nothing(where: str, column: str, in_prompt: bool) -> RecipeError:
+def _explain_blank(where: str, column: str, in_prompt: bool) -> RecipeError:
     return RecipeError(
         f"{where} has nothing in the column {column!r} (null, or in a CSV file blank, NA or None); "
-        f"{_remedy(in_prompt)}"
+        f"{_suggest_remedy(in_prompt)}"
     )
 
 
-def _kind(value: Any) -> str:
+def _name_kind(value: Any) -> str:
     words = {"str": "text", "list": "a list", "dict": "a dictionary", "bytes": "bytes", "NoneType": "nothing"}
     name = type(value).__name__
     return words.get(name, f"a value of the type {name}")
@@ -384,14 +389,14 @@ def _check_column(data: Any, field: str, column: str) -> None:
     try:
         check_columns(data, {field: column})
     except RecipeError as error:
-        flags = _flags_for(data)
+        flags = _suggest_flags(data)
         if flags is None or "did you mean" in str(error):
             raise
         raise RecipeError(f"{error}; for these: {flags}") from None
 
 
-def _flags_for(data: Any) -> str | None:
-    """The flags to train on `data` with, where its columns tell; else None."""
+def _suggest_flags(data: Any) -> str | None:
+    """Returns the flags to train on `data` with; None where its columns do not tell."""
     for column, feature in data.features.items():
         keys = getattr(feature, "feature", None)
         kinds = ({"role", "content"}, {"from", "value"})

@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
 
 
 def smoke(arguments: Arguments) -> dict[str, Any]:
-    """What `--smoke` sets: the model at toy width, short sequences and a few of them."""
+    """Returns what `--smoke` sets: the model at toy width, and a few short sequences."""
     if arguments.model_config is None:
         raise RecipeError("--smoke: needs the recipe to have model_config, to make a model like it")
     published: Any = arguments.model_config

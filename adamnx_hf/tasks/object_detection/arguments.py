@@ -118,7 +118,7 @@ def fast() -> dict[str, Any]:
 
 
 def smoke(arguments: Arguments) -> dict[str, Any]:
-    """What `--smoke` sets: a tiny network and a few small images."""
+    """Returns what `--smoke` sets: a tiny network and a few small images."""
     tiny: dict[str, Any] = {"max_train_samples": 64, "max_eval_samples": 32, "image_size": 64}
     if arguments.architecture:
         options: Any = arguments.architecture_options or {}
@@ -127,7 +127,7 @@ def smoke(arguments: Arguments) -> dict[str, Any]:
 
 
 def configure(arguments: Arguments, classes: Sequence[str]) -> Any:
-    """The configuration of the network, its options checked."""
+    """Makes the configuration of the network, its options checked."""
     import inspect
 
     from adamnx_hf.models import Yolov7TinyConfig

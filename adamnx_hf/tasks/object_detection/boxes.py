@@ -31,7 +31,7 @@ SHARE_ROUNDING = 0.01
 def read_objects(
     data: Any, arguments: Arguments, split: str, classes: Sequence[str], quiet: bool
 ) -> tuple[list[Tensor], list[tuple[int, int]]]:
-    """Each row's objects, (n, 6), and each image's height and width; see :class:`DetectionDataset`.
+    """Reads each row's objects, (n, 6) as in a DetectionDataset, and each image's height and width.
 
     Reads the images' headers alone.
 
@@ -49,20 +49,20 @@ def read_objects(
         tqdm(headers, desc=f"checking {split}", unit=" images", leave=False, disable=quiet)
     ):
         width, height = images.find_size(images.open_image(row[column], column, i, split, as_rgb=True))
-        numbers.append(_numbers(row[arguments.objects_column], arguments, classes, _where(split, i)))
+        numbers.append(_read_numbers(row[arguments.objects_column], arguments, classes, _name_row(split, i)))
         sizes.append((height, width))
     if arguments.box_unit == "pixels":
         _check_pixels([boxes for boxes, _, _ in numbers], sizes, split)
     objects = []
     for i, ((boxes, labels, difficult), (height, width)) in enumerate(zip(numbers, sizes, strict=True)):
-        corners = _corners(boxes, arguments, width, height, _where(split, i))
+        corners = _to_corners(boxes, arguments, width, height, _name_row(split, i))
         rows = np.concatenate([labels[:, None], difficult[:, None], corners], 1)
         objects.append(torch.as_tensor(rows, dtype=torch.float32))
     return objects, sizes
 
 
 def _check_pixels(boxes: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], split: str) -> None:
-    """Checks that boxes in pixels are no shares of their images, as all of them together show.
+    """Checks that boxes in pixels are not shares of their images.
 
     Args:
         boxes: (n, 4) of each image, as they are in the data.
@@ -81,8 +81,8 @@ def _check_pixels(boxes: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]],
         )
 
 
-def _corners(boxes: np.ndarray, arguments: Arguments, width: int, height: int, where: str) -> np.ndarray:
-    """An image's boxes (n, 4), as they are in the data, as corners in pixels within it.
+def _to_corners(boxes: np.ndarray, arguments: Arguments, width: int, height: int, where: str) -> np.ndarray:
+    """Turns an image's boxes (n, 4), as they are in the data, into corners in pixels.
 
     Raises:
         RecipeError: a box without area, reaching out of the image, or in pixels instead of shares.
@@ -113,16 +113,16 @@ def _corners(boxes: np.ndarray, arguments: Arguments, width: int, height: int, w
     return inside
 
 
-def _where(split: str, row: int) -> str:
-    """How messages name a row's objects; see :func:`adamnx_hf.common.splits.find_row`."""
+def _name_row(split: str, row: int) -> str:
+    """Names a row for messages; see :func:`adamnx_hf.common.splits.find_row`."""
     name, number = find_row(split, row)
     return f"{name}, row {number}"
 
 
-def _numbers(
+def _read_numbers(
     objects: Any, arguments: Arguments, classes: Sequence[str], where: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A row's boxes (n, 4), class ids (n,) and marks of difficult objects (n,); none of what it has none of.
+    """Reads a row's boxes (n, 4), class ids (n,) and marks of difficult objects (n,).
 
     Raises:
         RecipeError: they are no numbers, do not match each other, or a class is not known.
@@ -134,7 +134,7 @@ def _numbers(
         arguments.difficult_field: np.bool_,
     }
     if any(isinstance(label, str) for label in fields[arguments.category_field]):
-        fields[arguments.category_field] = _ids(fields[arguments.category_field], classes, where)
+        fields[arguments.category_field] = _find_ids(fields[arguments.category_field], classes, where)
     arrays: list[np.ndarray] = []
     for name, kind in kinds.items():
         try:
@@ -168,8 +168,8 @@ def _numbers(
     return boxes, labels, difficult
 
 
-def _ids(labels: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
-    """The ids of classes that stand there by name.
+def _find_ids(labels: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
+    """Returns the ids of classes that are given by name.
 
     Raises:
         RecipeError: a name that is not among `classes`.

@@ -57,7 +57,7 @@ class Augmentation:
         )
 
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(3, size, size) uint8, (n, 4) xyxy in pixels and (n,); the image comes back as floats in [0, 1]."""
+        """Augments (3, size, size) uint8, (n, 4) xyxy in pixels and (n,); the image becomes floats."""
         from torchvision import tv_tensors
 
         size = (image.shape[-2], image.shape[-1])
@@ -142,7 +142,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         }
 
     def learned(self, index: int) -> tuple[Tensor, Tensor]:
-        """A row's objects that are to learn, before augmentation.
+        """Returns the objects of a row that are to be learned, before augmentation.
 
         Returns:
             Class ids, (n,) int64, and corners, (n, 4) float32, as shares of the letterbox's side.
@@ -155,7 +155,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         return objects[:, 0].long(), letterbox_boxes(objects[:, 2:], height, width, self.size)
 
     def picture(self, index: int) -> Any:
-        """The image itself, PIL's."""
+        """Returns the image itself, PIL's."""
         return images.read_image(self.images, self.image_column, index, self.split)
 
     def _decode(self, index: int) -> Tensor:
@@ -167,7 +167,7 @@ class DetectionDataset(torch.utils.data.Dataset):
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Images as one tensor, labels as a list."""
+    """Batches examples: images as one tensor, labels as a list."""
     return {
         "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
         "labels": [example["labels"] for example in examples],

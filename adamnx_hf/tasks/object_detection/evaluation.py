@@ -37,7 +37,7 @@ class DetectionTrainer(RecipeTrainer):
     smooths_labels = False
 
     def sampled_loss(self, inputs: dict[str, Any]) -> tuple[Tensor, int]:
-        """See :func:`adamnx_hf.models.yolov7_tiny.loss.sampled_loss`, whose terms are weighted."""
+        """Returns :func:`adamnx_hf.models.yolov7_tiny.loss.sampled_loss`, a sum whose terms count once."""
         from adamnx_hf.models.yolov7_tiny.loss import STRIDES, Priors, sampled_loss
 
         pixels = inputs["pixel_values"]
@@ -53,7 +53,7 @@ class DetectionTrainer(RecipeTrainer):
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The loss, the boxes found, and the objects."""
+        """Returns the loss, the boxes that are found, and the objects."""
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
             outputs = model(**inputs)
@@ -70,7 +70,7 @@ class DetectionTrainer(RecipeTrainer):
 
 
 def _fill_up(rows: Sequence[Tensor]) -> Tensor:
-    """(n, 6) of each image as (images, at least 1, 6)."""
+    """Pads each image's (n, 6) into one tensor (images, at least 1, 6)."""
     none = rows[0].new_full((1, rows[0].shape[1]), -100)
     padded = torch.nn.utils.rnn.pad_sequence([none, *rows], batch_first=True, padding_value=-100)
     return padded[1:].contiguous()
@@ -82,7 +82,7 @@ def _load_metric() -> Any:
 
 
 def compute_metrics(prediction: Any) -> dict[str, float]:
-    """VOC's mean average precision of what :class:`DetectionTrainer` hands on."""
+    """Computes VOC's mean average precision of a :class:`DetectionTrainer`'s predictions."""
     found, true = (
         [rows[rows[:, 0] >= 0] for rows in images]
         for images in (prediction.predictions, prediction.label_ids)

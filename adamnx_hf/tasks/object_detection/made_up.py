@@ -12,7 +12,7 @@ __all__ = ["make_up"]
 
 
 def make_up(arguments: Arguments, classes: int = 20) -> tuple[Any, Any]:
-    """Coloured rectangles on noise in the recipe's columns, for smoke runs."""
+    """Makes coloured rectangles on noise in the recipe's columns, for smoke runs."""
     from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
     names = arguments.class_names or [f"class {i}" for i in range(classes)]

@@ -46,7 +46,7 @@ def make_model(arguments: Arguments, classes: Sequence[str], recipe: Recipe) -> 
 
 
 def make_processor(arguments: Arguments) -> Any:
-    """What prepares images for the saved model, in `pipeline` and elsewhere, as evaluation does here."""
+    """Makes the processor that prepares images for the saved model as evaluation does here."""
     from adamnx_hf.models import Yolov7TinyImageProcessor
 
     return Yolov7TinyImageProcessor(

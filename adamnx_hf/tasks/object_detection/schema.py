@@ -41,7 +41,7 @@ USUAL = {
 
 
 def fields_of(data: Any, column: str) -> dict[str, Any]:
-    """The features of one object, whether the column is a list of objects or a dictionary of lists."""
+    """Returns the features of one object, of a list of objects as of a dictionary of lists."""
     feature = data.features[column]
     if hasattr(feature, "feature"):  # List of dictionaries
         return feature.feature if isinstance(feature.feature, dict) else {}
@@ -51,22 +51,22 @@ def fields_of(data: Any, column: str) -> dict[str, Any]:
 
 
 def _kind_of(data: Any, arguments: Arguments) -> Any:
-    """The feature of the classes."""
+    """Returns the feature of the classes."""
     return fields_of(data, arguments.objects_column)[arguments.category_field]
 
 
 def own_names(data: Any, arguments: Arguments) -> list[str]:
-    """The data set's own names of its class ids; none where it has none."""
+    """Returns the data set's own names of its class ids, if it has any."""
     return list(getattr(_kind_of(data, arguments), "names", None) or [])
 
 
 def holds_text(data: Any, arguments: Arguments) -> bool:
-    """Returns whether classes stand there by name, as text without ids."""
+    """Says whether classes are given by name, as text without ids."""
     return getattr(_kind_of(data, arguments), "dtype", None) in ("string", "large_string")
 
 
 def find_fields(data: Any, arguments: Arguments, given: Collection[str]) -> list[str]:
-    """Replaces the recipe's names for a column and fields, those that the data lack, by usual ones.
+    """Replaces names of a column and of fields that the data lack by usual ones.
 
     `objects_column` becomes the one column that holds objects with boxes, if there is one only. `box_field`
     and `category_field` become the one of :data:`USUAL` that the objects have, if they have one only.
@@ -131,7 +131,7 @@ def check_features(data: Any, arguments: Arguments) -> None:
 
 
 def name_classes(data: Any, arguments: Arguments) -> list[str]:
-    """The classes' names in the order of their ids: given, the data set's own, those found, or numbers."""
+    """Returns the classes' names by id: those given, the data set's own, those found, or numbers."""
     names = own_names(data, arguments)
     if arguments.class_names:
         for i, name in enumerate(arguments.class_names):
@@ -175,7 +175,7 @@ def check_classes(train: Any, test: Any, classes: Sequence[str], arguments: Argu
 
 
 def columns_of(objects: Any, arguments: Arguments) -> dict[str, list[Any]]:
-    """One image's objects as lists by field, empty where it has none."""
+    """Returns one image's objects as lists by field, empty where it has none."""
     names = (arguments.box_field, arguments.category_field, arguments.difficult_field)
     if not isinstance(objects, dict):
         objects = {name: [one[name] for one in objects if one and name in one] for name in names if objects}

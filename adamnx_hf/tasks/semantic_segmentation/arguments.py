@@ -104,17 +104,17 @@ class Arguments(ImageArguments):
 
     @property
     def pair_format(self) -> masks.PairFormat:
-        """How pairs of an image and a mask stand in the data."""
+        """The columns of pairs of an image and a mask, and what masks hold."""
         return masks.PairFormat(self.image_column, self.mask_column, self.mask_values)
 
     @property
     def void_id(self) -> int:
-        """The id that pixels which do not count have in all that the model sees."""
+        """The id that pixels which do not count have for the model."""
         return masks.void_id(self.ignore_index, self.mask_values)
 
 
 def _check_mask_values(values: list[int] | None, names: Sequence[str]) -> None:
-    """That each class has a value of its own, which a mask can hold.
+    """Checks that each class has a value of its own, which a mask can hold.
 
     Raises:
         ValueError: they have not; names `mask_values`.
@@ -140,7 +140,7 @@ def fast() -> dict[str, Any]:
 
 
 def smoke(arguments: Arguments) -> dict[str, Any]:
-    """What `--smoke` sets: a tiny network and a few small images."""
+    """Returns what `--smoke` sets: a tiny network and a few small images."""
     tiny: dict[str, Any] = {
         "max_train_samples": 64,
         "max_eval_samples": 32,
@@ -155,7 +155,7 @@ def smoke(arguments: Arguments) -> dict[str, Any]:
 
 
 def configure(architecture: str, options: Mapping[str, Any] | None, **more: Any) -> Any:
-    """The configuration of a network by its model_type.
+    """Makes the configuration of a network by its model_type.
 
     Raises:
         ValueError: a name, an option or a value that does not fit.

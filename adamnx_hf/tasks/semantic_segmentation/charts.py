@@ -57,7 +57,7 @@ def draw(
     columns: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     ignore_index: int,
 ) -> None:
-    """Images, their masks and predictions below each other, with a legend.
+    """Draws images, their masks and predictions below each other, with a legend.
 
     Args:
         path: of the PNG.
@@ -96,7 +96,7 @@ def draw(
 
 
 def colours(count: int) -> np.ndarray:
-    """(count, 3) uint8: PASCAL VOC's colours, an id's bits spread over the high bits of the channels."""
+    """Returns PASCAL VOC's colours, (count, 3) uint8: an id's bits, spread over the channels' high bits."""
     ids = np.arange(count)
     result = np.zeros((count, 3), dtype=np.uint8)
     for bit in range(8):

@@ -73,7 +73,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return example | ({"mask": mask} if self.keep_mask else {})
 
     def picture(self, index: int) -> Any:
-        """The image itself, PIL's."""
+        """Returns the image itself, PIL's."""
         return images.read_image(self.images, self.form.image_column, index, self.split)
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ def train_transform(
     std: Sequence[float],
     ignore_index: int,
 ) -> Any:
-    """Random scaling, cropping and mirroring, of image and mask alike.
+    """Makes a transform that scales, crops and mirrors at random, image and mask alike.
 
     Args:
         image_size: of the shorter side, in pixels, at scale 1.
@@ -121,7 +121,7 @@ def train_transform(
 
 
 def eval_transform(*, image_size: int, mean: Sequence[float], std: Sequence[float]) -> Any:
-    """The whole image, its shorter side `image_size` pixels long."""
+    """Makes a transform to the whole image, its shorter side `image_size` pixels long."""
     from torchvision.transforms import v2
 
     return v2.Compose([v2.Resize(image_size), *_normalize(mean, std)])
@@ -136,7 +136,7 @@ def _normalize(mean: Sequence[float], std: Sequence[float]) -> list[Any]:
 
 
 def collate(examples: Sequence[Mapping[str, Tensor]], *, ignore_index: int) -> dict[str, Any]:
-    """A batch of examples of different sizes: what is lacking below and to the right is grey and void.
+    """Batches examples of different sizes: what is lacking below and to the right is grey and void.
 
     Returns:
         `pixel_values` (n, 3, height, width), `labels` (n, height, width) and, where the examples have a
@@ -145,7 +145,7 @@ def collate(examples: Sequence[Mapping[str, Tensor]], *, ignore_index: int) -> d
     sizes = [tuple(example["labels"].shape) for example in examples]
     height, width = (max(side) for side in zip(*sizes, strict=True))
 
-    def padded(name: str, value: int) -> Tensor:
+    def pad(name: str, value: int) -> Tensor:
         return torch.stack(
             [
                 nn.functional.pad(example[name], (0, width - w, 0, height - h), value=value)
@@ -154,8 +154,8 @@ def collate(examples: Sequence[Mapping[str, Tensor]], *, ignore_index: int) -> d
         )
 
     batch: dict[str, Any] = {
-        "pixel_values": padded("pixel_values", 0),
-        "labels": padded("labels", ignore_index),
+        "pixel_values": pad("pixel_values", 0),
+        "labels": pad("labels", ignore_index),
     }
     if "mask" in examples[0]:
         batch["masks"] = [example["mask"] for example in examples]

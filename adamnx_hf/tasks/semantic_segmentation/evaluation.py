@@ -24,7 +24,7 @@ METRICS = {
 
 
 def scores(confusion: Tensor, ignore_index: int | None = None) -> dict[str, float]:
-    """What a confusion matrix over all pixels of all images comes to, in percent.
+    """Computes the scores of a confusion matrix over all pixels of all images, in percent.
 
     Args:
         confusion: (classes, classes), pixels that count by true class (rows) and predicted one.
@@ -79,7 +79,8 @@ class SegmentationTrainer(RecipeTrainer):
     Args:
         num_labels: classes.
         ignore_index: the id of pixels that do not count.
-        kwargs: RecipeTrainer's. Evaluation needs batches of :func:`adamnx_hf.tasks.masks.collate` with masks.
+        kwargs: RecipeTrainer's. Evaluation needs batches with masks, see
+            :func:`adamnx_hf.tasks.semantic_segmentation.dataset.collate`.
     """
 
     smooths_labels = False
@@ -98,7 +99,7 @@ class SegmentationTrainer(RecipeTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The mean loss, a confusion matrix of each image (n, classes, classes), and each one's loss (n,)."""
+        """Returns the mean loss, each image's confusion matrix (n, classes, classes) and loss (n,)."""
         batch: Any = self._prepare_input(dict(inputs))
         truth, sizes = batch.pop("masks"), batch.pop("sizes")
         losses, confusions = [], []
@@ -122,7 +123,7 @@ class SegmentationTrainer(RecipeTrainer):
         return (each.mean(), torch.stack(confusions), each) if confusions else (each.mean(), None, None)
 
     def counted(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The logits of the pixels that count, (count, classes)."""
+        """Returns the logits of the pixels that count, (count, classes)."""
         return _resize(logits, labels.shape[-2:]).movedim(1, -1)[labels != self.ignore_index]
 
 
@@ -133,7 +134,7 @@ def _resize(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def segment(logits: Tensor, size: Sequence[int], original: Sequence[int]) -> Tensor:
-    """The likeliest class of each pixel, as `post_process_semantic_segmentation` has it.
+    """Returns the likeliest class of each pixel, as `post_process_semantic_segmentation` does.
 
     Args:
         logits: (n, classes, ., .), at the resolution of the images or a lower one.

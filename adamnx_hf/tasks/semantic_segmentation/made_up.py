@@ -15,7 +15,7 @@ __all__ = ["make_up", "shapes", "synthetic"]
 
 
 def make_up(arguments: Arguments) -> tuple[Any, Any]:
-    """Made-up images of the recipe's columns, for smoke runs."""
+    """Makes up images with masks in the recipe's columns, for smoke runs."""
     make = partial(
         synthetic,
         form=arguments.pair_format,
@@ -33,10 +33,10 @@ def synthetic(
     ignore_index: int,
     seed: int = 0,
 ) -> Any:
-    """`count` pairs of :func:`shapes` as a `datasets.Dataset`; masks hold `mask_values`, if there are any."""
+    """Makes `count` pairs of :func:`shapes` as a `datasets.Dataset`; masks hold `form`'s values."""
     from datasets import Dataset, Features, Image
 
-    def made(row: int) -> tuple[np.ndarray, np.ndarray]:
+    def make_pair(row: int) -> tuple[np.ndarray, np.ndarray]:
         void = void_id(ignore_index, form.mask_values)
         image, ids = shapes(np.random.default_rng([seed, row]), classes, void)
         if form.mask_values is None:
@@ -46,7 +46,7 @@ def synthetic(
             values[ids == i] = value
         return image, values
 
-    pairs = [made(row) for row in range(count)]
+    pairs = [make_pair(row) for row in range(count)]
     columns = {
         form.image_column: [image for image, _ in pairs],
         form.mask_column: [mask for _, mask in pairs],
@@ -57,7 +57,7 @@ def synthetic(
 def shapes(
     random: np.random.Generator, classes: int, ignore_index: int, side: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A made-up image, (height, width, 3) uint8, and its mask: shapes in the classes' colours on noise.
+    """Draws shapes in the classes' colours on noise: an image, (height, width, 3) uint8, and its mask.
 
     The ids from 1 are shapes, 0 is what is around them; each shape has a rim that does not count. The image's
     sides are from 3/4 of `side` to all of it.

@@ -16,7 +16,7 @@ __all__ = ["PairFormat", "check_pairs", "class_ids", "void_id"]
 
 
 def void_id(ignore_index: int, mask_values: Sequence[int] | None = None) -> int:
-    """The id of pixels that do not count, once :func:`class_ids` has read a mask.
+    """Returns the id of pixels that do not count, once :func:`class_ids` has read a mask.
 
     Args:
         ignore_index: the value that such pixels have in the masks.
@@ -30,7 +30,7 @@ def void_id(ignore_index: int, mask_values: Sequence[int] | None = None) -> int:
 
 
 def class_ids(values: np.ndarray, mask_values: Sequence[int] | None = None) -> np.ndarray:
-    """The class ids that the values in a mask stand for.
+    """Returns the class ids that the values in a mask stand for.
 
     All that reads masks goes through here: the check, training, evaluation and pictures.
 
@@ -56,7 +56,7 @@ def class_ids(values: np.ndarray, mask_values: Sequence[int] | None = None) -> n
 
 
 class PairFormat(NamedTuple):
-    """How pairs of an image and a mask stand in a data set."""
+    """The columns of pairs of an image and a mask, and what masks hold."""
 
     image_column: str
     mask_column: str

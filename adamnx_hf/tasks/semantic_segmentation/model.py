@@ -17,7 +17,7 @@ __all__ = ["balanced_weights", "make_model", "make_processor"]
 
 
 def balanced_weights(pixels: np.ndarray, balance: float) -> list[float]:
-    """What a pixel of each class counts, so that the pixels' mean is 1.
+    """Returns the weight of a pixel of each class; the pixels' mean weight is 1.
 
     Args:
         pixels: (classes,), how many of each there are.
@@ -70,7 +70,7 @@ def make_model(arguments: Arguments, names: list[str], recipe: Recipe, pixels: n
 
 
 def make_processor(arguments: Arguments) -> Any:
-    """What prepares images for the saved model, in `pipeline` and elsewhere, as evaluation does here."""
+    """Makes the processor that prepares images for the saved model as evaluation does here."""
     from transformers import MobileNetV2ImageProcessor  # resizes by the shorter side, and has the masks' part
 
     return MobileNetV2ImageProcessor(

@@ -84,7 +84,7 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
 
 
 def _describe_constant(arguments: Arguments, names: Sequence[str], counts: np.ndarray) -> str:
-    """Says how good the commonest class would be everywhere: what a model has to be better than."""
+    """Says how good the commonest class would be everywhere, which a model has to surpass."""
     commonest = int(counts.argmax())
     constant = torch.zeros(len(names), len(names), dtype=torch.float64)
     constant[:, commonest] = torch.from_numpy(counts)
@@ -95,7 +95,7 @@ def _describe_constant(arguments: Arguments, names: Sequence[str], counts: np.nd
 
 
 def _check_several(arguments: Arguments, names: Sequence[str], pixels: np.ndarray, uncounted: int) -> None:
-    """That there are pixels of two classes or more to train on.
+    """Checks that there are pixels of two classes or more to train on.
 
     Raises:
         RecipeError: all that count are of one class.
