@@ -24,7 +24,7 @@ _FOREIGN = {
     "momentum_decay": "torch.optim.NAdam",
     "decoupled_weight_decay": "torch.optim.RAdam or another of torch's Adams",
     "correct_bias": "Transformers' former AdamW",
-    "bias_correction": "adamnx_hf.baselines.AdaX or another optimizer that may leave its moments uncorrected",
+    "bias_correction": "adamnx_hf.catalog.AdaX or another optimizer that may leave its moments uncorrected",
 }
 
 
