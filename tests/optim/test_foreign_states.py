@@ -189,8 +189,8 @@ REFUSED = {
         edited(lambda saved: saved.update(state={str(key): value for key, value in saved["state"].items()})),
         "has states of '0', '1', '2', …, which are no parameters of its groups",
     ),
-    "AdaX": (saved_by(AdaX), r"saved by adamnx_hf\.baselines\.AdaX.*start with a new optimizer state"),
-    "AdaX of an older version": (saved_by(older_adax), r"saved by adamnx_hf\.baselines\.AdaX"),
+    "AdaX": (saved_by(AdaX), r"saved by adamnx_hf\.catalog\.AdaX.*start with a new optimizer state"),
+    "AdaX of an older version": (saved_by(older_adax), r"saved by adamnx_hf\.catalog\.AdaX"),
     "maximize a text": (
         set_option("maximize", "false"),
         "Invalid maximize: 'false'; it must be True or False",

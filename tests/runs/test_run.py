@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -166,19 +165,11 @@ def test_two_processes_under_accelerate(two_processes):
     assert printed.count("Written to") == 1
 
 
-def test_two_processes_judge_as_one(tmp_path, monkeypatch):
+def test_two_processes_judge_as_one(two_processes, tmp_path, monkeypatch):
     """Every image once, though the last batch does not share out evenly, and images differ in objects."""
-    judge = Path(__file__).parents[1] / "tasks" / "judge.py"
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        str(judge), str(tmp_path / "two"),
-    ]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    monkeypatch.syspath_prepend(judge.parent)
-    one = importlib.import_module("judge").judge(tmp_path / "one")
-    assert one == json.loads(ran.stdout.splitlines()[-1])
+    monkeypatch.syspath_prepend(JUDGE.parent)
+    one = importlib.import_module("judge").judge(tmp_path)
+    assert one == json.loads(two_processes[0].splitlines()[-1])
     assert 0 < one["sbd_unet"]["mean_iou"] < 100 and 0 < one["cifar100_nano"]["top5_error"] < 100
     assert 5 < one["voc_yolov7_tiny"]["map_50"] < 95
 
