@@ -31,6 +31,8 @@ def draw_runs(
     Raises:
         OSError: the file cannot be written. A picture that was there before is unchanged.
     """
+    from matplotlib.ticker import MaxNLocator
+
     with canvas(path, 1, 3, size=(13, 4.2)) as (figure, (losses, judged, rates)):
         for i, (label, rows) in enumerate(runs.items()):
             colour = PALETTE[i % len(PALETTE)]
@@ -48,7 +50,11 @@ def draw_runs(
         rates.set_title("Learning rate, last logged in the epoch")
         if any((row["learning_rate"] or 0) > 0 for rows in runs.values() for row in rows):
             rates.set_yscale("log")
-        _finish_axes(losses, judged, rates)
+        for axes in (losses, judged, rates):
+            if axes.lines and axes is not rates:
+                axes.legend(frameon=False, fontsize=9)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.suptitle(title, fontsize=12)
 
 
@@ -75,16 +81,6 @@ def _draw_metrics(
             label=f"{prefix}{format_metric(name)}, best {summary['best']:.2f}",
         )
         axes.plot([summary["best_epoch"]], [summary["best"]], "*", color=tint, ms=11)
-
-
-def _finish_axes(losses: Any, judged: Any, rates: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    for axes in (losses, judged, rates):
-        if axes.lines and axes is not rates:
-            axes.legend(frameon=False, fontsize=9)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _list_values(rows: Sequence[Mapping[str, Any]], key: str) -> Any:

@@ -94,9 +94,9 @@ class Scrubber:
 
     def _scrub_word(self, word: str, where: str) -> str:
         """Scrubs a word of a command."""
-        flag, equals, value = word.partition("=")
+        flag, _, value = word.partition("=")
         if word.startswith("-"):
-            if not equals or "/" not in value:
+            if "/" not in value:
                 return word
             return f"{flag}={self._scrub_text(value, where, 'command', True)}"
         return self._scrub_text(word, where, "command", "/" in word)
