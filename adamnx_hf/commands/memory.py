@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from adamnx_hf.common.text import format_table
-
-if TYPE_CHECKING:
-    from adamnx_hf.runs.memory import Memory
 
 __all__ = ["EXTRA", "add_arguments", "run"]
 
@@ -34,22 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints a table, in Markdown."""
+    """Prints a table, in Markdown. GB are 10⁹ bytes."""
     from adamnx_hf.recipes.files import list_recipes, read_recipe
     from adamnx_hf.runs.memory import of_recipe
 
     names = args.recipes or [n for n, path in list_recipes().items() if read_recipe(path).get("model_config")]
-    rows = [
-        _format_row(name, optim, *of_recipe(name, [f"--optim={optim}"] if optim else []))
-        for name in names
-        for optim in args.optim or [None]
-    ]
-    print(format_table([_HEAD, *rows], "lrrrrrr"))
-
-
-def _format_row(name: str, optim: str | None, memory: Memory, count: int, trained: int) -> Sequence[str]:
-    """Returns the cells of a row. GB are 10⁹ bytes."""
-    each = (memory.parameters, memory.gradients, memory.states)
-    label = f"`{name}`" + (f" with {optim}" if optim else "")
-    sizes = [f"{size / count:.3f}" for size in each]
-    return [label, f"{count:,}", f"{trained:,}", *sizes, f"{memory.total / 1e9:.4g}"]
+    rows = [_HEAD]
+    for name in names:
+        for optim in args.optim or [None]:
+            memory, count, trained = of_recipe(name, [f"--optim={optim}"] if optim else [])
+            label = f"`{name}`" + (f" with {optim}" if optim else "")
+            each = [f"{size / count:.3f}" for size in (memory.parameters, memory.gradients, memory.states)]
+            rows.append([label, f"{count:,}", f"{trained:,}", *each, f"{memory.total / 1e9:.4g}"])
+    print(format_table(rows, "lrrrrrr"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adamnx_hf.common.files import save_figure
+from adamnx_hf.common.files import beside
 
 __all__ = ["BLUE", "PALETTE", "RC", "canvas", "page"]
 
@@ -52,7 +52,8 @@ def page(
         try:
             yield figure
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_figure(figure, path)
+            with beside(path) as draft:
+                figure.savefig(draft)
         finally:
             plt.close(figure)
 

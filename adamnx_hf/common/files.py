@@ -27,7 +27,6 @@ __all__ = [
     "entries",
     "no_room",
     "remove_drafts",
-    "save_figure",
     "sole_writer",
     "write_json",
     "write_text",
@@ -71,23 +70,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` as JSON, whole or not at all; see :func:`beside`."""
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def save_figure(figure: Any, path: Path, **options: Any) -> None:
-    """Writes a Matplotlib figure, whole or not at all, and closes it.
-
-    Args:
-        figure: the figure.
-        path: the file; its suffix is the format.
-        options: arguments of `savefig`.
-    """
-    from matplotlib import pyplot as plt
-
-    try:
-        with beside(path) as draft:
-            figure.savefig(draft, **options)
-    finally:
-        plt.close(figure)
 
 
 # Names of a model's weights, whole or in shards, and of the index of the shards.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "TAG",
     "check_access",
     "fetch_recipe",
+    "is_repo_id",
     "list_files",
     "list_tagged",
     "read_text",
@@ -34,17 +35,22 @@ RECIPE = "recipe.yaml"
 TAG = "adamnx"
 
 
-def _split_address(address: str) -> tuple[str, str | None]:
-    """Splits an address into repository and revision."""
+def is_repo_id(text: str) -> bool:
+    """Returns whether `text` can be the name of a repository, with or without its owner."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    repo_id, at, revision = address.removeprefix(SCHEME).partition("@")
     try:
-        validate_repo_id(repo_id)
+        validate_repo_id(text)
     except HFValidationError:
-        repo_id = ""
-    if "/" not in repo_id or (at and not revision):
+        return False
+    return True
+
+
+def _split_address(address: str) -> tuple[str, str | None]:
+    """Splits an address into repository and revision."""
+    repo_id, at, revision = address.removeprefix(SCHEME).partition("@")
+    if "/" not in repo_id or not is_repo_id(repo_id) or (at and not revision):
         raise RecipeError(
             f"{address}: a recipe on the Hub is written {SCHEME}me/name or {SCHEME}me/name@revision"
         )
@@ -75,8 +81,6 @@ def fetch_recipe(address: str) -> Path:
             shown = "a size that is not told" if size is None else f"{size:,} bytes"
             raise RecipeError(f"{address}: its {RECIPE} has {shown}; that is no recipe")
         return Path(api.hf_hub_download(repo_id, RECIPE, revision=revision))
-    except RecipeError:
-        raise
     except Exception as error:
         if _is_unreachable(error):
             with contextlib.suppress(Exception):  # it may be in the cache
@@ -92,7 +96,7 @@ def list_tagged() -> list[dict[str, Any]]:
     """
     from huggingface_hub import HfApi
 
-    try:
+    with _explain_errors():
         return [
             {
                 "name": f"{SCHEME}{model.id}",
@@ -102,8 +106,6 @@ def list_tagged() -> list[dict[str, Any]]:
             }
             for model in HfApi().list_models(filter=TAG, full=True)
         ]
-    except Exception as error:
-        raise RecipeError(_reason(error)) from error
 
 
 def check_access(repo_id: str, token: str | None = None) -> str:
@@ -122,10 +124,8 @@ def check_access(repo_id: str, token: str | None = None) -> str:
         raise RecipeError(f"{repo_id}: a repository is written me/name, without a revision")
     if not (token or get_token()):
         raise RecipeError("no token: log in by `hf auth login`, or set HF_TOKEN")
-    try:
+    with _explain_errors():
         user = HfApi(token=token).whoami()["name"]
-    except Exception as error:
-        raise RecipeError(_reason(error)) from error
     return repo_id if "/" in repo_id else f"{user}/{repo_id}"
 
 
@@ -138,12 +138,9 @@ def list_files(repo_id: str, token: str | None = None) -> list[str]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    try:
+    with _explain_errors(f"{repo_id}: "), contextlib.suppress(RepositoryNotFoundError):
         return HfApi(token=token).list_repo_files(repo_id)
-    except RepositoryNotFoundError:
-        return []
-    except Exception as error:
-        raise RecipeError(f"{repo_id}: {_reason(error)}") from error
+    return []
 
 
 def read_text(repo_id: str, path: str, token: str | None = None) -> str:
@@ -210,8 +207,7 @@ def upload(
     operations: list[Any] = [
         CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
         for path, content in files.items()
-    ]
-    operations += [CommitOperationDelete(path, is_folder=False) for path in remove]
+    ] + [CommitOperationDelete(path, is_folder=False) for path in remove]
     try:
         api.create_commit(repo_id, operations, commit_message=message)
     except Exception as error:
@@ -225,17 +221,13 @@ def upload(
 def _check_private(api: Any, repo_id: str) -> None:
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    try:
-        public = api.model_info(repo_id).private is False
-    except RepositoryNotFoundError:
-        return  # it will be made
-    except Exception as error:
-        raise RecipeError(f"{repo_id}: {_reason(error)}") from error
-    if public:
-        raise RecipeError(
-            f"{repo_id}: is public, and asked for was a private one; make it private in its settings on the "
-            "Hub, or choose another"
-        )
+    # A repository that is not there will be made.
+    with _explain_errors(f"{repo_id}: "), contextlib.suppress(RepositoryNotFoundError):
+        if api.model_info(repo_id).private is False:
+            raise RecipeError(
+                f"{repo_id}: is public, and asked for was a private one; make it private in its settings on "
+                "the Hub, or choose another"
+            )
 
 
 def _check_card(text: str, token: str | None) -> None:
@@ -244,13 +236,11 @@ def _check_card(text: str, token: str | None) -> None:
     from huggingface_hub.utils import build_hf_headers, get_session
 
     content = {"content": text, "repoType": "model"}
-    try:
+    with _explain_errors():
         response: Any = get_session().post(
             f"{constants.ENDPOINT}/api/validate-yaml", json=content, headers=build_hf_headers(token=token)
         )
         errors = response.json().get("errors") if response.status_code in (200, 400) else None
-    except Exception as error:
-        raise RecipeError(_reason(error)) from error
     if errors:
         messages = "; ".join(str(error.get("message")) for error in errors)
         raise RecipeError(f"README.md: the Hub refuses its metadata: {' '.join(messages.split())}")
@@ -258,6 +248,15 @@ def _check_card(text: str, token: str | None) -> None:
 
 def _status(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
+
+
+@contextlib.contextmanager
+def _explain_errors(where: str = "") -> Iterator[None]:
+    """Turns errors of huggingface_hub into RecipeErrors whose messages begin with `where`."""
+    try:
+        yield
+    except Exception as error:
+        raise RecipeError(f"{where}{_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -292,13 +291,7 @@ def _reason(error: Exception) -> str:
 
 def _is_unreachable(error: Exception) -> bool:
     """Returns whether the Hub has not answered at all."""
-    kinds: list[type[BaseException]] = [ConnectionError, TimeoutError]
     # The installed huggingface_hub is built on one of these.
-    for module, name in (
-        ("httpx", "TransportError"),
-        ("httpx2", "TransportError"),
-        ("requests", "RequestException"),
-    ):
-        if module in sys.modules:
-            kinds.append(getattr(sys.modules[module], name))
-    return isinstance(error, tuple(kinds)) and _status(error) is None
+    clients = {"httpx": "TransportError", "httpx2": "TransportError", "requests": "RequestException"}
+    kinds = [getattr(sys.modules[module], name) for module, name in clients.items() if module in sys.modules]
+    return isinstance(error, (ConnectionError, TimeoutError, *kinds)) and _status(error) is None

@@ -70,9 +70,8 @@ def read_images(data: Any, column: str, rows: Iterable[int], split: str) -> list
         images = data[rows][column]
         if all(image is not None for image in images):
             return [to_rgb(image) for image in images]
-    return [
-        read_image(data, column, row, split) for row in rows
-    ]  # one by one, so that the error names the row
+    # One by one, so that the error names the row.
+    return [read_image(data, column, row, split) for row in rows]
 
 
 def open_image(stored: Any, column: str, row: int, split: str, as_rgb: bool) -> Any:

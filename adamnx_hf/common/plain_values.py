@@ -24,6 +24,8 @@ _DEEPEST = 20
 _MOST = 10_000
 # The most characters of a number.
 _DIGITS = 100
+_TOO_DEEP = f"more than {_DEEPEST} lists and mappings stand within each other"
+_TOO_MANY = f"holds more than {_MOST:,} values"
 
 _TAG = "tag:yaml.org,2002:"
 _SHOWN = {"int": "whole number", "float": "number", "bool": "truth value"}
@@ -75,14 +77,14 @@ def read_json(text: str) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=mapping, parse_int=whole)
     except RecursionError:
-        raise ValueError(_too_deep()) from None
+        raise ValueError(_TOO_DEEP) from None
     for count, (path, item) in enumerate(walk(value), 1):
         if isinstance(item, str):
             item.encode("utf-8")
         if len(path) > _DEEPEST:
-            raise ValueError(_too_deep())
+            raise ValueError(_TOO_DEEP)
         if count > _MOST:
-            raise ValueError(_too_many())
+            raise ValueError(_TOO_MANY)
     return value
 
 
@@ -176,9 +178,9 @@ def _check_events(text: str) -> None:
             if event.anchor is not None:
                 sizes[event.anchor] = 1
         if len(open_) > _DEEPEST:
-            raise yaml.MarkedYAMLError(problem=_too_deep(), problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=event.start_mark)
         if total > _MOST:
-            raise yaml.MarkedYAMLError(problem=_too_many(), problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=_TOO_MANY, problem_mark=event.start_mark)
 
 
 def _check_keys(tree: yaml.Node) -> None:
@@ -211,14 +213,6 @@ def _check_length(length: int) -> None:
 def _check_digits(text: str) -> None:
     if len(text) > _DIGITS:
         raise ValueError(f"a number of {len(text):,} characters is too long")
-
-
-def _too_deep() -> str:
-    return f"more than {_DEEPEST} lists and mappings stand within each other"
-
-
-def _too_many() -> str:
-    return f"holds more than {_MOST:,} values"
 
 
 def _place(mark: yaml.Mark | None) -> str:

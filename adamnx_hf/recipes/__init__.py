@@ -1,8 +1,8 @@
 """From a recipe's name to a checked recipe.
 
 `files` finds and reads recipes, `policy` says what they may decide, `fields` parses them, `load` joins the
-three, and `resolution` puts flags over them. The public names are imported when they are asked for, so that
-listing the recipes needs neither torch nor Transformers.
+three, and `resolution` puts flags over them. The names of `help` and `resolution` are imported when they are
+asked for, so that listing the recipes needs neither torch nor Transformers.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adamnx_hf.common.lazy import import_on_access
+from adamnx_hf.recipes.files import find_folder, find_recipe, list_recipes, read_recipe
 
 if TYPE_CHECKING:
-    from adamnx_hf.recipes.files import find_folder, find_recipe, list_recipes, read_recipe
     from adamnx_hf.recipes.help import format_help, list_fields
     from adamnx_hf.recipes.resolution import Recipe, as_file, resolve
 
@@ -31,14 +31,7 @@ __all__ = [
 __getattr__ = import_on_access(
     __name__,
     {
-        "Recipe": "resolution",
-        "as_file": "resolution",
-        "find_folder": "files",
-        "find_recipe": "files",
-        "format_help": "help",
-        "list_fields": "help",
-        "list_recipes": "files",
-        "read_recipe": "files",
-        "resolve": "resolution",
+        **dict.fromkeys(("Recipe", "as_file", "resolve"), "resolution"),
+        **dict.fromkeys(("format_help", "list_fields"), "help"),
     },
 )

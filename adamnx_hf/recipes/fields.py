@@ -183,10 +183,6 @@ class FieldParser:
             result[str(key)] = self.parse_file(fields or {}, f"{where}, {key}: ")
         return result
 
-    def make_instances(self, values: Mapping[str, Any]) -> list[Any]:
-        """Makes an instance of each of the dataclasses."""
-        return [self.make_instance(kind, values) for kind in self.classes]
-
     def make_instance(self, kind: Any, values: Mapping[str, Any]) -> Any:
         """Makes an instance of one of the dataclasses from those values that are its fields.
 

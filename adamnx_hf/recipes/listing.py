@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from adamnx_hf.recipes.files import list_recipes, read_recipe
-from adamnx_hf.recipes.paper_tables import Table, tables
+from adamnx_hf.recipes.paper_tables import tables
 
 __all__ = ["describe_recipes"]
 
@@ -30,18 +30,20 @@ def describe_recipes() -> list[dict[str, Any]]:
                 "model": values.get("architecture") or values.get("model_name_or_path"),
                 "data": values.get("dataset_name"),
                 "paper_tables": numbers,
-                "published": [entry for number in numbers for entry in _list_published(known[number])],
+                "published": [
+                    {
+                        "table": table.number,
+                        "row": row["label"],
+                        **row["published"],
+                        "note": " ".join(table.note.split()),
+                    }
+                    for table in map(known.__getitem__, numbers)
+                    for row in table.rows
+                    if row.get("published")
+                ],
                 "hardware": values.get("hardware", ""),
                 "hours": str(values.get("hours", "")),
                 "path": str(path),
             }
         )
     return found
-
-
-def _list_published(table: Table) -> list[dict[str, Any]]:
-    return [
-        {"table": table.number, "row": row["label"], **row["published"], "note": " ".join(table.note.split())}
-        for row in table.rows
-        if row.get("published")
-    ]

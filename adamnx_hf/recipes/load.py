@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ __all__ = ["LoadedRecipe", "load_recipe"]
 class LoadedRecipe:
     """A recipe that its origin's policy has let through, before flags and defaults."""
 
-    address: str
-    """The user's word for the recipe: a name, a path, or an address on the Hub."""
+    name: str
+    """A name for the recipe that can be a folder's."""
     path: Path
-    origin: Origin
     parser: FieldParser
     task: Any
     """The task's module."""
@@ -33,13 +31,6 @@ class LoadedRecipe:
     """The fields as they stand in the file."""
     values: dict[str, Any]
     """The fields that the file sets, with their types."""
-
-    @property
-    def name(self) -> str:
-        """A name for the recipe that can be a folder's."""
-        if self.origin is Origin.HUB:
-            return hub.recipe_name(self.address)
-        return self.path.stem if self.path.stem != "recipe" else self.path.resolve().parent.name
 
 
 def load_recipe(name: str) -> LoadedRecipe:
@@ -61,15 +52,15 @@ def load_recipe(name: str) -> LoadedRecipe:
         if origin is not Origin.HUB:
             raise
         raise RecipeError(str(error).replace(f"{path}: ", source, 1)) from None  # not a place in the cache
-    task = _find_task(written, source)
+    if "task" not in written:
+        raise RecipeError(f"{source}task is missing{nearest('', TASKS)}")
+    task = load_task(written["task"])
     parser = FieldParser(task)
     policy.check(origin, dict.fromkeys(written), source)  # before values, which may be secrets, are looked at
     values = parser.parse_file(written, source)
     policy.check(origin, values, source)
-    return LoadedRecipe(name, path, origin, parser, task, written, values)
-
-
-def _find_task(values: Mapping[str, Any], source: str) -> Any:
-    if "task" not in values:
-        raise RecipeError(f"{source}task is missing{nearest('', TASKS)}")
-    return load_task(values["task"])
+    if origin is Origin.HUB:
+        own_name = hub.recipe_name(name)
+    else:
+        own_name = path.stem if path.stem != "recipe" else path.resolve().parent.name
+    return LoadedRecipe(own_name, path, parser, task, written, values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adamnx_hf.recipes.files import find_folder, read_recipe
@@ -19,12 +19,12 @@ class Table:
     title: str
     recipe: str | None = None
     """None: there is no recipe for it yet."""
-    metrics: tuple[str, ...] = ()
-    rows: tuple[Mapping[str, Any], ...] = ()
+    metrics: Sequence[str] = ()
+    rows: Sequence[Mapping[str, Any]] = ()
     """Each has a `label`, the `published` metrics by name, and the `optim`, `beta2_schedule` and `betas` of
     the runs that belong there."""
     note: str = ""
-    examples: tuple[Mapping[str, int], ...] = ({},)
+    examples: Sequence[Mapping[str, int]] = ({},)
     """How many `train_examples` and `eval_examples` a run must have had, for each data set that will do. The
     first that there are runs of fills the table."""
 
@@ -32,15 +32,4 @@ class Table:
 def tables() -> dict[int, Table]:
     """Returns the paper's tables by number."""
     entries = read_recipe(find_folder() / "paper.yaml")["tables"]
-    return {
-        number: Table(
-            number,
-            entry["title"],
-            entry.get("recipe"),
-            tuple(entry.get("metrics", ())),
-            tuple(entry.get("rows", ())),
-            entry.get("note", ""),
-            tuple(entry.get("examples", [{}])),
-        )
-        for number, entry in entries.items()
-    }
+    return {number: Table(number, **entry) for number, entry in entries.items()}

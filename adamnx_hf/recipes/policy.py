@@ -17,25 +17,7 @@ from typing import Any
 
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.plain_values import plain_value, walk
-from adamnx_hf.recipes.rules import (
-    MODEL_SIZES,
-    Rule,
-    count,
-    fields_by_optimizer,
-    files_by_split,
-    flag,
-    label,
-    list_of,
-    mapping,
-    matches,
-    modules,
-    name_on_hub,
-    number,
-    one_of,
-    revision,
-    text,
-    word,
-)
+from adamnx_hf.recipes import rules
 from adamnx_hf.tasks.base import find_field
 from adamnx_hf.tasks.pretrained import implementations
 
@@ -80,90 +62,92 @@ NEUTRAL = re.compile(
 )
 
 
-def _fields(rule: Rule, names: str) -> dict[str, Rule]:
+def _fields(rule: rules.Rule, names: str) -> dict[str, rules.Rule]:
     return dict.fromkeys(names.split(), rule)
 
 
 #: Fields that a recipe from the Hub may decide, each with the rule for its value.
-HUB: dict[str, Rule] = {
+HUB: dict[str, rules.Rule] = {
     # The recipe itself.
-    **_fields(word, "task"),
-    **_fields(label, "title hardware hours"),
-    **_fields(list_of(count), "paper_tables"),
-    **_fields(flag, "fast smoke"),
+    **_fields(rules.word, "task"),
+    **_fields(rules.label, "title hardware hours"),
+    **_fields(rules.list_of(rules.count), "paper_tables"),
+    **_fields(rules.flag, "fast smoke"),
     # The data: their name on the Hub, and which part of them.
-    **_fields(name_on_hub, "dataset_name"),
-    **_fields(matches(r"\w[\w .+-]*", "the name of a configuration"), "dataset_config_name"),
-    **_fields(revision, "dataset_revision"),
-    **_fields(files_by_split, "data_files"),
-    **_fields(label, "train_split eval_split"),
-    **_fields(count, "max_train_samples max_eval_samples hold_out hold_out_seed sweep_hold_out"),
-    **_fields(flag, "eval_on_held_out eval_on_sweep_rows"),
+    **_fields(rules.name_on_hub, "dataset_name"),
+    **_fields(rules.matches(r"\w[\w .+-]*", "the name of a configuration"), "dataset_config_name"),
+    **_fields(rules.revision, "dataset_revision"),
+    **_fields(rules.files_by_split, "data_files"),
+    **_fields(rules.label, "train_split eval_split"),
+    **_fields(rules.count, "max_train_samples max_eval_samples hold_out hold_out_seed sweep_hold_out"),
+    **_fields(rules.flag, "eval_on_held_out eval_on_sweep_rows"),
     **_fields(
-        label,
+        rules.label,
         "image_column label_column mask_column objects_column box_field category_field difficult_field "
         "dataset_text_field messages_column length_column_name",
     ),
-    **_fields(list_of(label, 10_000), "class_names"),
-    **_fields(number(-1e6, 1e6), "ignore_index"),
-    **_fields(word, "box_format box_unit"),
-    **_fields(list_of(number(-(2**31), 2**31 - 1), 10_000), "mask_values"),
-    **_fields(flag, "train_on_difficult"),
+    **_fields(rules.list_of(rules.label, 10_000), "class_names"),
+    **_fields(rules.number(-1e6, 1e6), "ignore_index"),
+    **_fields(rules.word, "box_format box_unit"),
+    **_fields(rules.list_of(rules.number(-(2**31), 2**31 - 1), 10_000), "mask_values"),
+    **_fields(rules.flag, "train_on_difficult"),
     # How images become a model's input.
-    **_fields(number(1, 8192), "image_size crop_size"),
-    **_fields(list_of(number(), 10), "image_mean image_std scale_range"),
-    **_fields(number(), "jitter_probability flip_probability class_balance"),
-    **_fields(flag, "keep_decoded augment_on_device channels_last"),
+    **_fields(rules.number(1, 8192), "image_size crop_size"),
+    **_fields(rules.list_of(rules.number(), 10), "image_mean image_std scale_range"),
+    **_fields(rules.number(), "jitter_probability flip_probability class_balance"),
+    **_fields(rules.flag, "keep_decoded augment_on_device channels_last"),
     # How text becomes a model's input.
-    **_fields(text(10_000, lines=True), "prompt_template completion_template join_rows"),
-    **_fields(one_of("nowhere", "prompt", "anywhere"), "allow_blank"),
-    **_fields(text(1000), "answer_pattern"),
-    **_fields(text(100), "eos_token pad_token"),
+    **_fields(rules.text(10_000, lines=True), "prompt_template completion_template join_rows"),
+    **_fields(rules.one_of("nowhere", "prompt", "anywhere"), "allow_blank"),
+    **_fields(rules.text(1000), "answer_pattern"),
+    **_fields(rules.text(100), "eos_token pad_token"),
     **_fields(
-        flag,
+        rules.flag,
         "use_chat_template completion_only_loss assistant_only_loss packing eval_packing padding_free "
         "shuffle_dataset",
     ),
-    **_fields(word, "packing_strategy truncation_mode loss_type"),
-    **_fields(number(1, 2**22), "max_length pad_to_multiple_of"),
-    **_fields(number(1, 2**16), "max_new_tokens"),
-    **_fields(count, "exact_match_samples"),
+    **_fields(rules.word, "packing_strategy truncation_mode loss_type"),
+    **_fields(rules.number(1, 2**22), "max_length pad_to_multiple_of"),
+    **_fields(rules.number(1, 2**16), "max_new_tokens"),
+    **_fields(rules.count, "exact_match_samples"),
     # The model: of this package or of the Hub, never with code of its own.
-    **_fields(word, "architecture"),
-    **_fields(mapping(r"\w+"), "architecture_options"),
-    **_fields(name_on_hub, "model_name_or_path chat_template_path"),
-    **_fields(revision, "model_revision"),
-    **_fields(mapping(MODEL_SIZES), "model_config"),
-    **_fields(one_of("auto", "bfloat16", "float16", "float32"), "dtype"),
-    **_fields(one_of("eager", "sdpa", "flex_attention"), "attn_implementation"),  # the others may be kernels
+    **_fields(rules.word, "architecture"),
+    **_fields(rules.mapping(r"\w+"), "architecture_options"),
+    **_fields(rules.name_on_hub, "model_name_or_path chat_template_path"),
+    **_fields(rules.revision, "model_revision"),
+    **_fields(rules.mapping(rules.MODEL_SIZES), "model_config"),
+    **_fields(rules.one_of("auto", "bfloat16", "float16", "float32"), "dtype"),
+    # Other implementations of attention may be kernels, which are code.
+    **_fields(rules.one_of("eager", "sdpa", "flex_attention"), "attn_implementation"),
     **_fields(
-        flag, "use_peft use_rslora use_dora merge_adapter load_in_4bit load_in_8bit use_bnb_nested_quant"
+        rules.flag,
+        "use_peft use_rslora use_dora merge_adapter load_in_4bit load_in_8bit use_bnb_nested_quant",
     ),
-    **_fields(word, "lora_task_type bnb_4bit_quant_type bnb_4bit_quant_storage"),
-    **_fields(number(1, 4096), "lora_r lora_alpha"),
-    **_fields(number(), "lora_dropout loraplus_lr_ratio router_aux_loss_coef"),
-    **_fields(modules, "lora_target_modules lora_modules_to_save lora_target_parameters"),
+    **_fields(rules.word, "lora_task_type bnb_4bit_quant_type bnb_4bit_quant_storage"),
+    **_fields(rules.number(1, 4096), "lora_r lora_alpha"),
+    **_fields(rules.number(), "lora_dropout loraplus_lr_ratio router_aux_loss_coef"),
+    **_fields(rules.modules, "lora_target_modules lora_modules_to_save lora_target_parameters"),
     # The optimizer and its schedule.
-    **_fields(word, "optim decay_rule lr_scheduler_type"),
-    **_fields(text(1000), "optim_args"),
-    **_fields(fields_by_optimizer, "optimizers"),
+    **_fields(rules.word, "optim decay_rule lr_scheduler_type"),
+    **_fields(rules.text(1000), "optim_args"),
+    **_fields(rules.fields_by_optimizer, "optimizers"),
     **_fields(
-        number(),
+        rules.number(),
         "learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm "
         "warmup_steps warmup_ratio label_smoothing_factor num_train_epochs "
         "max_steps seed data_seed",
     ),
-    **_fields(number(0, 1e6), "neftune_noise_alpha"),
-    **_fields(mapping(r"\w+"), "lr_scheduler_kwargs"),
+    **_fields(rules.number(0, 1e6), "neftune_noise_alpha"),
+    **_fields(rules.mapping(r"\w+"), "lr_scheduler_kwargs"),
     # The run.
     **_fields(
-        number(1, 2**16),
+        rules.number(1, 2**16),
         "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
         "eval_accumulation_steps",
     ),
-    **_fields(number(0, 32), "dataloader_num_workers dataset_num_proc dataloader_prefetch_factor"),
+    **_fields(rules.number(0, 32), "dataloader_num_workers dataset_num_proc dataloader_prefetch_factor"),
     **_fields(
-        flag,
+        rules.flag,
         "bf16 fp16 tf32 bf16_full_eval fp16_full_eval use_cpu full_determinism "
         "gradient_checkpointing activation_checkpointing torch_compile "
         "dataloader_drop_last dataloader_pin_memory "
@@ -172,18 +156,18 @@ HUB: dict[str, Rule] = {
         "load_best_model_at_end greater_is_better",
     ),
     **_fields(
-        one_of({"use_reentrant": True}, {"use_reentrant": False}),
+        rules.one_of({"use_reentrant": True}, {"use_reentrant": False}),
         "gradient_checkpointing_kwargs activation_checkpointing_kwargs",
     ),
-    **_fields(one_of("inductor", "eager", "aot_eager"), "torch_compile_backend"),
+    **_fields(rules.one_of("inductor", "eager", "aot_eager"), "torch_compile_backend"),
     **_fields(
-        one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        rules.one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
         "torch_compile_mode",
     ),
-    **_fields(word, "train_sampling_strategy"),
-    **_fields(word, "eval_strategy save_strategy logging_strategy metric_for_best_model"),
-    **_fields(count, "eval_steps eval_delay logging_steps save_steps save_total_limit"),
-    **_fields(one_of("none", ["none"]), "report_to"),  # nothing is sent
+    **_fields(rules.word, "train_sampling_strategy"),
+    **_fields(rules.word, "eval_strategy save_strategy logging_strategy metric_for_best_model"),
+    **_fields(rules.count, "eval_steps eval_delay logging_steps save_steps save_total_limit"),
+    **_fields(rules.one_of("none", ["none"]), "report_to"),  # nothing is sent
 }
 
 

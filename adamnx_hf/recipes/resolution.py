@@ -23,6 +23,7 @@ from adamnx_hf.recipes.fields import find_default
 from adamnx_hf.recipes.files import list_recipes
 from adamnx_hf.recipes.load import LoadedRecipe, load_recipe
 from adamnx_hf.tasks.base import Recipe
+from adamnx_hf.tasks.loading import local_data
 from trainer_patches import registered_optimizers
 
 __all__ = ["Recipe", "as_file", "resolve"]
@@ -69,13 +70,14 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
         values |= _ask_for_fused(values)
     changes = _find_changes(loaded, base, from_flags, displaced)
     data_changes = _find_data_changes(loaded, from_flags)
-    _check_places(values)
     values |= _find_whole_paths(values)
     if not values.get("output_dir"):
         values["output_dir"] = str(_choose_output_dir(loaded.name, values))
-    arguments, task_arguments, training_arguments = loaded.parser.make_instances(values)
+    dataset = values.get("dataset_name")
+    arguments, task_arguments, training_arguments = (
+        loaded.parser.make_instance(kind, values) for kind in loaded.parser.classes
+    )
     training_arguments.remove_unused_columns = False
-    _check_best_metric(training_arguments, loaded.task)
     _set_direction(training_arguments, loaded.task, values.get("greater_is_better"))
     return Recipe(
         name=loaded.name,
@@ -87,7 +89,7 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
         task=loaded.task,
         task_arguments=task_arguments,
         training_arguments=training_arguments,
-        synthetic_data=bool(values.get("smoke")) and not _has_local_data(values),
+        synthetic_data=bool(values.get("smoke")) and not (dataset and local_data(dataset)),
     )
 
 
@@ -145,19 +147,6 @@ def _find_data_changes(loaded: LoadedRecipe, from_flags: Mapping[str, Any]) -> d
     }
 
 
-def _has_local_data(values: Mapping[str, Any]) -> bool:
-    from adamnx_hf.tasks.loading import local_data
-
-    return bool(values.get("dataset_name")) and local_data(values["dataset_name"]) is not None
-
-
-def _check_best_metric(args: Any, task: Any) -> None:
-    metrics, best_by = ["loss", *task.METRICS], args.metric_for_best_model
-    if best_by is not None and best_by.removeprefix("eval_") not in metrics:
-        near = nearest(best_by.removeprefix("eval_"), metrics)
-        raise RecipeError(f"metric_for_best_model: {best_by!r} is no metric of this task{near}")
-
-
 def as_file(recipe: Recipe) -> dict[str, Any]:
     """Returns the fields of a file that gives the same run again without any flag."""
     parts = (recipe.arguments, recipe.task_arguments, recipe.training_arguments)
@@ -203,11 +192,16 @@ def _set_direction(args: Any, task: Any, greater_is_better: bool | None) -> None
         greater_is_better: what the recipe or a flag says; None if neither says anything.
 
     Raises:
-        RecipeError: the recipe or a flag says otherwise.
+        RecipeError: the task has no such metric, or the recipe or a flag says otherwise.
     """
     if args.metric_for_best_model is None:
         return
-    metric = args.metric_for_best_model.removeprefix("eval_")
+    metric, known = args.metric_for_best_model.removeprefix("eval_"), ["loss", *task.METRICS]
+    if metric not in known:
+        raise RecipeError(
+            f"metric_for_best_model: {args.metric_for_best_model!r} is no metric of this task"
+            f"{nearest(metric, known)}"
+        )
     higher = metric != "loss" and task.METRICS[metric].best == "max"
     right = f"of {metric} the {'higher' if higher else 'lower'} is the better; leave it out"
     if greater_is_better is not None and greater_is_better != higher:
@@ -218,20 +212,6 @@ def _set_direction(args: Any, task: Any, greater_is_better: bool | None) -> None
         if kwargs.get("mode", mode) != mode:
             raise RecipeError(f"lr_scheduler_kwargs: mode {kwargs['mode']!r} will not do: {right}")
         args.lr_scheduler_kwargs = {**kwargs, "mode": mode}
-
-
-def _check_places(values: Mapping[str, Any]) -> None:
-    """Checks that every value which can only be a local path exists.
-
-    Raises:
-        RecipeError: one does not.
-    """
-    for key, value in values.items():
-        if policy.NAME_OR_PATH.fullmatch(key) and isinstance(value, str):
-            is_path = value.startswith(("/", "~", "./", "../", "\\")) or value in (".", "..")
-            is_path |= value.count("/") > 1 or value.endswith(_DATA_SUFFIXES)
-            if is_path and not os.path.exists(os.path.expanduser(value)):
-                raise RecipeError(f"{key}: there is no {value[:200]!r} here; pass a path that exists")
 
 
 def _choose_by_optimizer(from_file: Mapping[str, Any], from_flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,6 +253,9 @@ def _find_whole_paths(values: Mapping[str, Any]) -> dict[str, str]:
     """Returns the fields of :data:`policy.NAME_OR_PATH` that hold a local path, each with its whole path.
 
     A whole path means the same in every folder that the run is told of, and passes for no name on the Hub.
+
+    Raises:
+        RecipeError: a value which can only be a local path does not exist.
     """
     result = {}
     for key, value in values.items():
@@ -281,6 +264,10 @@ def _find_whole_paths(values: Mapping[str, Any]) -> dict[str, str]:
             of_the_hub = key.endswith("name_or_path")  # if it is no folder
             if os.path.isdir(path) or (os.path.exists(path) and not of_the_hub):
                 result[key] = os.path.abspath(path)
+            is_path = value.startswith(("/", "~", "./", "../", "\\")) or value in (".", "..")
+            is_path |= value.count("/") > 1 or value.endswith(_DATA_SUFFIXES)
+            if is_path and not os.path.exists(path):
+                raise RecipeError(f"{key}: there is no {value[:200]!r} here; pass a path that exists")
     return result
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from adamnx_hf.common import hub
 from adamnx_hf.common.plain_values import walk
 
 __all__ = [
@@ -146,12 +147,7 @@ def name_on_hub(value: Any) -> str | None:
 
     Data and models of such a name would be read from this machine instead.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(str(value))
-    except HFValidationError:
+    if not hub.is_repo_id(str(value)):
         return f"{str(value)[:60]!r} is not a name on the Hub"
     return f"{value!r} is something in the current folder" if os.path.lexists(str(value)) else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -70,8 +71,7 @@ def _find_commit() -> str | None:
 
 def _find_processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    if found := re.search(r"^model name[^:\n]*:(.*)", text, re.MULTILINE):
+        return found[1].strip()
     return platform.processor() or platform.machine()

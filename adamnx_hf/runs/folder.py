@@ -141,9 +141,8 @@ def why_not_usable(checkpoint: Path) -> str | None:
 
 def _why_no_state(checkpoint: Path) -> str | None:
     states = ("optimizer*", "scheduler.pt", "global_step*")  # the Trainer's own, FSDP's and DeepSpeed's
-    if not any(found for pattern in states for found in checkpoint.glob(pattern)):
-        return "holds no optimizer's state (save_only_model)"
-    return None
+    has_state = any(found for pattern in states for found in checkpoint.glob(pattern))
+    return None if has_state else "holds no optimizer's state (save_only_model)"
 
 
 def remove_results(folder: Path) -> None:

@@ -5,19 +5,18 @@ Activations are not among them: they depend on the batch, its length and gradien
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from adamnx_hf.common.errors import RecipeError, in_one_line
 from adamnx_hf.recipes.resolution import resolve
 from trainer_patches import unwrap_optimizer
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-    from torch.optim import Optimizer
 
 __all__ = ["Memory", "as_it_is", "count_parameters", "expected", "of_recipe", "plain_tensors"]
 
@@ -59,15 +58,13 @@ def expected(
     """
     parameters = gradients = 0
     states = 0.0
-    probes: dict[torch.dtype, tuple[float, float]] = {}
+    probe = functools.cache(functools.partial(_measure_states, optimizer))
     for param in model.parameters():
         size = param.numel() * param.element_size()
         parameters += size if packed is None else packed.get(id(param), size)
         if param.requires_grad:
             gradients += size
-            if param.dtype not in probes:
-                probes[param.dtype] = _measure_states(optimizer, param.dtype)
-            per_element, per_tensor = probes[param.dtype]
+            per_element, per_tensor = probe(param.dtype)
             states += per_element * param.numel() + per_tensor
     return Memory(parameters, gradients, round(states))
 
@@ -77,18 +74,15 @@ def _measure_states(optimizer: Callable[[list[Any]], Optimizer], dtype: torch.dt
 
     Two tensors of different sizes tell the two apart.
     """
-    import torch
-
-    sizes, held = (64, 128), []
-    for size in sizes:
-        param = torch.nn.Parameter(torch.zeros(size, size, dtype=dtype))
+    held = []
+    for size in (64, 128):
+        param = nn.Parameter(torch.zeros(size, size, dtype=dtype))
         param.grad = torch.ones_like(param)
         made = optimizer([param])
         made.step()
         held.append(_count_bytes(made.state[param].values()))
-    small, large = (size**2 for size in sizes)
-    per_element = (held[1] - held[0]) / (large - small)
-    return per_element, held[0] - per_element * small
+    per_element = (held[1] - held[0]) / (128**2 - 64**2)
+    return per_element, held[0] - per_element * 64**2
 
 
 def as_it_is(model: nn.Module, optimizer: Any) -> Memory:
@@ -126,14 +120,12 @@ def _count_bytes(values: Iterable[Any]) -> int:
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Returns how many parameters a model has, and how many of them are trained."""
-    counts = [(param.numel(), param.requires_grad) for param in model.parameters()]
-    return sum(count for count, _ in counts), sum(count for count, trains in counts if trains)
+    params = list(model.parameters())
+    return sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad)
 
 
 def plain_tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
     """Yields the tensors among `values`; for one that wraps others (torchao's, a DTensor), those others."""
-    import torch
-
     for value in values:
         if hasattr(value, "__tensor_flatten__"):
             yield from plain_tensors(getattr(value, name) for name in value.__tensor_flatten__()[0])
@@ -155,25 +147,14 @@ def of_recipe(name: str, flags: Sequence[str] = ()) -> tuple[Memory, int, int]:
         RecipeError: a flag does not fit, or the recipe's task or fields do not tell the model's sizes, or
             make no model or optimizer.
     """
+    from adamnx_hf.runs.trial import make_optimizer  # imports the Trainer, which is slow
+
     recipe = resolve(name, [*flags, "--use_cpu=true"])  # it asks for no device
     if not hasattr(recipe.task, "meta_model"):
         raise RecipeError(f"{name}: its task {recipe.arguments.task} does not tell a model's size beforehand")
     try:
-        return _reckon(recipe)
+        model, packed = recipe.task.meta_model(recipe.task_arguments)
+        optimizer = functools.partial(make_optimizer, recipe.training_arguments)
+        return expected(model, optimizer, packed), *count_parameters(model)
     except Exception as error:  # of Transformers', PEFT's and optimizers' kinds
         raise in_one_line(error) from error
-
-
-def _reckon(recipe: Any) -> tuple[Memory, int, int]:
-    from transformers import Trainer
-
-    model, packed = recipe.task.meta_model(recipe.task_arguments)
-    args = copy.copy(recipe.training_arguments)
-    args.max_steps = max(args.max_steps, 1)  # what horizon=auto asks for; the state does not depend on it
-
-    def optimizer(params: list[Any]) -> Optimizer:
-        factory, options = Trainer.get_optimizer_cls_and_kwargs(args)
-        made: Optimizer = factory(params, **options)
-        return made
-
-    return expected(model, optimizer, packed), *count_parameters(model)

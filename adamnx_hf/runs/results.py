@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,124 +14,65 @@ from adamnx_hf.runs.record import RunRecord
 from adamnx_hf.runs.titles import list_data_changes
 from trainer_patches import unwrap_optimizer
 
-__all__ = ["Results", "describe_weights", "find_loaded_step"]
+__all__ = ["collect_results", "describe_weights", "find_loaded_step"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """The results of a run, in the order in which results.json holds them."""
+def collect_results(record: RunRecord, seconds: float, throughput: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of results.json, in its order, of a finished run.
 
-    recipe: str
-    task: str
-    paper_tables: list[int]
-    optim: str
-    optim_args: str | None
-    optimizer: str
-    """The name of the optimizer's class."""
-    betas: list[float] | None
-    beta2_schedule: str | None
-    learning_rate: float
-    seed: int
-    fast: bool
-    smoke: bool
-    changes: dict[str, Any]
-    """Fields that flags changed where it may matter for the outcome."""
-    data_changes: dict[str, Any]
-    data: str | None
-    """The name or path of the data set, or `made up`."""
-    train_examples: int
-    eval_examples: int
-    judged_on_training_rows: bool
-    parameters: int
-    trainable_parameters: int
-    memory_bytes: dict[str, int] | None
-    total_train_batch_size: int
-    steps: int
-    epochs: float
-    metrics: dict[str, Any]
-    """Best and last value of each metric, see :func:`adamnx_hf.runs.epochs.find_best_and_last`."""
-    weights: dict[str, Any]
-    """See :func:`describe_weights`."""
-    best_is: str
-    wall_seconds: float
-    train_seconds: float
-    units_per_second: float | None
-    """Units a second in training, under the key `train_<unit>_per_second`."""
-    notes: list[str]
-    throughput: dict[str, Any]
-    """Units a second of the data pipeline and of the model, each alone."""
-    environment: dict[str, Any]
-    per_epoch: list[dict[str, Any]]
-    dropped_examples: dict[str, int]
-    """Numbers of examples that were left out, by the field of their split. No key if there are none."""
-    unit: str
-    """The word for what the task counts, such as `images`. It is no key of its own."""
-
-    @classmethod
-    def of(cls, record: RunRecord, seconds: float, throughput: Mapping[str, Any]) -> Results:
-        """Makes the results of a finished run.
-
-        Args:
-            record: the run's record.
-            seconds: the seconds that training took, with evaluations.
-            throughput: speeds, see :func:`adamnx_hf.runs.throughput.measure`.
-        """
-        recipe, trainer, table = record.recipe, record.trainer, record.rows()
-        args, unit, metrics = recipe.training_arguments, recipe.task.UNIT, recipe.task.METRICS
-        optimizer = unwrap_optimizer(trainer.optimizer)
-        group = optimizer.param_groups[0]
-        parameters, trained = count_parameters(trainer.model)
-        total_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        changes = _make_plain(recipe.changes)
-        if args.world_size > 1:
-            changes["total_train_batch_size"] = total_batch
-        return cls(
-            recipe=recipe.name,
-            task=recipe.arguments.task,
-            paper_tables=recipe.arguments.paper_tables,
-            optim=str(plain_value(args.optim)),
-            optim_args=args.optim_args,
-            optimizer=type(optimizer).__name__,
-            betas=[float(beta) for beta in group["betas"]] if "betas" in group else None,
-            beta2_schedule=group.get("beta2_schedule"),
-            learning_rate=args.learning_rate,
-            seed=args.seed,
-            fast=recipe.arguments.fast,
-            smoke=recipe.arguments.smoke,
-            changes=changes,
-            data_changes=_make_plain(list_data_changes(recipe)),
-            data="made up" if recipe.synthetic_data else recipe.task_arguments.dataset_name,
-            train_examples=len(trainer.train_dataset),
-            eval_examples=len(trainer.eval_dataset),
-            judged_on_training_rows=judged_on_training_rows(recipe),
-            parameters=parameters,
-            trainable_parameters=trained,
-            memory_bytes=record.memory,
-            total_train_batch_size=total_batch,
-            steps=trainer.state.global_step,
-            epochs=trainer.state.epoch,
-            metrics=find_best_and_last(table, metrics),
-            weights=describe_weights(trainer, table, metrics),
-            best_is="the best epoch by the evaluation split itself, as in the paper; `last` is free of that",
-            wall_seconds=round(seconds, 1),
-            train_seconds=round(sum(record.clock.seconds.values()), 1),
-            units_per_second=record.clock.rate(total_batch * trainer.units_per_example()),
-            notes=trainer.notes,
-            throughput={**throughput, "unit": f"{unit} a second on one process"},
-            environment=record.environment,
-            per_epoch=table,
-            dropped_examples={field: count for field, count in trainer.dropped.items() if count},
-            unit=unit,
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the content of results.json."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        unit = values.pop("unit")
-        if not self.dropped_examples:
-            del values["dropped_examples"]
-        names = {"units_per_second": f"train_{unit}_per_second"}
-        return {names.get(key, key): value for key, value in values.items()}
+    Args:
+        record: the run's record.
+        seconds: the seconds that training took, with evaluations.
+        throughput: speeds, see :func:`adamnx_hf.runs.throughput.measure`.
+    """
+    recipe, trainer, table = record.recipe, record.trainer, record.rows()
+    args, unit, metrics = recipe.training_arguments, recipe.task.UNIT, recipe.task.METRICS
+    optimizer = unwrap_optimizer(trainer.optimizer)
+    group = optimizer.param_groups[0]
+    parameters, trained = count_parameters(trainer.model)
+    total_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    changes = _make_plain(recipe.changes)  # those that flags made where it may matter for the outcome
+    if args.world_size > 1:
+        changes["total_train_batch_size"] = total_batch
+    results: dict[str, Any] = {
+        "recipe": recipe.name,
+        "task": recipe.arguments.task,
+        "paper_tables": recipe.arguments.paper_tables,
+        "optim": str(plain_value(args.optim)),
+        "optim_args": args.optim_args,
+        "optimizer": type(optimizer).__name__,
+        "betas": [float(beta) for beta in group["betas"]] if "betas" in group else None,
+        "beta2_schedule": group.get("beta2_schedule"),
+        "learning_rate": args.learning_rate,
+        "seed": args.seed,
+        "fast": recipe.arguments.fast,
+        "smoke": recipe.arguments.smoke,
+        "changes": changes,
+        "data_changes": _make_plain(list_data_changes(recipe)),
+        "data": "made up" if recipe.synthetic_data else recipe.task_arguments.dataset_name,
+        "train_examples": len(trainer.train_dataset),
+        "eval_examples": len(trainer.eval_dataset),
+        "judged_on_training_rows": judged_on_training_rows(recipe),
+        "parameters": parameters,
+        "trainable_parameters": trained,
+        "memory_bytes": record.memory,
+        "total_train_batch_size": total_batch,
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "metrics": find_best_and_last(table, metrics),
+        "weights": describe_weights(trainer, table, metrics),
+        "best_is": "the best epoch by the evaluation split itself, as in the paper; `last` is free of that",
+        "wall_seconds": round(seconds, 1),
+        "train_seconds": round(sum(record.clock.seconds.values()), 1),
+        f"train_{unit}_per_second": record.clock.rate(total_batch * trainer.units_per_example()),
+        "notes": trainer.notes,
+        "throughput": {**throughput, "unit": f"{unit} a second on one process"},
+        "environment": record.environment,
+        "per_epoch": table,
+    }
+    if dropped := {field: count for field, count in trainer.dropped.items() if count}:
+        results["dropped_examples"] = dropped  # numbers of examples, by the field of their split
+    return results
 
 
 def _make_plain(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,11 +103,11 @@ def describe_weights(
         evaluation split by which they are the best, None for those of the last step.
     """
     step, chosen_by = find_loaded_step(trainer), None
-    if step is not None:
-        chosen_by = trainer.args.metric_for_best_model.removeprefix("eval_")
-        chosen_by = "eval_loss" if chosen_by == "loss" else chosen_by
-    else:
+    if step is None:
         step = trainer.state.global_step
+    else:
+        metric = trainer.args.metric_for_best_model.removeprefix("eval_")
+        chosen_by = "eval_loss" if metric == "loss" else metric
     row: Mapping[str, Any] = next((row for row in table if row["step"] == step), {})
     known = {name: row[name] for name in metrics if row.get(name) is not None}
     return {"step": step, "epoch": row.get("epoch"), "chosen_by": chosen_by, "metrics": known}

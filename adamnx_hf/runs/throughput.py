@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import islice
 from typing import Any
 
 import torch
@@ -29,9 +28,8 @@ class TrainClock(TrainerCallback):
         """Remembers the step that the timed part starts at."""
         if self._first_step is None:
             self._first_step = state.global_step
-        elif self._passed and state.epoch == int(
-            state.epoch
-        ):  # saved at an epoch's last step, before its end
+        elif self._passed and state.epoch == int(state.epoch):
+            # The checkpoint was saved at an epoch's last step, before the epoch's end.
             self.seconds[state.global_step], self._passed = self._passed, 0.0
         self._last_step = state.global_step
 
@@ -96,17 +94,12 @@ def _measure(trainer: Any, seconds: float) -> dict[str, float | None]:
 
     def time_units(step: Any, most: float) -> float | None:
         count, started = 0, time.perf_counter()
-        passed = 0.0
         for done, size in enumerate(step, 1):
             count += size
-            if done >= 2:
-                synchronize()
-                passed = time.perf_counter() - started
-                if passed >= most:
-                    break
-        synchronize()
-        passed = time.perf_counter() - started
-        return round(count / passed, 1) if count else None
+            synchronize()
+            if done >= 2 and time.perf_counter() - started >= most:
+                break
+        return round(count / (time.perf_counter() - started), 1) if count else None
 
     batches = iter(trainer.get_train_dataloader())
     first = trainer._prepare_inputs(next(batches))  # starting the workers is not timed
@@ -116,7 +109,7 @@ def _measure(trainer: Any, seconds: float) -> dict[str, float | None]:
         yield from (trainer.units_in(trainer._prepare_inputs(batch)) for batch in batches)
 
     def learn() -> Any:
-        for _ in islice(iter(int, 1), 10_000):
+        for _ in range(10_000):
             with trainer.compute_loss_context_manager():
                 loss = trainer.compute_loss(model, dict(first))  # as in training, also where that is TRL's
             loss.backward()

@@ -18,7 +18,7 @@ from adamnx_hf.runs.folder import PREDICTIONS, RESULTS, choose_checkpoint, prepa
 from adamnx_hf.runs.messages import Phase, explain_errors, explain_out_of_memory
 from adamnx_hf.runs.publishing.push import push_run
 from adamnx_hf.runs.record import RunRecord, read_record
-from adamnx_hf.runs.results import Results, find_loaded_step
+from adamnx_hf.runs.results import collect_results, find_loaded_step
 from adamnx_hf.runs.trial import try_optimizer
 from adamnx_hf.tasks.base import Recipe
 
@@ -76,7 +76,7 @@ def train(
             seconds = _fit(record, checkpoint)
             if keep_model or not bare:
                 save_model(trainer, folder)
-        results = Results.of(record, seconds, _measure_throughput(record)).as_dict()
+        results = collect_results(record, seconds, _measure_throughput(record))
         if trainer.is_world_process_zero():
             with explain_errors(args, phase):
                 drawn = _write(record, results)
@@ -148,7 +148,7 @@ def _write(record: RunRecord, results: Mapping[str, Any]) -> list[str]:
     title = f"{recipe.name} · {results['optim']} · seed {results['seed']}"
     if results["smoke"]:
         title += " · smoke run: says nothing about the optimizer"
-    curves.draw_run(folder / "curves.png", title, results["per_epoch"], recipe.task.METRICS)
+    curves.draw_runs(folder / "curves.png", title, {"": results["per_epoch"]}, recipe.task.METRICS)
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # one process has not all the weights
     if record.quiet or sharded or not hasattr(recipe.task, "draw_predictions"):
         return []

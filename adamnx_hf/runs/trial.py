@@ -13,14 +13,27 @@ from adamnx_hf.common.errors import in_one_line
 from adamnx_hf.common.plain_values import plain_value
 from trainer_patches import registered_optimizers
 
-__all__ = ["try_optimizer"]
+__all__ = ["make_optimizer", "try_optimizer"]
 
 # Those of Transformers' optimizers that do not ask for the model.
 _PLAIN = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 
 
+def make_optimizer(args: Any, params: list[Any]) -> Any:
+    """Makes the optimizer that `args` ask for, before the length of the run is known.
+
+    Args:
+        args: TrainingArguments, which stay as they are.
+        params: parameters, or groups of them.
+    """
+    lasting = copy.copy(args)
+    lasting.max_steps = max(args.max_steps, 1000)  # for what depends on the length of the run
+    factory, options = Trainer.get_optimizer_cls_and_kwargs(lasting)
+    return factory(params, **options)
+
+
 def try_optimizer(args: Any) -> None:
-    """Makes the optimizer that `args` ask for, of a small parameter.
+    """Makes the optimizer that `args` ask for, of a small parameter, to see whether that goes well.
 
     Transformers makes it when training begins, with model and data loaded. Those of its optimizers that may
     ask for the model are not tried.
@@ -33,13 +46,10 @@ def try_optimizer(args: Any) -> None:
     """
     if plain_value(args.optim) not in (*registered_optimizers(), *_PLAIN):
         return
-    tried = copy.copy(args)
-    tried.max_steps = max(args.max_steps, 1000)  # for what depends on the length of the run
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run will say it
         try:
-            factory, options = Trainer.get_optimizer_cls_and_kwargs(tried)
             param = torch.nn.Parameter(torch.zeros(2, 2, device=args.device))
-            factory([{"params": [param], "weight_decay": args.weight_decay}], **options)
+            make_optimizer(args, [{"params": [param], "weight_decay": args.weight_decay}])
         except (ValueError, TypeError) as error:
             raise in_one_line(error) from error

@@ -144,7 +144,7 @@ def test_a_full_disk_when_the_model_is_saved(tiny, tmp_path, monkeypatch, capsys
 
 def test_a_picture_without_room_loses_no_results(tiny, tmp_path, capsys, limited):
     out = tmp_path / "out"
-    draw = curves.draw_run
+    draw = curves.draw_runs
 
     def drawn(*args):
         limited(LARGEST["curves.png"])
@@ -154,7 +154,7 @@ def test_a_picture_without_room_loses_no_results(tiny, tmp_path, capsys, limited
             limited(-1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curves, "draw_run", drawn)
+        patch.setattr(curves, "draw_runs", drawn)
         assert cli.main(["run", tiny, "--output_dir", str(out), "--num_train_epochs", "1"]) == 1
     line = one_line(capsys.readouterr().err)
     assert f"{out / 'curves.png'} cannot be written (File too large); the model and results.json" in line

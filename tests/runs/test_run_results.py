@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from tiny_recipe import results_of
 from transformers import TrainerControl
 
 from adamnx_hf import cli, recipes
 from adamnx_hf.runs import train
 from adamnx_hf.runs.announcements import print_results
-from adamnx_hf.runs.curves import draw_run
+from adamnx_hf.runs.curves import draw_runs
 from adamnx_hf.runs.epochs import find_best_and_last, list_epochs
 from adamnx_hf.runs.results import describe_weights
 from adamnx_hf.runs.titles import find_title
@@ -62,7 +63,7 @@ BEST = ["--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "ste
 
 def test_what_the_weights_are_is_recorded(tiny, tmp_path, monkeypatch):
     """Those of the largest loss, so that they are not the last step's; and that one is not judged by them."""
-    monkeypatch.setattr("adamnx_hf.runs.curves.draw_run", lambda *_: None)
+    monkeypatch.setattr("adamnx_hf.runs.curves.draw_runs", lambda *_: None)
     out = tmp_path / "out"
     words = [*BEST, "--max_steps", "5", "--load_best_model_at_end", "true"]
     resolved = recipes.resolve(tiny, [*words, "--output_dir", str(out)])
@@ -150,7 +151,7 @@ def test_a_run_on_other_data_than_the_recipes(tiny, tmp_path, folder, capsys, mo
         return trainer
 
     monkeypatch.setattr(image_classification, "make_trainer", with_dropped)
-    monkeypatch.setattr("adamnx_hf.runs.curves.draw_run", lambda *_: None)
+    monkeypatch.setattr("adamnx_hf.runs.curves.draw_runs", lambda *_: None)
     out = tmp_path / "out"
     monkeypatch.chdir(folder.parent)
     words = ["--title", "Flowers", "--max_steps", "1", "--eval_split", "train[:8]", "--output_dir", str(out)]
@@ -189,8 +190,9 @@ def test_metrics_that_are_not_there_or_are_no_numbers(tmp_path, monkeypatch):
         "mean_iou": {"best": 60.0, "best_epoch": 3, "last": 60.0},
     }
     drawn = []
-    monkeypatch.setattr("adamnx_hf.common.drawing.save_figure", lambda figure, path: drawn.append(figure))
-    draw_run(tmp_path / "curves.png", "a run", rows, metrics)
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure) or save(figure, path))
+    draw_runs(tmp_path / "curves.png", "a run", {"": rows}, metrics)
     labels = [text.get_text() for text in drawn[0].axes[1].get_legend().get_texts()]
     assert labels == ["top-1 error, best 30.00", "mean iou, best 60.00"]
 

@@ -99,7 +99,7 @@ OTHERS = {
 @pytest.fixture
 def resolved(tmp_path, folder, model_folder, monkeypatch):
     """A recipe by the case's name, with more flags. What its runs write is not drawn."""
-    monkeypatch.setattr("adamnx_hf.runs.curves.draw_run", lambda *_: None)
+    monkeypatch.setattr("adamnx_hf.runs.curves.draw_runs", lambda *_: None)
     # Workers that are collected with their loader may not hear that they should end; torch waits so long.
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
 

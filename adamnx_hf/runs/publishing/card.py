@@ -11,9 +11,7 @@ from adamnx_hf.common import hub
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.text import format_metric, format_table
 from adamnx_hf.models import is_ours
-from adamnx_hf.runs.publishing.figures import BEST, Figures, list_figures
 from adamnx_hf.tasks import load_task
-from adamnx_hf.tasks.base import Metric
 
 __all__ = ["CardFacts", "merge_cards", "write_card"]
 
@@ -28,6 +26,9 @@ _OUR_METADATA = (
 
 # Fields of the recipe that the table of the optimizer and its schedule has.
 _SETTINGS = ("adam_epsilon", "weight_decay", "decay_rule", "lr_scheduler_type", "warmup_steps")
+
+# The head of a column that the card's table has only where it adds something to those before it.
+_BEST = "best epoch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +76,24 @@ class CardFacts:
     @property
     def label(self) -> str:
         """The data set, in words."""
-        label: str = self.dataset or self.results["data"]
-        return label
+        return str(self.dataset or self.results["data"])
 
     @property
     def is_adapter(self) -> bool:
         """True where the weights are those of an adapter."""
         return "adapter_config.json" in self.files
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """A run's metrics at one place of it."""
+
+    column: str
+    """The head of their column in the card's table."""
+    place: str
+    """The place, in words."""
+    values: Mapping[str, float]
+    """The metrics by name."""
 
 
 def write_card(facts: CardFacts, licence: Mapping[str, str | None]) -> str:
@@ -94,7 +106,7 @@ def write_card(facts: CardFacts, licence: Mapping[str, str | None]) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     task, results = facts.task, facts.results
-    figures = [] if facts.made_up else list_figures(results)
+    figures = [] if facts.made_up else _list_figures(results)
     measured = list(dict.fromkeys(name for figure in figures for name in figure.values))
     data = ModelCardData(
         library_name="peft" if facts.is_adapter else "transformers",
@@ -108,6 +120,30 @@ def write_card(facts: CardFacts, licence: Mapping[str, str | None]) -> str:
         **licence,  # type: ignore[arg-type]
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_BEGIN}\n\n{_write_body(facts)}\n{_END}\n"))
+
+
+def _list_figures(results: Mapping[str, Any]) -> list[Figures]:
+    """Returns a run's figures, first those of the weights that are there; nothing twice.
+
+    The results of older runs do not say which weights those are.
+
+    Args:
+        results: the content of results.json.
+    """
+    metrics, weights = results["metrics"], results.get("weights") or {}
+    last = {name: value["last"] for name, value in metrics.items()}
+    kept = [Figures("last epoch", "last epoch", last)]
+    if weights.get("step", results["steps"]) != results["steps"]:
+        step = f"step {weights['step']:,}"
+        place = f"{step}, the best by {weights['chosen_by']} on the evaluation split itself"
+        kept.insert(0, Figures(f"these weights, {step}", place, weights["metrics"]))
+    best = {
+        name: value["best"]
+        for name, value in metrics.items()
+        if value["best"] not in [figure.values.get(name) for figure in kept]
+    }
+    place = "best epoch, chosen on the evaluation split itself"
+    return [*kept, Figures(_BEST, place, best)] if best else kept
 
 
 def _list_evaluations(facts: CardFacts, figures: Sequence[Figures], measured: Iterable[str]) -> list[Any]:
@@ -168,10 +204,8 @@ def _write_body(facts: CardFacts) -> str:
 def _write_use(facts: CardFacts) -> str:
     """Returns Python that uses the model."""
     config = json.loads(facts.files["config.json"]) if "config.json" in facts.files else {}
-    if facts.tag == "text-generation":
-        call = 'model("Once upon a time", max_new_tokens=50)'
-    else:
-        call = 'model("picture.jpg")'
+    is_text = facts.tag == "text-generation"
+    call = 'model("Once upon a time", max_new_tokens=50)' if is_text else 'model("picture.jpg")'
     lines = [
         "from transformers import pipeline",
         "",
@@ -219,7 +253,7 @@ def _describe_judging(facts: CardFacts) -> str:
         )
     elif not weights and facts.recipe.get("load_best_model_at_end"):
         said.append("The weights are those of the best evaluation; the run did not record which.")
-    if list_figures(results)[-1].column == BEST:
+    if _list_figures(results)[-1].column == _BEST:
         said.append("The best epoch was chosen on that split itself: read it as optimistic.")
     return " ".join(said)
 
@@ -227,24 +261,20 @@ def _describe_judging(facts: CardFacts) -> str:
 def _write_results_table(facts: CardFacts) -> str:
     """Returns the metrics: of the weights first, then of the last epoch and, if another, of the best."""
     metrics, results = facts.task.METRICS, facts.results
-    figures = list_figures(results)
-    has_best = figures[-1].column == BEST
+    figures = _list_figures(results)
+    has_best = figures[-1].column == _BEST
     columns = figures[:-1] if has_best else figures
     head = ["metric", *(figure.column for figure in columns)]
     if has_best:
-        head += [BEST, "which"]
+        head += [_BEST, "which"]
     rows = [head]
     for name, value in results["metrics"].items():
-        row = [_name_metric(name, metrics[name])]
+        row = [format_metric(name) + ("" if metrics[name].to_hub is float else ", %")]
         row += [f"{figure.values[name]:.4g}" if name in figure.values else "" for figure in columns]
         if has_best:
             row += [f"{value['best']:.4g}", f"{value['best_epoch']:g}"]
         rows.append(row)
     return format_table(rows, padded=True)
-
-
-def _name_metric(name: str, metric: Metric) -> str:
-    return format_metric(name) + ("" if metric.to_hub is float else ", %")
 
 
 def _write_settings(facts: CardFacts) -> str:

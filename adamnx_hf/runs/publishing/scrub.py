@@ -31,11 +31,9 @@ def dump_json(content: Any) -> bytes:
 class Scrubber:
     """Takes tokens and this machine's paths out of what is published, and keeps account of it."""
 
-    left_out: list[str]
-    """Things that have been taken out, in a few words each."""
-
     def __init__(self) -> None:
-        self.left_out = []
+        self.left_out: list[str] = []
+        """Things that have been taken out, in a few words each."""
 
     def scrub_json(self, path: Path) -> bytes:
         """Returns the content of a JSON file, scrubbed.
@@ -96,9 +94,9 @@ class Scrubber:
 
     def _scrub_word(self, word: str, where: str) -> str:
         """Scrubs a word of a command."""
-        flag, equals, value = word.partition("=")
+        flag, _, value = word.partition("=")
         if word.startswith("-"):
-            if not equals or "/" not in value:
+            if "/" not in value:
                 return word
             return f"{flag}={self._scrub_text(value, where, 'command', True)}"
         return self._scrub_text(word, where, "command", "/" in word)
@@ -120,17 +118,10 @@ def is_local(value: str, named: bool) -> bool:
         value: any text.
         named: whether `value` is a name on the Hub, if it is no path.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     if re.match(r"(/|~|\.{1,2}/|[A-Za-z]:[\\/]|\\\\)[\w.~/\\-]", value) or str(Path.home()) + "/" in value:
         return True
     if not named or value.startswith(hub.SCHEME):
         return False
     if Path(value).is_file() or (Path(value).exists() and "/" in value):
         return True
-    try:
-        validate_repo_id(value)
-    except HFValidationError:
-        return "/" in value
-    return Path(value).is_dir()
+    return Path(value).is_dir() if hub.is_repo_id(value) else "/" in value
