@@ -146,8 +146,10 @@ def _find_status(report: Mapping[str, Any], device: str) -> int:
 
 
 def _write_command(args: argparse.Namespace) -> str:
-    words = ["adamnx-hf bench"]
-    for flag in ("device", "cases", "optimizers", "rounds", "steps", "threads", "seconds"):
-        if value := getattr(args, flag):
-            words.append(f"--{flag} {' '.join(value) if isinstance(value, list) else value}")
-    return " ".join([*words, *(f"--{flag}" for flag in ("tune", "memory") if getattr(args, flag))])
+    words = [
+        f"--{flag} {' '.join(value) if isinstance(value, list) else value}"
+        for flag in ("device", "cases", "optimizers", "rounds", "steps", "threads", "seconds")
+        if (value := getattr(args, flag))
+    ]
+    words += [f"--{flag}" for flag in ("tune", "memory") if getattr(args, flag)]
+    return " ".join(["adamnx-hf bench", *words])

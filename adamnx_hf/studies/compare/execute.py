@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
         print(
             f"adamnx-hf compare: {training_rows(base.task_arguments)}; each verdict says so", file=sys.stderr
         )
-    with Progress(len(plan.sweep) + len(study.contenders) * study.seeds) as progress:
+    with contextlib.closing(Progress(len(plan.sweep) + len(study.contenders) * study.seeds)) as progress:
         for run in plan.sweep:
             carry_out(run, study, progress)
             if all(row.get(chosen_by) is None for row in run.results["per_epoch"]):

@@ -31,10 +31,8 @@ class Progress:
         self.bar = tqdm(total=count, bar_format=form, leave=False, dynamic_ncols=True, smoothing=0)
         self.done = 0
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
+    def close(self) -> None:
+        """Takes the bar away."""
         self.bar.close()
 
     def skip(self) -> None:
