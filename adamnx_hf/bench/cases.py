@@ -47,9 +47,6 @@ def _lora(layers: int, hidden: int, intermediate: int, rank: int) -> Sequence[Sh
     return layers * [shape for out, in_ in linears for shape in ((rank, in_), (out, rank))]
 
 
-_TOY: Sequence[Shape] = [(5, 1030), (16, 64), (7,), ()]
-
-
 def _torchvision(name: str) -> Sequence[Shape]:
     import torch
     import torchvision
@@ -59,24 +56,23 @@ def _torchvision(name: str) -> Sequence[Shape]:
     return [tuple(param.shape) for param in model.parameters()]
 
 
+_LLAMA_1B = Case("Llama-3.2-1B", lambda: _llama(16, 2048, 8192, 512, 128_256), ("cuda",), memory=True)
+_LLAMA_5M = Case("a small Llama", lambda: _llama(4, 256, 704, 256, 8192), ("cpu",), memory=True)
+_TOY = Case(
+    "four small tensors", lambda: [(5, 1030), (16, 64), (7,), ()], ("cpu",), memory=True, default=False
+)
+
+
+def _in_bfloat16(case: Case) -> Case:
+    return dataclasses.replace(case, what=f"{case.what} in bfloat16", dtype="bfloat16")
+
+
 #: The cases, by the name that `--cases` takes.
 CASES: dict[str, Case] = {
-    "llama-1b": Case("Llama-3.2-1B", lambda: _llama(16, 2048, 8192, 512, 128_256), ("cuda",), memory=True),
-    "llama-1b-bf16": Case(
-        "Llama-3.2-1B in bfloat16",
-        lambda: _llama(16, 2048, 8192, 512, 128_256),
-        ("cuda",),
-        dtype="bfloat16",
-        memory=True,
-    ),
-    "llama-5m": Case("a small Llama", lambda: _llama(4, 256, 704, 256, 8192), ("cpu",), memory=True),
-    "llama-5m-bf16": Case(
-        "a small Llama in bfloat16",
-        lambda: _llama(4, 256, 704, 256, 8192),
-        ("cpu",),
-        dtype="bfloat16",
-        memory=True,
-    ),
+    "llama-1b": _LLAMA_1B,
+    "llama-1b-bf16": _in_bfloat16(_LLAMA_1B),
+    "llama-5m": _LLAMA_5M,
+    "llama-5m-bf16": _in_bfloat16(_LLAMA_5M),
     "convnext-b": Case("ConvNeXt-B", lambda: _torchvision("convnext_base"), ("cuda",), needs="torchvision"),
     "efficientnet-v2-l": Case(
         "EfficientNetV2-L", lambda: _torchvision("efficientnet_v2_l"), ("cuda",), needs="torchvision"
@@ -100,16 +96,14 @@ CASES: dict[str, Case] = {
     # Many times larger than a card's caches.
     "8x34m": Case("8 x (16384, 2048)", lambda: 8 * [(16_384, 2048)], ("cuda",), default=False),
     # For trying the command out, also where Triton's interpreter runs the kernel.
-    "toy": Case("four small tensors", lambda: _TOY, ("cpu",), memory=True, default=False),
-    "toy-bf16": Case(
-        "four small tensors in bfloat16", lambda: _TOY, ("cpu",), dtype="bfloat16", memory=True, default=False
-    ),
+    "toy": _TOY,
+    "toy-bf16": _in_bfloat16(_TOY),
     "toy-zero": Case(
-        "four small tensors, gradients of 0", lambda: _TOY, ("cpu",), gradients="zero", default=False
+        "four small tensors, gradients of 0", _TOY.shapes, ("cpu",), gradients="zero", default=False
     ),
     "toy-ddp": Case(
         "four small tensors, gradients off multiples of 16 bytes",
-        lambda: _TOY,
+        _TOY.shapes,
         ("cpu",),
         gradients="misaligned",
         default=False,

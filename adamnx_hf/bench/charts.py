@@ -35,10 +35,8 @@ def _draw_panels(
     bars = [len(result["optimizers"]) for result in results]
     width, panel, rest = size
     inches = (width, 0.36 * sum(bars) + panel * len(results) + rest)
-    ratios = {"height_ratios": bars}
-    with canvas(
-        path, len(results), size=inches, style=_STYLE, gridspec_kw=ratios, squeeze=False, **subplots
-    ) as (figure, panels):
+    subplots |= {"gridspec_kw": {"height_ratios": bars}, "squeeze": False}
+    with canvas(path, len(results), size=inches, style=_STYLE, **subplots) as (figure, panels):
         yield figure, panels[:, 0]
 
 
@@ -53,8 +51,7 @@ def draw_times(report: Mapping[str, Any], title: str, path: Path) -> None:
             rows = result["optimizers"][::-1]
             ratios = [row["ratio"] or math.nan for row in rows]
             colours = [BLUE if row["optimizer"].startswith("adamnx") else _GREY for row in rows]
-            labels = [label_contestant(row["optimizer"]) for row in rows]
-            bars = axes.barh(labels, ratios, color=colours)
+            bars = axes.barh([label_contestant(row["optimizer"]) for row in rows], ratios, color=colours)
             texts = [f"{ratio:.2f}   ({row['ms']:,.2f} ms)" for ratio, row in zip(ratios, rows, strict=True)]
             axes.axvline(1, color="#444444", linewidth=1, linestyle=":", zorder=0)
             ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}

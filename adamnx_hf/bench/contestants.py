@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ CLIPPED = " + clip"
 #: The learning rate of all: so small that parameters stay what they are over many steps.
 _LR = 1e-6
 
+_BOTH = ("cpu", "cuda")
+
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
@@ -27,7 +29,7 @@ class Contestant:
 
     what: str
     make: Callable[[list[Any]], Any]
-    devices: tuple[str, ...]
+    devices: tuple[str, ...] = _BOTH
     needs: str | None = None
     clips: bool = False
     """Whether a step with clipping is timed too."""
@@ -46,85 +48,60 @@ def _make_optimizer(target: str, params: list[Any], **options: Any) -> Any:
     return getattr(importlib.import_module(module), attribute)(params, lr=_LR, **options)
 
 
-#: Makes an AdamNX of parameters, with its options.
-make_adamnx = partial(_make_optimizer, "adamnx_hf.optim:AdamNX")
+_ADAMNX, _ADAMW = "adamnx_hf.optim:AdamNX", "torch.optim:AdamW"
 
-_BOTH = ("cpu", "cuda")
+#: Makes an AdamNX of parameters, with its options.
+make_adamnx = partial(_make_optimizer, _ADAMNX)
+
+
+def _define(what: str, target: str, options: Mapping[str, Any], **facts: Any) -> Contestant:
+    return Contestant(what, partial(_make_optimizer, target, **options), **facts)
 
 
 def _take_from_catalog(name: str, **facts: Any) -> Contestant:
     """Returns the optimizer that `optim=name` stands for, with its label and its defaults."""
     known = OPTIMIZERS[name]
-    make = partial(_make_optimizer, str(known.target), **(known.defaults or {}))
-    return Contestant(known.label, make, _BOTH, **facts)
+    return _define(known.label, str(known.target), known.defaults or {}, **facts)
 
 
 #: The contestants, by the name that `--optimizers` takes. AdamNX's are named by the dtype of the moments and
 #: the rounding of the parameters.
 CONTESTANTS: dict[str, Contestant] = {
     "adamnx": _take_from_catalog("adamnx", clips=True, timed=_BOTH),
-    "adamnx_bf16": Contestant("AdamNX, bfloat16 state", partial(make_adamnx, state_dtype="bfloat16"), _BOTH),
-    "adamnx_int8": Contestant("AdamNX, 8-bit state", partial(make_adamnx, state_dtype="int8"), _BOTH),
+    "adamnx_bf16": _define("AdamNX, bfloat16 state", _ADAMNX, {"state_dtype": "bfloat16"}),
+    "adamnx_int8": _define("AdamNX, 8-bit state", _ADAMNX, {"state_dtype": "int8"}),
     "adamnx_bf16_stochastic": _take_from_catalog("adamnx_bf16", dtype="bfloat16"),
-    "adamnx_bf16_kahan": Contestant(
+    "adamnx_bf16_kahan": _define(
         "AdamNX, bfloat16 state, Kahan",
-        partial(make_adamnx, state_dtype="bfloat16", param_rounding="kahan"),
-        _BOTH,
+        _ADAMNX,
+        {"state_dtype": "bfloat16", "param_rounding": "kahan"},
         dtype="bfloat16",
     ),
     "adamnx_int8_stochastic": _take_from_catalog("adamnx_8bit", dtype="bfloat16"),
-    BASELINE: Contestant(
-        "torch AdamW, fused",
-        partial(_make_optimizer, "torch.optim:AdamW", fused=True),
-        _BOTH,
-        clips=True,
-        timed=_BOTH,
+    BASELINE: _define("torch AdamW, fused", _ADAMW, {"fused": True}, clips=True, timed=_BOTH),
+    "adamw_torch_foreach": _define(
+        "torch AdamW, foreach", _ADAMW, {"foreach": True}, clips=True, timed=_BOTH
     ),
-    "adamw_torch_foreach": Contestant(
-        "torch AdamW, foreach",
-        partial(_make_optimizer, "torch.optim:AdamW", foreach=True),
-        _BOTH,
-        clips=True,
-        timed=_BOTH,
+    "adamw_optimi": _define(
+        "optimi AdamW, Triton", "optimi:AdamW", {"triton": True},
+        devices=("cuda",), needs="optimi", timed=("cuda",),
     ),
-    "adamw_optimi": Contestant(
-        "optimi AdamW, Triton",
-        partial(_make_optimizer, "optimi:AdamW", triton=True),
-        ("cuda",),
-        needs="optimi",
-        timed=("cuda",),
+    "adamw_optimi_kahan": _define(
+        "optimi AdamW, Kahan", "optimi:AdamW", {"kahan_sum": True}, needs="optimi", dtype="bfloat16"
     ),
-    "adamw_optimi_kahan": Contestant(
-        "optimi AdamW, Kahan",
-        partial(_make_optimizer, "optimi:AdamW", kahan_sum=True),
-        _BOTH,
-        needs="optimi",
-        dtype="bfloat16",
+    "adamw_torchao_8bit": _define(
+        "torchao AdamW, 8-bit state", "torchao.optim:AdamW8bit", {},
+        needs="torchao", timed=("cuda",), compiles_each_shape=True,
     ),
-    "adamw_torchao_8bit": Contestant(
-        "torchao AdamW, 8-bit state",
-        partial(_make_optimizer, "torchao.optim:AdamW8bit"),
-        _BOTH,
-        needs="torchao",
-        timed=("cuda",),
-        compiles_each_shape=True,
+    "adamw_torchao_stochastic": _define(
+        "torchao AdamW, stochastic", "torchao.optim:_AdamW", {"bf16_stochastic_round": True},
+        needs="torchao", dtype="bfloat16", compiles_each_shape=True,
     ),
-    "adamw_torchao_stochastic": Contestant(
-        "torchao AdamW, stochastic",
-        partial(_make_optimizer, "torchao.optim:_AdamW", bf16_stochastic_round=True),
-        _BOTH,
-        needs="torchao",
-        dtype="bfloat16",
-        compiles_each_shape=True,
+    "adamw_bnb_8bit": _define(
+        "bitsandbytes AdamW, 8-bit state", "bitsandbytes.optim:AdamW8bit", {},
+        needs="bitsandbytes", timed=("cuda",),
     ),
-    "adamw_bnb_8bit": Contestant(
-        "bitsandbytes AdamW, 8-bit state",
-        partial(_make_optimizer, "bitsandbytes.optim:AdamW8bit"),
-        _BOTH,
-        needs="bitsandbytes",
-        timed=("cuda",),
-    ),
-}
+}  # fmt: skip
 
 
 def label_contestant(name: str) -> str:

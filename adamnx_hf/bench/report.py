@@ -53,11 +53,9 @@ def run_plan(plan: Plan, command: str, outputs: Sequence[Path] = ()) -> dict[str
         results = timing.compare_contestants(plan, report.get("copy_gb_per_s"))
     for result in results:
         report["results"].append(result)
-        if outputs:
-            _write(report, plan, outputs)
-    report["complete"] = not any(result.get("stopped") for result in report["results"])
-    if outputs:
         _write(report, plan, outputs)
+    report["complete"] = not any(result.get("stopped") for result in report["results"])
+    _write(report, plan, outputs)
     return report
 
 
@@ -68,10 +66,11 @@ def draw_report(report: Mapping[str, Any], plan: Plan, path: Path) -> None:
 
 
 def _write(report: Mapping[str, Any], plan: Plan, outputs: Sequence[Path]) -> None:
-    write_json(outputs[0], report)
-    facts = [f"- {key}: {value}" for key, value in report["environment"].items()]
-    text = format_report(report, memory=plan.memory)
-    write_text(outputs[1], "\n".join([f"# {_title(report, plan)}", "", text, "", *facts, ""]))
+    if outputs:
+        write_json(outputs[0], report)
+        facts = [f"- {key}: {value}" for key, value in report["environment"].items()]
+        text = format_report(report, memory=plan.memory)
+        write_text(outputs[1], "\n".join([f"# {_title(report, plan)}", "", text, "", *facts, ""]))
 
 
 def _title(report: Mapping[str, Any], plan: Plan) -> str:
@@ -86,8 +85,10 @@ def find_kernel(device: str) -> tuple[str, str | None]:
     from adamnx_hf.optim.engines import ENGINES, choose_engine
     from adamnx_hf.optim.engines.contract import Case
 
-    serves: dict[str, Any] = {"host_schedule": True, "differentiable": False, "wrapped": False}
-    engine = choose_engine(device, torch.float32, foreach=None, fused=None, **serves)
+    engine = choose_engine(
+        device, torch.float32, foreach=None, fused=None,
+        host_schedule=True, differentiable=False, wrapped=False,
+    )  # fmt: skip
     name = next(name for name, known in ENGINES.items() if known is engine)
     reason = ENGINES["triton"].why_not(Case(device, torch.float32))
     return name, None if name == "triton" else reason

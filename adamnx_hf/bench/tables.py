@@ -21,10 +21,9 @@ def format_report(report: Mapping[str, Any], *, memory: bool = False) -> str:
         report: the content of the report's JSON.
         memory: whether the tables show bytes a parameter first.
     """
-    lines = [f"Command: `{report['command']}`", ""]
-    if "kernel" in report:
-        why = f", for the Triton kernel cannot serve: {report['why_not_triton']}"
-        lines += [f"AdamNX's kernel: {report['kernel']}{why if report['why_not_triton'] else ''}.", ""]
+    reason = report["why_not_triton"]
+    why = f", for the Triton kernel cannot serve: {reason}" if reason else ""
+    lines = [f"Command: `{report['command']}`", "", f"AdamNX's kernel: {report['kernel']}{why}.", ""]
     if bandwidth := report.get("copy_gb_per_s"):
         lines += [f"A copy within the card's memory moves {bandwidth:,.0f} GB/s.", ""]
     for result in report["results"]:

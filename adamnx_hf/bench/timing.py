@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -76,8 +77,13 @@ def _compare_on_case(case: str, plan: Plan, tick: Callable[[], Any]) -> dict[str
         rows = take_turns(runners, params, plan, gradients=CASES[case].gradients, tick=tick)
         count = sum(param.numel() for param in params)
         runners.clear()
-    result = {"case": case, "parameters": count, "optimizers": rows, "failed": failures}
-    return result | ({"stopped": True, **lost} if lost else {})
+    return {
+        "case": case,
+        "parameters": count,
+        "optimizers": rows,
+        "failed": failures,
+        **({"stopped": True, **lost} if lost else {}),
+    }
 
 
 def _make_runners(
@@ -86,7 +92,13 @@ def _make_runners(
     """Yields a runner for each contestant that can step, and one with clipping where that is timed."""
     for name in names:
         before = read_allocated(plan.device)
-        optimizer = _make_stepped(name, params, plan.device, failures)
+        try:
+            optimizer = CONTESTANTS[name].make(params)
+            optimizer.step()
+            wait_for(plan.device)  # else the next contestant would be blamed for a failure on the card
+        except Exception as error:  # another package's, or too little memory beside the others
+            note_failure(name, error, plan.device, failures)
+            optimizer = None
         if optimizer is None:
             free_memory(plan.device)
             continue
@@ -95,18 +107,6 @@ def _make_runners(
         yield name, Runner(optimizer.step, count_bytes_moved(params, optimizer), held)
         if CONTESTANTS[name].clips and not plan.memory:
             yield name + CLIPPED, Runner(_make_clipped_step(optimizer, params), None, held)
-
-
-def _make_stepped(name: str, params: list[Any], device: str, failures: list[str]) -> Any:
-    """Returns a contestant after its first step; None, and a line in `failures`, if that step fails."""
-    try:
-        optimizer = CONTESTANTS[name].make(params)
-        optimizer.step()
-        wait_for(device)  # else the next contestant would be blamed for a failure on the card
-    except Exception as error:  # another package's, or too little memory beside the others
-        note_failure(name, error, device, failures)
-        return None
-    return optimizer
 
 
 def _make_clipped_step(optimizer: Any, params: list[Any]) -> Callable[[], None]:
@@ -162,14 +162,13 @@ def take_turns(
     Returns:
         A row for each runner that was timed, with medians of all its turns.
     """
-    cuda = plan.device == "cuda"
     sets = [[param.grad for param in params]]
     if sum(param.grad.nbytes for param in params) < _SECOND_GRADIENTS:
         sets.append(make_gradients(params, gradients))
 
     times: dict[str, list[float]] = {name: [] for name in runners}
     host: dict[str, list[float]] = {name: [] for name in runners}
-    moves = 0
+    next_sets = itertools.cycle(sets[::-1])
     for turn in range(plan.rounds):
         # The order alternates. The first step of a turn finds the data of another in the caches, and is not
         # timed.
@@ -179,9 +178,9 @@ def take_turns(
             runner.step()
             times[name].append(time_step(runner.step, plan.steps, plan.device))
             note(name, turn, times[name][-1])
-            if cuda:
-                moves += 1  # where there are two sets, a step finds its gradients where they were not before
-                for param, grad in zip(params, sets[moves % len(sets)], strict=True):
+            if plan.device == "cuda":
+                # Where there are two sets, a step finds its gradients where they were not before.
+                for param, grad in zip(params, next(next_sets), strict=True):
                     param.grad = grad
                 host[name].append(_time_host(runner.step))
         tick()
@@ -206,7 +205,8 @@ def _make_rows(
         if not times[name]:  # there was no time for this one
             continue
         reference = times.get(BASELINE + (CLIPPED if name.endswith(CLIPPED) else ""))
-        p10, *quartiles, p90 = _compute_quantiles(times[name], (0.1, 0.25, 0.75, 0.9))
+        last, ordered = len(times[name]) - 1, sorted(times[name])
+        p10, *quartiles, p90 = (ordered[round(share * last)] for share in (0.1, 0.25, 0.75, 0.9))
         rows.append(
             {
                 "optimizer": name,
@@ -222,11 +222,6 @@ def _make_rows(
             }
         )
     return rows
-
-
-def _compute_quantiles(values: list[float], shares: Iterable[float]) -> list[float]:
-    ordered = sorted(values)
-    return [ordered[round(share * (len(ordered) - 1))] for share in shares]
 
 
 def add_rates(rows: list[dict[str, Any]], copy_gb_per_s: float | None) -> None:

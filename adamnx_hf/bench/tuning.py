@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from adamnx_hf.bench.cases import CASES, allocate_parameters
 from adamnx_hf.bench.contestants import make_adamnx
@@ -37,9 +37,6 @@ STATES: dict[str, tuple[str, dict[str, str]]] = {
 
 # The share of the time for a kind of state that may go into compiling. The rest is for measuring.
 _WARM_UP_SHARE = 0.7
-
-#: Takes the facts of one measurement, for a line of JSON.
-Note = Callable[[Mapping[str, Any]], None]
 
 
 def list_candidates(shipped: Tuning) -> list[Tuning]:
@@ -72,7 +69,7 @@ def tune(plan: Plan, copy_gb_per_s: float | None, lines: Path | None = None) -> 
 
     kinds = list(itertools.product(plan.cases, STATES))
     with (
-        _open_notes(lines) as note,
+        lines.open("w") if lines else contextlib.nullcontext() as notes,
         tqdm(total=len(kinds) * plan.rounds, desc="tune", unit="round", leave=False) as progress,
     ):
         for number, (case, state) in enumerate(kinds):
@@ -82,24 +79,10 @@ def tune(plan: Plan, copy_gb_per_s: float | None, lines: Path | None = None) -> 
                 if seconds <= 0:
                     return
             progress.set_postfix_str(f"{case}, {state}")
-            trial = _Trial(case, state, plan, seconds, note, copy_gb_per_s)
-            result = trial.run(progress.update)
+            result = _Trial(case, state, plan, seconds, notes, copy_gb_per_s).run(progress.update)
             yield result
             if "lost" in result:
                 return
-
-
-@contextlib.contextmanager
-def _open_notes(path: Path | None) -> Iterator[Note]:
-    """Yields a function that writes facts as a line of JSON at once; without `path` it writes nothing."""
-    with path.open("w") if path else contextlib.nullcontext() as file:
-
-        def note(facts: Mapping[str, Any]) -> None:
-            if file is not None:
-                file.write(json.dumps(facts) + "\n")
-                file.flush()
-
-        yield note
 
 
 @dataclasses.dataclass
@@ -111,7 +94,8 @@ class _Trial:
     plan: Plan
     seconds: float | None
     """The time for all of the trial after the first step. It ends between measurements."""
-    write_line: Note
+    notes: TextIO | None
+    """A file that gets a line of JSON for each measurement."""
     copy_gb_per_s: float | None
     tunings: dict[str, Tuning] = dataclasses.field(default_factory=dict)
     """The tunings that work, by the names of their rows."""
@@ -144,9 +128,8 @@ class _Trial:
             runners.clear()
         add_rates(rows, self.copy_gb_per_s)
         for row in rows:
-            row["tuning"] = self.tunings[row["optimizer"]]._asdict()
-            row["shipped"] = self.tunings[row["optimizer"]] == shipped
-        stopped = lost or (end is not None and time.monotonic() > end)
+            tuning = self.tunings[row["optimizer"]]
+            row.update(tuning=tuning._asdict(), shipped=tuning == shipped)
         return {
             "case": self.case,
             "state": self.state,
@@ -154,7 +137,7 @@ class _Trial:
             "parameters": count,
             "optimizers": sorted(rows, key=lambda row: row["ms"]),
             "failed": self.failures,
-            **({"stopped": True} if stopped else {}),
+            **({"stopped": True} if lost or (end is not None and time.monotonic() > end) else {}),
             **lost,
         }
 
@@ -166,8 +149,7 @@ class _Trial:
         runners: dict[str, Runner] = {}
         for number, tuning in enumerate(candidates):
             if self.seconds is not None and time.monotonic() - start > self.seconds * _WARM_UP_SHARE:
-                left = len(candidates) - number
-                self.failures.append(f"{left} tunings: there was no time to compile them")
+                self.failures.append(f"{len(candidates) - number} tunings: there was no time to compile them")
                 break
             name, memos = _name_tuning(tuning), type(optimizer._memos)(dict)
             began = time.monotonic()
@@ -189,7 +171,9 @@ class _Trial:
         self._note(self.tunings[name], **facts)
 
     def _note(self, tuning: Tuning, **facts: Any) -> None:
-        self.write_line({"case": self.case, "state": self.state, **tuning._asdict(), **facts})
+        if self.notes:
+            line = {"case": self.case, "state": self.state, **tuning._asdict(), **facts}
+            print(json.dumps(line), file=self.notes, flush=True)
 
 
 def _find_shipped(optimizer: Any, param: Any, options: Mapping[str, str]) -> Tuning:

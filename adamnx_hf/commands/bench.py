@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare ways to store moments and parameters: bytes of state and at the peak, and times",
     )  # fmt: skip
     parser.add_argument("--cases", nargs="+", choices=list(CASES), metavar="CASE",
-                        help=f"of {_join(CASES)} (default: all for the device)")  # fmt: skip
+                        help=f"of {', '.join(CASES)} (default: all for the device)")  # fmt: skip
     parser.add_argument("--optimizers", nargs="+", choices=list(CONTESTANTS), metavar="NAME",
-                        help=f"of {_join(CONTESTANTS)} (default: all that are installed; those of torchao, "
-                        "which compiles for each shape, only in the cases of --memory, on a card "
+                        help=f"of {', '.join(CONTESTANTS)} (default: all that are installed; those of "
+                        "torchao, which compiles for each shape, only in the cases of --memory, on a card "
                         "llama-1b and llama-1b-bf16)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=30, help="turns of each optimizer (default: 30)")
     parser.add_argument(
@@ -116,7 +116,7 @@ def _find_problem(args: argparse.Namespace, device: str, outputs: Sequence[Path]
         return f"--tune is for the Triton kernel, which needs a CUDA card{why}"
     for name in args.cases or ():
         if device not in CASES[name].devices:
-            fitting = _join(n for n, case in CASES.items() if device in case.devices)
+            fitting = ", ".join(n for n, case in CASES.items() if device in case.devices)
             return f"--cases {name} is not for {device}; choose of {fitting}"
     there = [str(path) for path in outputs if path.exists()]
     if there and not args.overwrite:
@@ -146,12 +146,10 @@ def _find_status(report: Mapping[str, Any], device: str) -> int:
 
 
 def _write_command(args: argparse.Namespace) -> str:
-    words = ["adamnx-hf bench"]
-    for flag in ("device", "cases", "optimizers", "rounds", "steps", "threads", "seconds"):
-        if value := getattr(args, flag):
-            words.append(f"--{flag} {' '.join(value) if isinstance(value, list) else value}")
-    return " ".join([*words, *(f"--{flag}" for flag in ("tune", "memory") if getattr(args, flag))])
-
-
-def _join(names: Iterable[str]) -> str:
-    return ", ".join(names)
+    words = [
+        f"--{flag} {' '.join(value) if isinstance(value, list) else value}"
+        for flag in ("device", "cases", "optimizers", "rounds", "steps", "threads", "seconds")
+        if (value := getattr(args, flag))
+    ]
+    words += [f"--{flag}" for flag in ("tune", "memory") if getattr(args, flag)]
+    return " ".join(["adamnx-hf bench", *words])

@@ -7,11 +7,19 @@ import importlib
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from adamnx_hf.common.errors import RecipeError, number
 from adamnx_hf.common.files import entries, write_text
-from adamnx_hf.studies.demo.study import LEARNING_RATE, MADE_BY, OPTIMS, Demo, compare_runs, describe, verdict
+from adamnx_hf.studies.demo.study import (
+    LEARNING_RATE,
+    MADE_BY,
+    OPTIMS,
+    Demo,
+    compare_runs,
+    describe,
+    make_table,
+    verdict,
+)
 
 __all__ = ["add_arguments", "check_folder", "run"]
 
@@ -66,16 +74,11 @@ def run(args: argparse.Namespace) -> None:
         importlib.import_module(module)
     from rich.console import Console
 
-    demo = Demo(args.optim, args.seeds, args.epochs, args.learning_rate)
-    _carry_out(demo, args.output_dir, Console(highlight=False))
-
-
-def _carry_out(demo: Demo, folder: Path, console: Any) -> None:
     from adamnx_hf.studies.demo.charts import draw
-    from adamnx_hf.studies.demo.table import make_table
     from adamnx_hf.studies.demo.training import load_digits, train_all
 
-    started = time.perf_counter()
+    demo, folder = Demo(args.optim, args.seeds, args.epochs, args.learning_rate), args.output_dir
+    console, started = Console(highlight=False), time.perf_counter()
     with console.status("Loading PyTorch, Transformers and the digits ..."):
         data = load_digits()
         for module in ("torch", "transformers"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from adamnx_hf.common.errors import number
 from adamnx_hf.common.files import write_json
@@ -31,11 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("streams", 128, "how many streams of each kind"),
     ):
         parser.add_argument(
-            f"--{name}",
-            type=number(int, 2),
-            default=default,
-            metavar="N",
-            help=f"{text} (%(default)s)",
+            f"--{name}", type=number(int, 2), default=default, metavar="N", help=f"{text} (%(default)s)"
         )
 
 
@@ -51,14 +46,10 @@ def run(args: argparse.Namespace) -> None:
     for name, sample in content["gradients"].items():
         print(f"{name}: κ {sample['kappa']:.3g}, of g² one batch later {sample['autocorrelation']:+.3f}")
         for one in sample["schedules"]:
-            print(_describe(one))
+            last = one["rows"][-1]
+            print(
+                f"  {one['schedule']} {one['beta2']:g}, step {last['step']}: v {last['v']:.3g} "
+                f"(theory {one['theory'][-1]:.3g}), moved {last['moved']:.3g}, "
+                f"step² {last['update']:.4g} (v still: {last['update_still']:.4g})"
+            )
     print(f"Written to {args.folder}: jitter.json, jitter.png")
-
-
-def _describe(one: dict[str, Any]) -> str:
-    last = one["rows"][-1]
-    return (
-        f"  {one['schedule']} {one['beta2']:g}, step {last['step']}: v {last['v']:.3g} "
-        f"(theory {one['theory'][-1]:.3g}), moved {last['moved']:.3g}, "
-        f"step² {last['update']:.4g} (v still: {last['update_still']:.4g})"
-    )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.text import format_metric
@@ -57,13 +55,9 @@ def run(args: argparse.Namespace) -> None:
         return
     print("\n\n".join(markdown(*one) for one in filled))
     recipes = {table.recipe for table in known.values()}
-    _print_others([run for run in runs if run["recipe"] not in recipes])
-
-
-def _print_others(runs: Sequence[Mapping[str, Any]]) -> None:
-    """Lists the runs of recipes that are not the paper's."""
-    if runs:
+    others = [run for run in runs if run["recipe"] not in recipes]
+    if others:
         print("\n\nRuns of recipes that are not the paper's:\n")
-    for run in runs:
+    for run in others:
         figures = ", ".join(f"{format_metric(m)} {v['last']:.2f}" for m, v in run["metrics"].items())
         print(f"- {run['path']}: {run['recipe']}, {run['optim']}, last epoch: {figures}")

@@ -38,34 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset-name", "--dataset_name", metavar="FOLDER", help="data set in place of the run's own"
     )
-    parser.add_argument(
-        "--samples",
-        type=number(int, 1),
-        default=1000,
-        metavar="N",
-        help="how many examples (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--random-radius",
-        type=float,
-        default=0.1,
-        metavar="R",
-        help="size of the random moves, as a share of each filter's root mean square (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--ascent-radius",
-        type=float,
-        default=0.005,
-        metavar="R",
-        help="radius of the ascent's ball, as such a share for each weight (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--directions",
-        type=number(int, 2),
-        default=8,
-        metavar="N",
-        help="how many random moves (default: %(default)s)",
-    )
+    for flag, kind, metavar, default, text in (
+        ("--samples", number(int, 1), "N", 1000, "how many examples"),
+        ("--random-radius", float, "R", 0.1,
+         "size of the random moves, as a share of each filter's root mean square"),
+        ("--ascent-radius", float, "R", 0.005,
+         "radius of the ascent's ball, as such a share for each weight"),
+        ("--directions", number(int, 2), "N", 8, "how many random moves"),
+    ):  # fmt: skip
+        parser.add_argument(
+            flag, type=kind, metavar=metavar, default=default, help=f"{text} (default: %(default)s)"
+        )
 
 
 def run(args: argparse.Namespace) -> None:

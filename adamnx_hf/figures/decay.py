@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adamnx_hf.catalog import default_beta2
 from adamnx_hf.common.drawing import BLUE, PALETTE, RC, canvas
+from adamnx_hf.optim.schedules import horizon
 from adamnx_hf.studies.decay import newest_weights, shares
 
 __all__ = ["draw_decay"]
@@ -30,20 +33,12 @@ def draw_decay(path: Path, step: int = 100_000) -> None:
 
 
 def _draw_weights(axes: Any) -> None:
-    import numpy as np
-
-    from adamnx_hf.optim.schedules import horizon
-
     last = 1e6
     steps = np.geomspace(1, last, 800)
-    for schedule, style in (("adafactor", "-"), ("adam", "-"), ("adamnx", "-"), ("adax", (0, (2, 3)))):
-        axes.plot(
-            steps,
-            newest_weights(schedule, steps),
-            color=_COLOURS[schedule],
-            linewidth=4 if schedule == "adamnx" else 2.5,
-            linestyle=style,
-        )
+    for schedule, width, line in (
+        ("adafactor", 2.5, "-"), ("adam", 2.5, "-"), ("adamnx", 4, "-"), ("adax", 2.5, (0, (2, 3))),
+    ):  # fmt: skip
+        axes.plot(steps, newest_weights(schedule, steps), color=_COLOURS[schedule], lw=width, ls=line)
     axes.set(
         xscale="log",
         yscale="log",
@@ -70,23 +65,13 @@ def _draw_weights(axes: Any) -> None:
 
 
 def _draw_shares(axes: Any, step: int, parts: int = 10) -> None:
-    import numpy as np
-
-    places = np.arange(parts)
     for schedule in ("adamnx", "adam"):  # no two bars meet where both can be seen
         heights = shares(schedule, step).reshape(parts, -1).sum(axis=1)
-        axes.bar(places, heights, 0.86, color=_COLOURS[schedule])
-        for place, height in zip(places, heights, strict=True):
+        axes.bar(range(parts), heights, 0.86, color=_COLOURS[schedule])
+        for place, height in enumerate(heights):
             if height >= 0.01:
-                axes.text(
-                    place,
-                    height + 0.015,
-                    f"{height:.0%}",
-                    ha="center",
-                    color=_COLOURS[schedule],
-                    weight="bold",
-                    fontsize=11.5,
-                )
+                style = {"ha": "center", "color": _COLOURS[schedule], "weight": "bold", "fontsize": 11.5}
+                axes.text(place, height + 0.015, f"{height:.0%}", **style)
     axes.text(0.6, 0.5, "AdamNX keeps\nthe earliest", color=_COLOURS["adamnx"], weight="bold")
     axes.text(parts - 1.6, 0.85, "Adam keeps\nthe latest", color=_COLOURS["adam"], ha="right", weight="bold")
     axes.spines["left"].set_visible(False)

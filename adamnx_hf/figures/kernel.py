@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,8 @@ def _draw_launch(axes: Any) -> None:
     program, x = 0, 0.2
     for row, (name, chunks, colour) in enumerate(tensors):
         axes.text(x, 5.25, name, color=colour, weight="bold", fontsize=11)
-        whole = int(chunks)
-        widths = [1.0] * whole + ([chunks - whole] if chunks > whole else [])
-        for i, width in enumerate(widths):
-            left = x + i
+        for i in range(math.ceil(chunks)):
+            left, width = x + i, min(chunks - i, 1)
             axes.add_patch(
                 Rectangle((left, 4.3), width, 0.6, facecolor=colour, alpha=0.85, edgecolor="white")
             )
@@ -57,10 +56,9 @@ def _draw_launch(axes: Any) -> None:
             axes.text(left + 0.5, 2.6, str(program), ha="center", va="center", fontsize=11)
             axes.text(left + 0.5, 1.95, str(row), ha="center", va="center", color=colour, weight="bold")
             program += 1
-        x += len(widths) + 0.55
-    axes.text(x - 0.2, 4.6, "chunks of 1,024", va="center", color="#444444", fontsize=11)
-    axes.text(x - 0.2, 2.6, "programs", va="center", color="#444444", fontsize=11)
-    axes.text(x - 0.2, 1.95, "rows of the table", va="center", color="#444444", fontsize=11)
+        x += math.ceil(chunks) + 0.55
+    for y, text in ((4.6, "chunks of 1,024"), (2.6, "programs"), (1.95, "rows of the table")):
+        axes.text(x - 0.2, y, text, va="center", color="#444444", fontsize=11)
 
 
 def _draw_traffic(axes: Any) -> None:

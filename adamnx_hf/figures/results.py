@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adamnx_hf.common.drawing import BLUE, PALETTE, canvas
+from adamnx_hf.optim.schedules import horizon
 from adamnx_hf.studies import jitter
 from adamnx_hf.studies.compare import charts as compare
 from adamnx_hf.studies.sharpness import charts as sharpness
@@ -22,31 +23,27 @@ def draw_gains(path: Path, contents: Sequence[dict[str, Any]]) -> None:
         path: where the PNG is written.
         contents: those of comparison.json, one for each length of run; the first contender has Adam's decay.
     """
-    from adamnx_hf.optim.schedules import horizon
-
     with canvas(path, size=(8, 4.6)) as (_, axes):
         for content, colour in zip(contents, PALETTE, strict=False):
             steps = content["contenders"][0]["steps"]
             beta2 = {one["label"]: one["betas"][1] for one in content["contenders"]}
-            items = [item for item in content["comparisons"] if item["metric"] == "eval_loss"]
-            places = [steps / horizon(beta2[item["second"]]) for item in items]
-            rows = sorted(zip(places, items, strict=True), key=lambda row: row[0])
-            x = [place for place, _ in rows]
-            axes.plot(
-                x,
-                [item["mean"] for _, item in rows],
-                "o-",
-                color=colour,
-                lw=1,
-                label=f"{content['recipe']}, {steps} steps",
-            )
-            for place, item in rows:
+            rows = {
+                steps / horizon(beta2[item["second"]]): item
+                for item in content["comparisons"]
+                if item["metric"] == "eval_loss"
+            }
+            x = sorted(rows)
+            label = f"{content['recipe']}, {steps} steps"
+            axes.plot(x, [rows[place]["mean"] for place in x], "o-", color=colour, lw=1, label=label)
+            for place, item in rows.items():
                 axes.plot([place] * 2, [item["low"], item["high"]], color=colour, lw=2.5, alpha=0.7)
         axes.axhline(0, color="#444444", lw=1)
-        seeds = len(contents[0]["seeds"])
-        note = f"mean of {seeds} pairs, and its 95 % t interval"
-        axes.set(xscale="log", xlabel=f"horizons in the run, T/H ({note})")
-        axes.set_title("How much lower the eval loss ends with AdamNX than with Adam's decay")
+        note = f"mean of {len(contents[0]['seeds'])} pairs, and its 95 % t interval"
+        axes.set(
+            xscale="log",
+            xlabel=f"horizons in the run, T/H ({note})",
+            title="How much lower the eval loss ends with AdamNX than with Adam's decay",
+        )
         axes.legend(frameon=False)
 
 
@@ -110,9 +107,11 @@ def _draw_sweep(axes: Any, content: dict[str, Any]) -> None:
     axes.set_xscale("log")
     axes.set_xticks(rates, [f"{1000 * rate:g}" for rate in rates], minor=False)
     axes.set_xticks([], minor=True)
-    seeds = len(one["sweep"][0]["seeds"])
-    axes.set(xlabel="peak learning rate, thousandths", ylabel="top-1 accuracy on held-out rows, %")
-    axes.set_title(f"The sweep: {seeds} seeds, their mean, and the rate that was chosen")
+    axes.set(
+        xlabel="peak learning rate, thousandths",
+        ylabel="top-1 accuracy on held-out rows, %",
+        title=f"The sweep: {len(one['sweep'][0]['seeds'])} seeds, their mean, and the rate that was chosen",
+    )
     axes.legend(frameon=False, fontsize=9, loc="lower left")
 
 
@@ -138,9 +137,8 @@ def _draw_card_differences(axes: Any, content: dict[str, Any]) -> None:
         [f"{_ON_A_CARD[item['first']][0]}\nminus {_ON_A_CARD[item['second']][0]}" for item in items],
         fontsize=9,
     )
-    axes.set_ylim(len(items) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"difference in top-1, points (grey: under {least:g})")
+    axes.set(ylim=(len(items) - 0.4, -0.6), xlabel=f"difference in top-1, points (grey: under {least:g})")
 
 
 def draw_protocols(path: Path, contents: Sequence[dict[str, Any]]) -> None:
@@ -160,8 +158,10 @@ def draw_protocols(path: Path, contents: Sequence[dict[str, Any]]) -> None:
         left.set_yticks(range(len(rows)), names, fontsize=9)
         left.invert_yaxis()
         left.grid(axis="y", visible=False)
-        left.set(xlabel="top-1 accuracy on the test rows, % (a dot a seed)")
-        left.set_title("Optimizer, and its peak learning rate")
+        left.set(
+            xlabel="top-1 accuracy on the test rows, % (a dot a seed)",
+            title="Optimizer, and its peak learning rate",
+        )
         _draw_card_differences(right, contents[0])
         right.set_title("All at the paper's 0.01")
 
@@ -179,7 +179,6 @@ def draw_results(folder: Path) -> list[Path]:
     def read(name: str) -> Any:
         return json.loads((folder / name).read_text(encoding="utf-8"))
 
-    written: list[Path] = []
     lengths = sorted((folder / "horizon").glob("*.json"), key=lambda path: int(path.stem))
     card = [read(f"cifar100_h200/{name}.json") for name in ("paper_protocol", "tuned")]
     figures: list[tuple[str, Callable[[Path, Any], None], Any]] = [
@@ -194,5 +193,4 @@ def draw_results(folder: Path) -> list[Path]:
     ]
     for name, draw, data in figures:
         draw(folder / name, data)
-        written.append(folder / name)
-    return written
+    return [folder / name for name, _, _ in figures]

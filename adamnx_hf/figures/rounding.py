@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
 
 from adamnx_hf.common.drawing import PALETTE, RC, canvas
-
-if TYPE_CHECKING:
-    import numpy as np
+from adamnx_hf.optim import schedules
+from adamnx_hf.optim.formats import random_bits, round_stochastically
 
 __all__ = ["draw_bfloat16", "v_in_bfloat16"]
 
@@ -28,12 +29,6 @@ def v_in_bfloat16(
         Arrays of `steps / every` values: `step`; and the relative error's mean and root mean square over the
         elements, as `stochastic mean`, `stochastic rms`, `nearest mean` and `nearest rms`.
     """
-    import numpy as np
-    import torch
-
-    from adamnx_hf.optim import schedules
-    from adamnx_hf.optim.formats import random_bits, round_stochastically
-
     generator = torch.Generator().manual_seed(0)
     scale = torch.randn(size, generator=generator).exp()
     exact = torch.zeros(size)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from adamnx_hf.catalog import default_beta2
-
-if TYPE_CHECKING:
-    import numpy as np
+from adamnx_hf.optim.schedules import BETA2_SCHEDULES
 
 __all__ = ["newest_weights", "shares", "squared_shares"]
 
@@ -21,10 +20,6 @@ def newest_weights(schedule: str, steps: Iterable[float], beta2: float | None = 
         steps: from 1 on.
         beta2: None for the default of the schedule's optimizers.
     """
-    import numpy as np
-
-    from adamnx_hf.optim.schedules import BETA2_SCHEDULES
-
     weight = BETA2_SCHEDULES[schedule]
     beta2 = default_beta2(schedule) if beta2 is None else beta2
     return np.array([float(weight(float(step), beta2)) for step in steps])
@@ -39,13 +34,10 @@ def shares(schedule: str, steps: int, beta2: float | None = None) -> np.ndarray:
         schedule, beta2: as for :func:`newest_weights`.
         steps: t.
     """
-    import numpy as np
-
     weights = newest_weights(schedule, range(1, steps + 1), beta2)
     kept = np.ones(steps)
     kept[:-1] = np.exp(np.cumsum(np.log1p(-weights[:0:-1]))[::-1])  # w_1 = 1 leaves nothing to decay
-    shares: np.ndarray = weights * kept
-    return shares
+    return weights * kept
 
 
 def squared_shares(schedule: str, steps: int, beta2: float) -> np.ndarray:
@@ -58,8 +50,6 @@ def squared_shares(schedule: str, steps: int, beta2: float) -> np.ndarray:
         schedule, beta2: as for :func:`newest_weights`.
         steps: how many sums to return.
     """
-    import numpy as np
-
     sums = np.empty(steps)
     total = 0.0
     for i, weight in enumerate(newest_weights(schedule, range(1, steps + 1), beta2)):

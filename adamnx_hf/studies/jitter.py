@@ -13,14 +13,17 @@ m / (√v + ε) of streams drawn from them, and of normal noise, whose moments a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adamnx_hf.common.drawing import PALETTE, canvas
+from adamnx_hf.optim.schedules import BETA2_SCHEDULES, adam
 from adamnx_hf.studies.decay import newest_weights, squared_shares
 
 __all__ = ["draw", "gradients_of", "measure", "simulate"]
@@ -60,8 +63,6 @@ def simulate(
     """
     from tqdm import tqdm
 
-    from adamnx_hf.optim.schedules import BETA2_SCHEDULES, adam
-
     gradients = gradients.double()
     squares = gradients.square()
     mean = squares.mean(0)
@@ -72,26 +73,20 @@ def simulate(
     generator = torch.Generator().manual_seed(seed)
     m = torch.zeros(streams, gradients.shape[1], dtype=torch.float64)
     v = torch.zeros_like(m)
-    wanted, rows = set(at), []
+    rows = []
     for step in tqdm(range(1, max(at) + 1), desc=f"{schedule} {beta2:g}", unit=" steps", leave=False):
         drawn = gradients[torch.randint(len(gradients), (streams,), generator=generator)]
         m.lerp_(drawn, float(adam(float(step), beta1)))
-        before = v.clone() if step in wanted else v
-        v.lerp_(drawn.square_() if step not in wanted else drawn.square(), float(weights(float(step), beta2)))
-        if step in wanted:
-            relative = v.var(0, correction=0) / mean.square() / kappa
-            moved = (v - before).square().mean(0) / mean.square() / kappa
-            update = (m / (v.sqrt() + eps)).square().mean()
-            still = (m / (mean.sqrt() + eps)).square().mean()
-            rows.append(
-                {
-                    "step": step,
-                    "v": float(relative.mean()),
-                    "moved": float(moved.mean()),
-                    "update": float(update),
-                    "update_still": float(still),
-                }
-            )
+        before = v.clone() if step in at else v
+        v.lerp_(drawn.square_(), float(weights(float(step), beta2)))
+        if step in at:
+            values = {
+                "v": v.var(0, correction=0) / mean.square() / kappa,
+                "moved": (v - before).square().mean(0) / mean.square() / kappa,
+                "update": (m / (v.sqrt() + eps)).square(),
+                "update_still": (m / (mean.sqrt() + eps)).square(),
+            }
+            rows.append({"step": step} | {name: float(value.mean()) for name, value in values.items()})
     return rows
 
 
@@ -124,16 +119,13 @@ def gradients_of(
     params = [param for param in model.parameters() if param.requires_grad]
     size = sum(param.numel() for param in params)
     chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:coordinates].sort().values
+    epochs = (trainer.get_train_dataloader() for _ in itertools.count())
+    drawn = itertools.islice(itertools.chain.from_iterable(epochs), batches)
     rows: list[Tensor] = []
-    with tqdm(total=batches, desc="gradients", unit=" batches", leave=False) as bar:
-        while len(rows) < batches:
-            for inputs in trainer.get_train_dataloader():
-                loss = trainer.compute_loss(model, trainer._prepare_inputs(inputs))
-                grads = torch.autograd.grad(loss, params, materialize_grads=True)
-                rows.append(torch.cat([grad.reshape(-1) for grad in grads])[chosen].float().cpu())
-                bar.update()
-                if len(rows) == batches:
-                    break
+    for inputs in tqdm(drawn, total=batches, desc="gradients", unit=" batches", leave=False):
+        loss = trainer.compute_loss(model, trainer._prepare_inputs(inputs))
+        grads = torch.autograd.grad(loss, params, materialize_grads=True)
+        rows.append(torch.cat([grad.reshape(-1) for grad in grads])[chosen].float().cpu())
     return torch.stack(rows)
 
 
@@ -145,8 +137,6 @@ def measure(real: Tensor, steps: int, streams: int) -> dict[str, Any]:
         steps: the length of the streams.
         streams: how many streams each schedule has.
     """
-    import numpy as np
-
     at = sorted({round(step) for step in np.geomspace(1, steps, 16)})
     noise = torch.randn(20_000, 32, generator=torch.Generator().manual_seed(0))
     samples = {"normal noise": noise, "a network's gradients": real}
@@ -181,11 +171,10 @@ def _describe(gradients: Tensor) -> dict[str, float]:
     kept = mean > 0
     away = squares[:, kept] - mean[kept]
     variance = away.square().mean(0)
-    together = (away[1:] * away[:-1]).mean(0) / variance
     return {
         "kappa": float((variance / mean[kept].square()).median()),
         "signal": float((g.mean(0)[kept].square() / mean[kept]).median()),
-        "autocorrelation": float(together.median()),
+        "autocorrelation": float(((away[1:] * away[:-1]).mean(0) / variance).median()),
     }
 
 
@@ -220,8 +209,6 @@ def _label(one: dict[str, Any]) -> str:
 
 
 def _draw_theory(variance: Any, moved: Any, one: dict[str, Any], count: int, colour: str) -> None:
-    import numpy as np
-
     steps = np.arange(1, count + 1)
     sums = squared_shares(one["schedule"], count, one["beta2"])
     weights = newest_weights(one["schedule"], steps, one["beta2"])

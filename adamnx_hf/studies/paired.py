@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Difference", "Words", "compare_pairs", "paired_difference", "verdict"]
+__all__ = ["Difference", "compare_pairs", "paired_difference", "verdict"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,29 +77,19 @@ def compare_pairs(
         "metric": metric,
         "better": better,
         "differences": [value if math.isfinite(value) else None for value in differences],
-        "mean": difference.mean if difference else None,
-        "low": difference.low if difference else None,
-        "high": difference.high if difference else None,
+        **(dataclasses.asdict(difference) if difference else dict.fromkeys(("mean", "low", "high"))),
     }
     return row, difference
-
-
-@dataclasses.dataclass(frozen=True)
-class Words:
-    """The words that a verdict is put in."""
-
-    better: str = "better"
-    worse: str = "worse"
-    none: str = "no difference shown (the interval holds 0)"
-    unknown: str = "cannot be judged"
-    """Where there is no interval."""
 
 
 def verdict(
     names: tuple[str, str],
     difference: Difference | None,
     better: str,
-    words: Words = Words(),
+    *,
+    words: tuple[str, str] = ("better", "worse"),
+    none: str = "no difference shown (the interval holds 0)",
+    unknown: str = "cannot be judged",
 ) -> str:
     """Says what a difference allows to be said: "better" only where its interval excludes 0.
 
@@ -107,12 +97,14 @@ def verdict(
         names: the two optimizers'.
         difference: first − second; None if it is not known.
         better: `"lower"` or `"higher"`.
-        words: what the verdict is put in.
+        words: what the first optimizer is where its values are better, and where they are worse.
+        none: the verdict where the interval contains 0.
+        unknown: the verdict where there is no interval.
     """
     sign = difference.sign if difference else None
     if sign is None:
-        return words.unknown
+        return unknown
     if sign == 0:
-        return words.none
+        return none
     is_better = (sign < 0) == (better == "lower")
-    return f"{names[0]} is {words.better if is_better else words.worse} than {names[1]} here"
+    return f"{names[0]} is {words[0] if is_better else words[1]} than {names[1]} here"

@@ -97,27 +97,23 @@ def fill(
         for row in table.rows
     ]
     kinds = [_kind(row["optim"], row.get("beta2_schedule")) for row in table.rows]
-    candidates = []
-    for run in runs:
-        if run["recipe"] == table.recipe:
-            kind = _kind_of_run(run)
-            candidates.append((run, kinds.index(kind) if kind in kinds else None))
-
-    def objections(examples: Mapping[str, int]) -> list[str]:
-        found = ((run, None if place is None else table.rows[place]) for run, place in candidates)
-        return [_objection(run, row, table, examples) for run, row in found]
-
-    tried = [objections(examples) for examples in table.examples]
+    candidates = [run for run in runs if run["recipe"] == table.recipe]
+    places = [kinds.index(kind) if (kind := _kind_of_run(run)) in kinds else None for run in candidates]
+    given = [None if place is None else table.rows[place] for place in places]
+    tried = [
+        [_objection(run, row, table, examples) for run, row in zip(candidates, given, strict=True)]
+        for examples in table.examples
+    ]
+    objections = next((one for one in tried if not all(one)), tried[0])
     left_out = []
-    for (run, place), why in zip(candidates, next((o for o in tried if not all(o)), tried[0]), strict=True):
+    for run, place, why in zip(candidates, places, objections, strict=True):
         if why or place is None:
             left_out.append({"path": run["path"], "why": why})
             continue
         rows[place]["runs"].append(run["path"] + (" (--fast)" if run.get("fast") else ""))
         for metric in table.metrics:
             for which in ("best", "last"):
-                values = rows[place][which].setdefault(metric, [])
-                values.append(run["metrics"][metric][which])
+                rows[place][which].setdefault(metric, []).append(run["metrics"][metric][which])
     return rows, left_out
 
 
@@ -136,8 +132,9 @@ def draw_curves(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
 
     recipes = sorted({run["recipe"] for run in runs})
     if len(recipes) != 1:
-        found = ", ".join(recipes) or "none"
-        raise RecipeError(f"--curves: needs runs of one recipe, found {found}; name their folders")
+        raise RecipeError(
+            f"--curves: needs runs of one recipe, found {', '.join(recipes) or 'none'}; name their folders"
+        )
     labels = [" ".join(filter(None, [run["optim"], run["optim_args"]])) for run in runs]
     several = len({run["seed"] for run in runs}) > 1
     named = {
@@ -169,5 +166,6 @@ def markdown(table: Table, rows: Sequence[Mapping[str, Any]], left_out: Sequence
 
 
 def _figures(values: Mapping[str, Sequence[float]], metrics: Sequence[str]) -> str:
-    means = [format_mean(values[name], ".2f", ".2f") if values.get(name) else EN_DASH for name in metrics]
-    return " / ".join(means)
+    return " / ".join(
+        format_mean(values[name], ".2f", ".2f") if values.get(name) else EN_DASH for name in metrics
+    )

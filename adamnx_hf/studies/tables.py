@@ -37,16 +37,15 @@ def format_differences(
         heading: the second column's.
         describe: returns what stands there for a row.
     """
-    table = [["difference", heading, "mean", "95 % t interval", "paired by seed"]]
-    for row in rows:
-        low, high = row["low"], row["high"]
-        table.append(
-            [
-                f"{row['first']} {MINUS} {row['second']}",
-                describe(row),
-                format_signed(row["mean"]),
-                EN_DASH if low is None else f"{format_signed(low)} to {format_signed(high)}",
-                row["verdict"],
-            ]
-        )
-    return format_table(table)
+    head = ["difference", heading, "mean", "95 % t interval", "paired by seed"]
+    body = [
+        [
+            f"{row['first']} {MINUS} {row['second']}",
+            describe(row),
+            format_signed(row["mean"]),
+            EN_DASH if row["low"] is None else f"{format_signed(row['low'])} to {format_signed(row['high'])}",
+            row["verdict"],
+        ]
+        for row in rows
+    ]
+    return format_table([head, *body])

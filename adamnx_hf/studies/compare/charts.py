@@ -6,6 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adamnx_hf.catalog import find_decay
 from adamnx_hf.common.drawing import PALETTE, canvas
 from adamnx_hf.common.text import MINUS
@@ -58,8 +60,6 @@ def _title(content: dict[str, Any], spread: str) -> str:
 
 def _values(one: dict[str, Any], metric: str) -> Any:
     """Returns a contender's values of a metric: (seeds, evaluations that all runs have)."""
-    import numpy as np
-
     series = [[row.get(metric) for row in run["per_epoch"]] for run in one["runs"]]
     length = min(map(len, series))
     return np.array([row[:length] for row in series], dtype=float)
@@ -119,8 +119,6 @@ def draw_decay(path: Path, content: dict[str, Any]) -> None:
         path: where the PNG is written.
         content: comparison.json's.
     """
-    import numpy as np
-
     shown = []
     for i, one in enumerate(content["contenders"]):
         decay = find_decay(one["optimizer"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.files import sole_writer, write_json, write_text
@@ -12,12 +13,10 @@ from adamnx_hf.common.splits import judged_on_training_rows, training_rows
 from adamnx_hf.studies.compare.charts import draw, draw_decay
 from adamnx_hf.studies.compare.judge import Outcome, choose_values, compare_contenders, summarize
 from adamnx_hf.studies.compare.markdown import markdown
-from adamnx_hf.studies.compare.plan import QUIET, Run, describe_splits, make_plan
+from adamnx_hf.studies.compare.plan import QUIET, describe_splits, make_plan
 from adamnx_hf.studies.compare.study import LOSS, Study, hide_folders
 from adamnx_hf.studies.compare.training import Progress, carry_out, check_run
-
-if TYPE_CHECKING:
-    from adamnx_hf.tasks.base import Recipe
+from adamnx_hf.tasks.base import Recipe
 
 __all__ = ["compare"]
 
@@ -60,10 +59,14 @@ def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
         print(
             f"adamnx-hf compare: {training_rows(base.task_arguments)}; each verdict says so", file=sys.stderr
         )
-    with Progress(len(plan.sweep) + len(study.contenders) * study.seeds) as progress:
+    with contextlib.closing(Progress(len(plan.sweep) + len(study.contenders) * study.seeds)) as progress:
         for run in plan.sweep:
             carry_out(run, study, progress)
-            _check_metric(run, chosen_by)
+            if all(row.get(chosen_by) is None for row in run.results["per_epoch"]):
+                raise RecipeError(
+                    f"--metric: no evaluation on these data gives {chosen_by}; choose by another, such as "
+                    f"--metric {LOSS}"
+                )
         chosen = {
             one: choose_values(one, grid, plan.sweep, chosen_by, metrics[chosen_by])
             for one, grid in plan.grids.items()
@@ -79,14 +82,6 @@ def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
         if name == LOSS or any(row.get(name) is not None for row in rows)
     }
     return Outcome(plan, chosen, runs, metrics, chosen_by, on_training_rows)
-
-
-def _check_metric(run: Run, metric: str) -> None:
-    if all(row.get(metric) is None for row in run.results["per_epoch"]):
-        raise RecipeError(
-            f"--metric: no evaluation on these data gives {metric}; choose by another, such as "
-            f"--metric {LOSS}"
-        )
 
 
 def _describe(study: Study, base: Recipe, outcome: Outcome) -> dict[str, Any]:

@@ -157,5 +157,5 @@ def verdict(
         unknown = "one seed: cannot be judged"
     else:
         unknown = "the same in every seed" if difference.mean == 0 else "cannot be judged: the same each time"
-    said = paired.verdict(names, difference, _BETTER[best], paired.Words(unknown=unknown))
+    said = paired.verdict(names, difference, _BETTER[best], unknown=unknown)
     return said + (", on rows that they were trained on" if on_training_rows else "")

@@ -1,23 +1,31 @@
-"""The runs of a comparison, before the first is trained."""
+"""The runs of a comparison before the first is trained, and how their recipes are resolved."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.splits import overlap
 from adamnx_hf.studies.compare.contenders import Contender, Values
-from adamnx_hf.studies.compare.resolve import resolve_for
 from adamnx_hf.studies.compare.study import Study
+from adamnx_hf.tasks.base import Recipe
 
-if TYPE_CHECKING:
-    from adamnx_hf.tasks.base import Recipe
-
-__all__ = ["QUIET", "Plan", "Run", "describe_splits", "make_plan"]
+__all__ = [
+    "QUIET",
+    "Plan",
+    "Run",
+    "describe_splits",
+    "make_plan",
+    "name_in_errors",
+    "resolve_for",
+    "undo_changes",
+]
 
 #: Flags of every run: nothing is reported, and nothing kept but the results.
 QUIET = ("--save_strategy=no", "--load_best_model_at_end=false", "--report_to=none", "--push_to_hub=false")
@@ -64,6 +72,45 @@ class Plan:
         return sorted(runs, key=lambda run: run.seed)
 
 
+@contextlib.contextmanager
+def undo_changes() -> Iterator[None]:
+    """Undoes what a run changes in this process.
+
+    Transformers sets `ACCELERATE_*` variables, Accelerate keeps a global state.
+    """
+    from accelerate.state import AcceleratorState
+
+    kept = {key: value for key, value in os.environ.items() if key.startswith("ACCELERATE_")}
+    try:
+        yield
+    finally:
+        for key in [key for key in os.environ if key.startswith("ACCELERATE_")]:
+            del os.environ[key]
+        os.environ.update(kept)
+        AcceleratorState._reset_state()
+
+
+@contextlib.contextmanager
+def name_in_errors(contender: Contender) -> Iterator[None]:
+    """Puts the contender's name before the message of a RecipeError."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{contender.label}: {error}") from error
+
+
+def resolve_for(study: Study, contender: Contender, flags: Sequence[str]) -> Recipe:
+    """Resolves the study's recipe with a contender's flags.
+
+    Raises:
+        RecipeError: something does not fit; the message names the contender.
+    """
+    from adamnx_hf import recipes
+
+    with undo_changes(), name_in_errors(contender):
+        return recipes.resolve(study.recipe, flags)
+
+
 def make_plan(study: Study, base: Recipe, folder: Path) -> Plan:
     """Plans the runs of a comparison.
 
@@ -90,23 +137,26 @@ def make_plan(study: Study, base: Recipe, folder: Path) -> Plan:
                 seeds = range(seed + _SWEEP_SEEDS_FROM, seed + _SWEEP_SEEDS_FROM + study.sweep_seeds)
                 plan.sweep.extend(_make_runs(one, values, seeds, folder / "sweep", [*swept, *sweep_rows]))
             seeds = range(seed, seed + study.seeds)
-            plan.candidates.extend(_make_runs(one, values, seeds, folder, [*swept, *judged_rows]))
+            plan.candidates.extend(
+                _make_runs(one, values, seeds, folder, [*swept, *judged_rows], study.keep_models)
+            )
     if study.sweeps and not plan.sweep:
         raise RecipeError("--sweep: the settings of every optimizer fix what it would choose; leave it out")
-    for run in plan.candidates:
-        run.keep_model = study.keep_models
     return plan
 
 
 def _make_runs(
-    contender: Contender, values: Values, seeds: range, folder: Path, flags: Sequence[str]
-) -> list[Run]:
-    runs = []
+    contender: Contender,
+    values: Values,
+    seeds: range,
+    folder: Path,
+    flags: Sequence[str],
+    keep_model: bool = False,
+) -> Iterator[Run]:
     for number, seed in enumerate(seeds):
         place = folder / contender.place(values, number)
         own = [f"--seed={seed}", "--overwrite_output_dir=true", "--disable_tqdm=true"]
-        runs.append(Run(contender, seed, values, place, [*flags, *own, f"--output_dir={place}"]))
-    return runs
+        yield Run(contender, seed, values, place, [*flags, *own, f"--output_dir={place}"], keep_model)
 
 
 def _split_flags(study: Study, arguments: Any) -> tuple[list[str], list[str]]:

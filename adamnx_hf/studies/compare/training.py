@@ -7,8 +7,7 @@ import json
 from typing import Any
 
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.studies.compare.plan import Run
-from adamnx_hf.studies.compare.resolve import resolve_for, try_optimizer_of, undo_changes
+from adamnx_hf.studies.compare.plan import Run, name_in_errors, resolve_for, undo_changes
 from adamnx_hf.studies.compare.study import Study
 
 __all__ = ["Progress", "carry_out", "check_run"]
@@ -25,23 +24,20 @@ class Progress:
     """
 
     def __init__(self, count: int) -> None:
-        self.count, self.done = count, 0
-
-    def __enter__(self) -> Progress:
         from tqdm import tqdm
 
         # No smoothing: the runs are alike, and the mean of all is the best guess.
         form = "{desc} {percentage:3.0f} % |{bar}| {elapsed} so far, {remaining} left"
-        self.bar = tqdm(total=self.count, bar_format=form, leave=False, dynamic_ncols=True, smoothing=0)
-        return self
+        self.bar = tqdm(total=count, bar_format=form, leave=False, dynamic_ncols=True, smoothing=0)
+        self.done = 0
 
-    def __exit__(self, *_: Any) -> None:
+    def close(self) -> None:
+        """Takes the bar away."""
         self.bar.close()
 
     def skip(self) -> None:
         """Leaves out a run that was done before: it says nothing about the time that is left."""
         self.bar.total -= 1
-        self.count -= 1
         self.bar.refresh()
 
     def finish(self) -> None:
@@ -58,7 +54,7 @@ class Progress:
         from transformers import TrainerCallback
 
         progress = self
-        progress.bar.set_description_str(f"{self.done + 1} of {self.count}: {name}")
+        progress.bar.set_description_str(f"{self.done + 1} of {self.bar.total}: {name}")
 
         class Steps(TrainerCallback):
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -76,11 +72,14 @@ def check_run(run: Run, study: Study) -> None:
         RecipeError: the settings do not fit, or the results in the run's folder are of other settings and may
             not be overwritten.
     """
+    from adamnx_hf.runs.trial import try_optimizer
+
     path = run.folder / "results.json"
     if run.folder.name != "seed0" and not path.is_file():
         return
     recipe = resolve_for(study, run.contender, run.flags)
-    try_optimizer_of(recipe, run.contender)
+    with undo_changes(), name_in_errors(run.contender):
+        try_optimizer(recipe.training_arguments)
     if not path.is_file():
         return
     if (other := _find_other_setting(run, recipe)) is None:
@@ -118,31 +117,27 @@ def carry_out(run: Run, study: Study, progress: Progress) -> None:
     Raises:
         RecipeError: see :func:`adamnx_hf.runs.training.train`. Or no step was taken.
     """
+    from adamnx_hf.runs.training import train
+
     if run.results:
         progress.skip()
     else:
-        _train(run, study, progress)
+        with undo_changes():
+            recipe = resolve_for(study, run.contender, run.flags)
+            # What is left of an earlier run has other settings. Its model would pass for this run's.
+            for name in ("results.json", *_MODEL_CONFIGS):
+                (run.folder / name).unlink(missing_ok=True)
+            values = "".join(f", {key} {value}" for key, value in run.values.items())
+            run.results = train(
+                recipe,
+                command=study.command,
+                bare=True,
+                keep_model=run.keep_model,
+                callbacks=[progress.follow(f"{run.contender.label}{values}, seed {run.seed}")],
+            )
         progress.finish()
     if not run.results["steps"]:
         raise RecipeError(
             f"{run.contender.label}: took no step in {run.folder}, so nothing can be compared; give more "
             "rows, or a smaller --per_device_train_batch_size"
-        )
-
-
-def _train(run: Run, study: Study, progress: Progress) -> None:
-    from adamnx_hf.runs.training import train
-
-    with undo_changes():
-        recipe = resolve_for(study, run.contender, run.flags)
-        # What is left of an earlier run has other settings. Its model would pass for this run's.
-        for name in ("results.json", *_MODEL_CONFIGS):
-            (run.folder / name).unlink(missing_ok=True)
-        values = "".join(f", {key} {value}" for key, value in run.values.items())
-        run.results = train(
-            recipe,
-            command=study.command,
-            bare=True,
-            keep_model=run.keep_model,
-            callbacks=[progress.follow(f"{run.contender.label}{values}, seed {run.seed}")],
         )

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from adamnx_hf.common.drawing import PALETTE, RC, page
 from adamnx_hf.common.text import MINUS
 from adamnx_hf.studies.demo.study import DATA, MODEL, Demo, Run, label_of, values_of
 from adamnx_hf.studies.paired import paired_difference
 
-if TYPE_CHECKING:
-    import numpy as np
-
 __all__ = ["draw"]
 
 _STYLE = {**RC, "font.size": 11, "axes.titlesize": 12, "grid.color": "#e6e6e6"}
 
 #: Values by optimizer and metric: (epochs, seeds).
-_Values = Mapping[tuple[str, str], "np.ndarray"]
+_Values = Mapping[tuple[str, str], np.ndarray]
 
 
 def draw(path: Path, demo: Demo, runs: Sequence[Run], data: Any, logits: np.ndarray) -> None:
@@ -32,7 +31,6 @@ def draw(path: Path, demo: Demo, runs: Sequence[Run], data: Any, logits: np.ndar
         data: the digits.
         logits: (test digits, classes), the first run's.
     """
-    import numpy as np
     from matplotlib.ticker import MaxNLocator
 
     values = {
@@ -52,16 +50,14 @@ def draw(path: Path, demo: Demo, runs: Sequence[Run], data: Any, logits: np.ndar
         if len(demo.optims) > 1:
             _draw_differences(panels[2], demo.optims, values, epochs)
         _draw_hardest(bottom, f"{label_of(demo.optims[0])}, seed {demo.seeds[0]}", data, logits)
-        seeds = ", ".join(map(str, demo.seeds))
         figure.suptitle(
             f"{DATA} · {MODEL} · learning rate {demo.learning_rate:g} · "
-            f"mean ± sd of seed{'s' if len(demo.seeds) > 1 else ''} {seeds}",
+            f"mean ± sd of seed{'s' if len(demo.seeds) > 1 else ''} {', '.join(map(str, demo.seeds))}",
             fontsize=12.5,
         )
 
 
 def _draw_curves(panels: Any, optims: Sequence[str], values: _Values, epochs: np.ndarray) -> None:
-    import numpy as np
     from matplotlib.ticker import LogLocator, PercentFormatter
 
     for i, optim in enumerate(optims):
@@ -107,8 +103,6 @@ def _draw_differences(axes: Any, optims: Sequence[str], values: _Values, epochs:
 
 def _draw_hardest(figure: Any, who: str, data: Any, logits: np.ndarray, count: int = 14) -> None:
     """Draws the test digits whose true class got the lowest probability, with the answers."""
-    import numpy as np
-
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     test = data["test"].with_format(None)

@@ -1,16 +1,19 @@
-"""The demo's settings, its runs and their comparison."""
+"""The demo's settings, its runs, their comparison, and the table of both."""
 
 from __future__ import annotations
 
 import dataclasses
 import platform
+import statistics
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import adamnx_hf
 from adamnx_hf.catalog import OPTIMIZERS
+from adamnx_hf.common.text import MINUS
 from adamnx_hf.studies import paired
+from adamnx_hf.studies.tables import format_mean
 
 __all__ = [
     "DATA",
@@ -24,6 +27,7 @@ __all__ = [
     "compare_runs",
     "describe",
     "label_of",
+    "make_table",
     "values_of",
     "verdict",
 ]
@@ -40,9 +44,10 @@ MODEL = "ViT, 58,570 parameters"
 OPTIMS = ("adamnx", "adamw_torch_fused")
 
 _LABELS = {name: OPTIMIZERS[name].label for name in OPTIMS}
-_WORDS = paired.Words(
-    none="no difference shown (the interval contains 0)", unknown="cannot be judged from these seeds"
-)
+_WORDS: dict[str, Any] = {
+    "none": "no difference shown (the interval contains 0)",
+    "unknown": "cannot be judged from these seeds",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +121,8 @@ def compare_runs(demo: Demo, runs: Sequence[Run]) -> list[Comparison]:
 def verdict(comparison: Comparison) -> str:
     """Says in one line what the two differences allow to be said; see :mod:`adamnx_hf.studies.paired`."""
     names = (comparison.first, comparison.second)
-    loss = paired.verdict(names, comparison.loss, "lower", _WORDS)
-    accuracy = paired.verdict(names, comparison.accuracy, "higher", _WORDS)
+    loss = paired.verdict(names, comparison.loss, "lower", **_WORDS)
+    accuracy = paired.verdict(names, comparison.accuracy, "higher", **_WORDS)
     return f"test loss: {loss}; test accuracy: {accuracy}. One small task: not a general result."
 
 
@@ -149,3 +154,45 @@ def _version(package: str) -> str | None:
         return adamnx_hf.__version__ if package == "adamnx-hf" else version(package)
     except PackageNotFoundError:
         return None
+
+
+def make_table(demo: Demo, runs: Sequence[Run], comparisons: Sequence[Comparison]) -> Any:
+    """Returns the optimizers and their differences as a table of rich's."""
+    from rich.table import Table
+
+    chosen_for = ", chosen for AdamW." if demo.rate_is_adamws else "."
+    table = Table(
+        "optimizer",
+        "test accuracy",
+        "test loss",
+        "s per run",
+        title=f"{DATA}, {MODEL}: after {demo.epochs} epochs",
+        caption=f"Mean ± sd over {len(demo.seeds)} seeds; differences paired by seed [95 % t interval].\n"
+        f"Learning rate {demo.learning_rate:g} for all{chosen_for}",
+    )
+    for optim in demo.optims:
+        mine = [run for run in runs if run.optim == optim]
+        betas = f" ({', '.join(f'{beta:g}' for beta in mine[0].betas)})" if mine[0].betas else ""
+        table.add_row(
+            label_of(optim) + betas,
+            format_mean(values_of(runs, optim, "test_accuracy"), ".2%", ".2%"),
+            format_mean(values_of(runs, optim, "test_loss"), ".4f", ".4f"),
+            f"{statistics.fmean(run.seconds for run in mine):.1f}",
+        )
+    if comparisons:
+        table.add_section()
+    for item in comparisons:
+        table.add_row(
+            f"{item.first} {MINUS} {item.second}",
+            _format_interval(item.accuracy, 100, ".2f", " points"),
+            _format_interval(item.loss, 1, ".4f"),
+            "",
+        )
+    return table
+
+
+def _format_interval(difference: paired.Difference, scale: float, form: str, unit: str = "") -> str:
+    mean = f"{difference.mean * scale:+{form}}{unit}"
+    if difference.low is None or difference.high is None:
+        return mean
+    return f"{mean}\n[{difference.low * scale:+{form}}, {difference.high * scale:+{form}}]"

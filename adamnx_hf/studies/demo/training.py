@@ -120,12 +120,21 @@ def train_all(demo: Demo, data: Any, console: Any) -> tuple[list[Run], np.ndarra
     Raises:
         RecipeError: an optimizer's name is not valid; nothing has been trained by then.
     """
+    from rich import progress
+
     with _one_quiet_thread(), tempfile.TemporaryDirectory() as scratch:
         for optim in demo.optims:
             _check_optimizer(demo, optim, data, scratch)
         runs: list[Run] = []
         logits: Any = None
-        with _progress(console) as bar:
+        columns = (
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TextColumn("remaining"),
+            progress.TimeRemainingColumn(compact=True),
+        )
+        with progress.Progress(*columns, console=console, speed_estimate_period=60) as bar:
             task = bar.add_task("", total=len(demo.optims) * len(demo.seeds) * demo.epochs)
             for seed in demo.seeds:
                 for optim in demo.optims:
@@ -169,25 +178,10 @@ def _check_optimizer(demo: Demo, optim: str, data: Any, scratch: str) -> None:
     from transformers import Trainer
 
     try:
-        trainer = make_trainer(demo, optim, demo.seeds[0], data, scratch)
-        model: Any = trainer.model
-        Trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+        trainer: Any = make_trainer(demo, optim, demo.seeds[0], data, scratch)
+        Trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
     except (ValueError, ImportError) as error:
         raise RecipeError(f"--optim {optim}: {' '.join(str(error).split())}") from error
-
-
-def _progress(console: Any) -> Any:
-    from rich import progress
-
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.TaskProgressColumn(),
-        progress.TextColumn("remaining"),
-        progress.TimeRemainingColumn(compact=True),
-        console=console,
-        speed_estimate_period=60,
-    )
 
 
 def _train(trainer: Trainer, run: Run, advance: Callable[[], None]) -> None:

@@ -38,11 +38,10 @@ def draw(path: Path, content: dict[str, Any]) -> None:
                 panel.plot([place] * len(row), row, "o", color=colour, alpha=0.6, mew=0, label=label)
                 panel.plot([place - 0.25, place + 0.25], [statistics.fmean(row)] * 2, color=colour, lw=3)
             panel.set_title(_TITLES[name], fontsize=10)
-            panel.set_xticks([])
-            panel.set(xlim=(-0.5, len(labels) - 0.5), ylim=(0, None))
-        seeds = len(content["seeds"])
+            panel.set(xticks=[], xlim=(-0.5, len(labels) - 0.5), ylim=(0, None))
         figure.suptitle(
-            f"{content['recipe']} · {seeds} seeds, joined by a grey line; bars: means; lower is flatter",
+            f"{content['recipe']} · {len(content['seeds'])} seeds, joined by a grey line; bars: means; "
+            "lower is flatter",
             fontsize=11,
         )
         figure.legend(loc="outside lower center", ncols=min(len(labels), 3), frameon=False)

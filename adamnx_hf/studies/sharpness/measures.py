@@ -97,9 +97,8 @@ def filter_sizes(params: Iterable[Tensor]) -> list[Tensor]:
     """
     sizes = []
     for param in params:
-        dims = tuple(range(1, param.ndim)) if param.ndim > 1 else tuple(range(param.ndim))
-        detached = param.detach()
-        sizes.append(detached.square().mean(dims, keepdim=True).sqrt() if dims else detached.abs())
+        dims = tuple(range(1 if param.ndim > 1 else 0, param.ndim))
+        sizes.append(param.detach().square().mean(dims, keepdim=True).sqrt())
     return sizes
 
 

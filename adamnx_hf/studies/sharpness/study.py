@@ -24,8 +24,6 @@ from adamnx_hf.studies.tables import format_differences, format_field, format_me
 
 __all__ = ["Settings", "markdown", "measure_comparison", "measure_run"]
 
-_WORDS = paired.Words(better="flatter", worse="sharper")
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -65,8 +63,7 @@ def measure_run(folder: Path, settings: Settings) -> dict[str, Any]:
 
     path = folder / "sharpness.json"
     same = {"settings": settings.as_json(), "data": _find_data(folder, settings)}
-    weights = sorted(folder.glob("model*.safetensors"))
-    stamp = max((item.stat().st_mtime_ns for item in weights), default=0)
+    stamp = max((item.stat().st_mtime_ns for item in folder.glob("model*.safetensors")), default=0)
     if path.is_file():
         there: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if same.items() <= there.items() and path.stat().st_mtime_ns > stamp:
@@ -122,11 +119,8 @@ def _load_model_and_batches(folder: Path, settings: Settings) -> tuple[nn.Module
         )
     trainer.model.eval()
     subset = torch.utils.data.Subset(data, range(min(settings.samples, len(data))))
-    batches = []
-    for inputs in trainer.get_eval_dataloader(subset):
-        ready = trainer._prepare_inputs(inputs)
-        batches.append((len(ready["labels"]), dict(ready.items())))
-    return trainer.model, batches
+    batches = map(trainer._prepare_inputs, trainer.get_eval_dataloader(subset))
+    return trainer.model, [(len(inputs["labels"]), dict(inputs.items())) for inputs in batches]
 
 
 def measure_comparison(
@@ -175,20 +169,16 @@ def _measure_all(
     from tqdm import tqdm
 
     places = {
-        label: [folder / Contender(label).place(values, i) for i in range(len(seeds))]
+        (label, seed): folder / Contender(label).place(values, i)
+        for i, seed in enumerate(seeds)
         for label, values in chosen.items()
     }
-    for place in (place for own in places.values() for place in own):
+    for place in places.values():
         check_model(place)
     rows: dict[str, list[dict[str, Any]]] = {label: [] for label in chosen}
-    with tqdm(total=len(chosen) * len(seeds), desc="sharpness", unit=" runs", leave=False) as bar:
-        for i, seed in enumerate(seeds):
-            for label in chosen:
-                measured = measure_run(places[label][i], settings)
-                rows[label].append(
-                    {"seed": seed} | {name: measured[name] for name in ("loss", "norm", *MEASURES)}
-                )
-                bar.update()
+    for (label, seed), place in tqdm(places.items(), desc="sharpness", unit=" runs", leave=False):
+        measured = measure_run(place, settings)
+        rows[label].append({"seed": seed} | {name: measured[name] for name in ("loss", "norm", *MEASURES)})
     return rows
 
 
@@ -196,7 +186,8 @@ def _compare(first: str, second: str, rows: dict[str, list[dict[str, Any]]]) -> 
     for name in MEASURES:
         a, b = ([row[name] for row in rows[label]] for label in (first, second))
         row, difference = paired.compare_pairs((first, second), name, "lower", a, b)
-        yield row | {"verdict": paired.verdict((first, second), difference, "lower", _WORDS)}
+        said = paired.verdict((first, second), difference, "lower", words=("flatter", "sharper"))
+        yield row | {"verdict": said}
 
 
 def markdown(content: dict[str, Any]) -> str:
