@@ -38,8 +38,8 @@ for _ in range(3):
     optimizer.step()
 torch.save([param.detach() for param in params], sys.argv[2])
 engines = sys.modules[kernel.__name__ + ".engines"]
-print(kernel.__file__, engines.choose_engine("cpu", torch.float32, foreach=None, fused=True, host_schedule=True,
-      differentiable=False).__name__)
+case = engines.Case("cpu", torch.float32)
+print(kernel.__file__, engines.choose_engine(case, foreach=None, fused=True).__name__)
 """  # noqa: E501
 
 

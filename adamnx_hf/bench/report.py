@@ -85,12 +85,10 @@ def find_kernel(device: str) -> tuple[str, str | None]:
     from adamnx_hf.optim.engines import ENGINES, choose_engine
     from adamnx_hf.optim.engines.contract import Case
 
-    engine = choose_engine(
-        device, torch.float32, foreach=None, fused=None,
-        host_schedule=True, differentiable=False, wrapped=False,
-    )  # fmt: skip
+    case = Case(device, torch.float32)
+    engine = choose_engine(case, foreach=None, fused=None)
     name = next(name for name, known in ENGINES.items() if known is engine)
-    reason = ENGINES["triton"].why_not(Case(device, torch.float32))
+    reason = ENGINES["triton"].why_not(case)
     return name, None if name == "triton" else reason
 
 

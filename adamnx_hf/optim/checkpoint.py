@@ -117,10 +117,12 @@ def check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
             f"this state_dict was not saved by AdamNX: the state of {name} has {', '.join(map(str, state))}, "
             f"and not {', '.join(missing)}. Start with a new optimizer state"
         )
+    for key in (*_MOMENTS, "param_residual"):
+        if not isinstance(state.get(key, param), Tensor):
+            kind = type(state[key]).__name__
+            raise ValueError(f"{key} of {name} is damaged: a {kind} instead of a tensor")
     for key in _MOMENTS:
         moment = state[key]
-        if not isinstance(moment, Tensor):
-            raise ValueError(f"{key} of {name} is damaged: a {type(moment).__name__} instead of a tensor")
         if moment.layout != torch.strided:
             raise ValueError(f"{key} of {name} is sparse ({moment.layout}), which AdamNX's moments never are")
         if moment.is_meta and not param.is_meta:
@@ -143,9 +145,6 @@ def check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
         raise ValueError(f"exp_avg_sq of {name} is damaged: an average of squares, it has values below 0")
     if "param_residual" in state:
         residual = state["param_residual"]
-        if not isinstance(residual, Tensor):
-            kind = type(residual).__name__
-            raise ValueError(f"param_residual of {name} is damaged: a {kind} instead of a tensor")
         if residual.shape != param.shape or residual.dtype != torch.bfloat16:
             raise ValueError(
                 f"param_residual of {name} is {residual.dtype} of shape {tuple(residual.shape)}; it must be "

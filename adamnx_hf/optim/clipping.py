@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -94,7 +95,12 @@ def _norm(grads: list[Tensor], dtype: torch.dtype, memo: Memo) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2.0, **kwargs)))
 
 
-def clip_divisor(norm: Tensor, max_norm: float) -> Tensor:
-    """Returns the divisor, 0-d and at least 1, that makes the norm of gradients at most `max_norm`."""
+def clip_divisor(norm: Tensor, max_norm: float) -> Tensor | None:
+    """Returns the divisor, 0-d and at least 1, that makes the norm of gradients at most `max_norm`.
+
+    Returns None if `max_norm` is inf.
+    """
+    if math.isinf(max_norm):
+        return None
     # 1e-6 as in torch.nn.utils.clip_grad_norm_, for the same result.
     return ((norm + 1e-6) / max_norm).clamp(min=1.0)

@@ -78,12 +78,10 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
     converted = AdamNX(groups, betas=(0.9, beta2), **options)
 
     steps = set()
-    total = 0
     for old_group, group in zip(optimizer.param_groups, converted.param_groups, strict=True):
-        total += len(group["params"])
         for param in group["params"]:
             state = optimizer.state.get(param, {})
-            step = float(state["step"]) if "step" in state else 0.0
+            step = float(state.get("step", 0))
             if step == 0:
                 continue
             steps.add(step)
@@ -97,7 +95,7 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
     converted.__setstate__(converted.__getstate__())
 
     if verbose:
-        print(_report(converted, total, steps, sorted(set(notes))))
+        print(_report(converted, steps, sorted(set(notes))))
     return converted
 
 
@@ -106,7 +104,8 @@ def _debias(moment: Tensor, beta: float, step: float) -> Tensor:
     return moment.to(moment_dtype(moment.dtype)) / correction
 
 
-def _report(converted: AdamNX, total: int, steps: set[float], notes: list[str]) -> str:
+def _report(converted: AdamNX, steps: set[float], notes: list[str]) -> str:
+    total = sum(len(group["params"]) for group in converted.param_groups)
     group = converted.param_groups[0]
     lines = [
         f"from_adamw: {len(converted.state)} of {total} parameters had state, carried over into AdamNX "

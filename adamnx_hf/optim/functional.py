@@ -14,8 +14,8 @@ from torch import Tensor
 from adamnx_hf.optim.engines.contract import Extras, Rule
 from adamnx_hf.optim.formats import PARAM_ROUNDINGS
 from adamnx_hf.optim.layout import Columns, Layout, Memo, look_at, pick
-from adamnx_hf.optim.schedules import BETA2_SCHEDULES
-from adamnx_hf.optim.step.clock import Clock, Rates
+from adamnx_hf.optim.schedules import BETA2_SCHEDULES, adam
+from adamnx_hf.optim.step.clock import Clock, read_rates, weigh
 from adamnx_hf.optim.step.execute import step_bucket
 from adamnx_hf.optim.step.inputs import check_choice, check_lists, make_plain
 from adamnx_hf.optim.step.plan import choose_engines, plan
@@ -100,7 +100,7 @@ def adamnx(
     compiling = torch.compiler.is_compiling()
     clock = Clock.read(state_steps, memo, on_device=capturable or compiling)
     on_host = clock.on_host and not differentiable
-    rates = Rates.read(lr, beta1, beta2, beta2_schedule, on_host=on_host, compiling=compiling)
+    lr, beta1, beta2 = read_rates(lr, beta1, beta2, on_host=on_host, compiling=compiling)
     engines = choose_engines(
         columns,
         layout,
@@ -120,9 +120,11 @@ def adamnx(
 
     numbers = range(len(params)) if numbers is None else numbers
     for place, bucket in enumerate(plan(columns, layout, engines, clock)):
-        weights = rates.weigh(bucket.step, len(bucket.places))
-        rule = Rule(*weights, rates.lr, weight_decay, eps, maximize)
-        own = pick(numbers, bucket.places)
-        extras = Extras(bucket.step, own, param_rounding, grad_scale, found_inf, memo.setdefault(place, {}))
+        count = len(bucket.places)
+        weight1 = weigh(adam, bucket.step, beta1, count)
+        weight2 = weigh(BETA2_SCHEDULES[beta2_schedule], bucket.step, beta2, count)
+        rule = Rule(weight1, weight2, lr, weight_decay, eps, maximize)
+        own, own_memo = pick(numbers, bucket.places), memo.setdefault(place, {})
+        extras = Extras(own_memo, bucket.step, own, param_rounding, grad_scale, found_inf)
         step_bucket(bucket, rule, extras)
     clock.advance(found_inf)

@@ -10,19 +10,17 @@ from torch import nn
 
 __all__ = ["DECAY_RULES", "param_groups"]
 
-_Owned = tuple[str, nn.Module, nn.Parameter]
-
 _NO_DECAY_NAMES = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
 
-def _owned_parameters(model: nn.Module) -> Iterator[_Owned]:
+def _list_owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
     """Yields every parameter once, with its full name and the module that holds it."""
     seen = set()
     for path, module in model.named_modules():
-        for name, param in module.named_parameters(recurse=False):
+        for name, param in module.named_parameters(prefix=path, recurse=False):
             if param not in seen:
                 seen.add(param)
-                yield (f"{path}.{name}" if path else name), module, param
+                yield name, module, param
 
 
 def _trainer_rule(name: str, module: nn.Module) -> bool:
@@ -69,7 +67,7 @@ def param_groups(
         raise ValueError(f"Invalid rule: {rule!r}; choose one of {', '.join(DECAY_RULES)}")
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
-    for name, module, param in _owned_parameters(model):
+    for name, module, param in _list_owned(model):
         if param.requires_grad:
             excepted = isinstance(module, nn.Embedding) and not decay_embeddings
             (decay if DECAY_RULES[rule](name, module) and not excepted else no_decay).append(param)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from adamnx_hf.optim.clipping import clip_divisor, total_norm
 from adamnx_hf.optim.optimizer import AdamNX
-from adamnx_hf.optim.part import find_gradients, list_offsets, look_at_part, note_versions, step_part
+from adamnx_hf.optim.part import list_offsets, look_at_part, note_versions, step_part
 
 __all__ = ["LayerwiseAdamNX"]
 
@@ -118,14 +117,12 @@ class LayerwiseAdamNX(AdamNX):
                 "use AdamNX, with FSDP2 to share the memory out"
             )
         index, number = self._places[id(param)]
-        gradients = find_gradients([param], number)
-        part = look_at_part(self.param_groups, index, gradients, self.state, self._memos[id(param)])
+        part = look_at_part(self.param_groups, index, [param], number, self.state, self._memos[id(param)])
         divisor = None
         if self.max_grad_norm is not None:
-            norm = total_norm([grad.detach() for grad in gradients.grads])
+            norm = total_norm([grad.detach() for grad in part.columns.grads])
             self._squares.append(norm.square())
-            if not math.isinf(self.max_grad_norm):
-                divisor = clip_divisor(norm, self.max_grad_norm)
+            divisor = clip_divisor(norm, self.max_grad_norm)
         step_part(part, self.state, divisor, None)
         # Autograd may have kept the parameter for the rest of this pass (a weight that is used twice, once
         # detached). It must raise then, and not go on with the new value; fused kernels do not tell it.

@@ -44,7 +44,7 @@ _MEMORY_FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
 
 _NEW_STATE = "a parameter that is given another shape needs a new state: del optimizer.state[param]"
 _MOVE_STATE = "optimizer.load_state_dict(optimizer.state_dict()) moves the state to the parameters"
-_REMEDIES = dict.fromkeys(ROLES, _NEW_STATE) | {"grad": "zero_grad(), then compute the gradients anew"}
+_NEW_GRADIENTS = "zero_grad(), then compute the gradients anew"
 
 # The parameter's shape for each packed moment, whose own shape does not tell it: rows are filled up.
 _PACKED_FOR = WeakTensorKeyDictionary()
@@ -75,8 +75,6 @@ class Columns(NamedTuple):
 
     def pick(self, places: Sequence[int]) -> Columns:
         """Returns the columns of the parameters at `places`."""
-        if len(places) == len(self.params):
-            return self
         return Columns(*[pick(column, places) for column in self.given()])
 
 
@@ -108,18 +106,6 @@ class Layout(NamedTuple):
         )
 
 
-class _Kept(NamedTuple):
-    """The layout of the last step, and guards that tell whether tensors still have it."""
-
-    sizes: list[int]
-    """How many tensors each column has."""
-    guards: list[Any]
-    """Each compares a column's dtypes, devices, shapes and strides with what they were, at once."""
-    gaps: list[int]
-    """Places where there is no residual."""
-    layout: Layout
-
-
 def look_at(columns: Columns, memo: Memo | None = None, name: Callable[[int], str] | None = None) -> Layout:
     """Checks that the shapes and devices of a step's tensors fit, and returns their layout.
 
@@ -140,20 +126,18 @@ def look_at(columns: Columns, memo: Memo | None = None, name: Callable[[int], st
     if columns.residuals is not None:
         gaps = [place for place, residual in enumerate(columns.residuals) if residual is None]
         lists[-1] = [residual for residual in columns.residuals if residual is not None]
-    sizes = list(map(len, lists))
-    kept: _Kept | None = None if memo is None else memo.get("layout")
-    if kept is not None and kept.sizes == sizes and kept.gaps == gaps:
-        for guard, tensors in zip(kept.guards, lists, strict=True):
-            if not guard.check(*tensors):
-                break
-        else:
-            return kept.layout
+    # Guards compare the dtypes, devices, shapes and strides of a column with what they were, at once.
+    sizes, guards, layout = (memo or {}).get("layout", (None, [], None))
+    if sizes == [*map(len, lists), gaps] and all(
+        guard.check(*tensors) for guard, tensors in zip(guards, lists, strict=True)
+    ):
+        return layout
     check_tensors(columns, name)
     layout = Layout.of(columns)
     if memo is not None and TensorGuards is not None:
         everything_static: dict[str, Any] = {"dynamic_dims_sizes": None, "dynamic_dims_strides": None}
         guards = [TensorGuards(*tensors, **everything_static) for tensors in lists]
-        memo["layout"] = _Kept(sizes, guards, gaps, layout)
+        memo["layout"] = [*map(len, lists), gaps], guards, layout
     return layout
 
 
@@ -183,10 +167,8 @@ def check_tensors(columns: Columns, name: Callable[[int], str] | None = None) ->
                 expected = format_of(tensor.dtype).shape(param)
                 if shape == expected and not torch.compiler.is_compiling():
                     shape, expected = _PACKED_FOR.setdefault(tensor, param.shape), param.shape
-            if shape != expected:
-                _refuse(role, place, name, shape, param, expected)
-            if tensor.device != param.device:
-                _refuse_device(role, place, name, tensor, param)
+            if shape != expected or tensor.device != param.device:
+                _refuse(role, place, name, tensor, param, shape, expected)
 
 
 @_disable_dynamo  # older ones trip over what the error says
@@ -194,29 +176,23 @@ def _refuse(
     role: str,
     place: int,
     name: Callable[[int], str] | None,
-    shape: torch.Size,
+    tensor: Tensor,
     param: Tensor,
+    shape: torch.Size,
     expected: torch.Size,
 ) -> None:
-    """Raises the error of a tensor that has a `shape`, and not the one `expected` for `param`."""
-    which = _which(place, name)
-    packed = "" if expected == param.shape else f", packed {tuple(expected)}"
-    shapes = f"{role} of {which} has shape {tuple(shape)}, the parameter {tuple(param.shape)}{packed}"
-    raise RuntimeError(f"AdamNX: {shapes}; {_REMEDIES[role]}")
-
-
-@_disable_dynamo
-def _refuse_device(
-    role: str, place: int, name: Callable[[int], str] | None, tensor: Tensor, param: Tensor
-) -> None:
-    """Raises the error of a tensor that is on another device than `param`."""
-    devices = f"{role} of {_which(place, name)} is on {tensor.device}, the parameter on {param.device}"
-    remedy = _REMEDIES[role] if role == "grad" else _MOVE_STATE
-    raise RuntimeError(f"AdamNX: {devices}; {remedy}")
-
-
-def _which(place: int, name: Callable[[int], str] | None) -> str:
-    return f"parameter {place}" if name is None else name(place)
+    """Raises the error of a tensor whose `shape` is not the one `expected`, or that is on another device."""
+    if shape != expected:
+        packed = "" if expected == param.shape else f", packed {tuple(expected)}"
+        difference = f"has shape {tuple(shape)}, the parameter {tuple(param.shape)}{packed}"
+        remedy = _NEW_STATE
+    else:
+        difference = f"is on {tensor.device}, the parameter on {param.device}"
+        remedy = _MOVE_STATE
+    which = f"parameter {place}" if name is None else name(place)
+    raise RuntimeError(
+        f"AdamNX: {role} of {which} {difference}; {_NEW_GRADIENTS if role == 'grad' else remedy}"
+    )
 
 
 def are_wrapped(*columns: Sequence[Tensor]) -> bool:

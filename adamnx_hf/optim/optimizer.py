@@ -6,7 +6,6 @@ A subclass that steps parameters in another order uses the functions of :mod:`ad
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -30,7 +29,6 @@ from adamnx_hf.optim.layout import Memo
 from adamnx_hf.optim.options import NOT_ALWAYS_SAVED, STORAGE, check_max_grad_norm, check_options
 from adamnx_hf.optim.part import (
     convert_state,
-    find_gradients,
     list_offsets,
     look_at_part,
     note_versions,
@@ -311,9 +309,9 @@ class AdamNX(Optimizer):
         offsets = list_offsets(self.param_groups)
         parts = []
         for index, group in enumerate(self.param_groups):
-            found = find_gradients(group["params"], offsets[index])
-            memo = self._memos[index]
-            parts.append(look_at_part(self.param_groups, index, found, self.state, memo))
+            params, memo = group["params"], self._memos[index]
+            part = look_at_part(self.param_groups, index, params, offsets[index], self.state, memo)
+            parts.append(part)
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if self.max_grad_norm is not None:
@@ -323,8 +321,8 @@ class AdamNX(Optimizer):
                 if grad_scale is not None:
                     grad_scale = grad_scale.to(norm.device, non_blocking=True)
                     norm = norm / grad_scale
-                if not math.isinf(self.max_grad_norm):
-                    divisor = clip_divisor(norm, self.max_grad_norm)
+                divisor = clip_divisor(norm, self.max_grad_norm)
+                if divisor is not None:
                     grad_scale = divisor if grad_scale is None else grad_scale * divisor
             self._results["grad_norm"] = norm
 

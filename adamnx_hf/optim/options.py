@@ -56,11 +56,7 @@ def check_options(group: dict[str, Any]) -> None:
     """
     _check_flags(group)
     tensors_allowed = not group["foreach"] or group["capturable"]
-    if isinstance(lr := group["lr"], Tensor):
-        if not tensors_allowed:
-            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-        if lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
+    _check_tensor("lr", group["lr"], allowed=tensors_allowed)
     for name, label in _LABELS.items():
         _check_size(label, group[name])
     _check_betas(group["betas"], tensors_allowed=tensors_allowed)
@@ -92,6 +88,14 @@ def _check_number(label: str, value: Any) -> None:
         raise TypeError(f"Invalid {label}: {value!r} is not a number{hint}")
 
 
+def _check_tensor(name: str, value: Any, *, allowed: bool) -> None:
+    if isinstance(value, Tensor):
+        if not allowed:
+            raise ValueError(f"{name} as a Tensor is not supported for capturable=False and foreach=True")
+        if value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element")
+
+
 def _check_size(label: str, value: Any) -> None:
     _check_number(label, value)
     if not 0.0 <= value:  # `not 0.0 <= x` also rejects nan
@@ -107,13 +111,7 @@ def _check_betas(betas: Any, *, tensors_allowed: bool) -> None:
         raise ValueError(f"betas must be two numbers, β1 and β2, got {betas}")
     for i, beta in enumerate(betas):
         _check_number(f"beta parameter at index {i}", beta)
-        if isinstance(beta, Tensor):
-            if not tensors_allowed:
-                raise ValueError(
-                    f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
-                )
-            if beta.numel() != 1:
-                raise ValueError(f"Tensor betas[{i}] must be 1-element")
+        _check_tensor(f"betas[{i}]", beta, allowed=tensors_allowed)
         if not 0.0 <= beta < 1.0:
             raise ValueError(
                 f"Invalid beta parameter at index {i}: {beta}; it must be at least 0 and below 1"

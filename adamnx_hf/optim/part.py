@@ -1,8 +1,7 @@
 """Parts of an optimizer that are stepped together: their gradients, their state, their residuals.
 
-The optimizers, and subclasses of them, step parameters with these functions: :func:`find_gradients`, then
-:func:`look_at_part` for all parts, which raises before anything is changed, then :func:`step_part` and
-:func:`note_versions`.
+The optimizers, and subclasses of them, step parameters with these functions: :func:`look_at_part` for all
+parts, which raises before anything is changed, then :func:`step_part` and :func:`note_versions`.
 """
 
 from __future__ import annotations
@@ -21,11 +20,8 @@ from adamnx_hf.optim.layout import Columns, Layout, Memo, check_tensors, look_at
 from adamnx_hf.optim.step.clock import count_on_device, pack_steps, step_dtype
 
 __all__ = [
-    "Gradients",
     "Part",
-    "clear_outdated_residuals",
     "convert_state",
-    "find_gradients",
     "list_offsets",
     "look_at_part",
     "note_versions",
@@ -37,15 +33,6 @@ Group = dict[str, Any]
 State = MutableMapping[Tensor, dict[str, Any]]
 
 
-class Gradients(NamedTuple):
-    """Parameters of a group that have a gradient, the gradients, and the parameters' numbers."""
-
-    params: list[Tensor]
-    grads: list[Tensor]
-    numbers: Sequence[int]
-    """Parameters are numbered through all groups, for the random bits."""
-
-
 class Part(NamedTuple):
     """Some of a group's parameters, all that have gradients or one, as a step takes them."""
 
@@ -53,6 +40,7 @@ class Part(NamedTuple):
     columns: Columns
     """Moments and residuals are None where they are still to be made."""
     numbers: Sequence[int]
+    """Parameters are numbered through all groups, for the random bits."""
     states: list[dict[str, Any]]
     """Empty where they are still to be made."""
     layout: Layout | None
@@ -65,28 +53,30 @@ def list_offsets(groups: Sequence[Group]) -> list[int]:
     return list(accumulate([len(group["params"]) for group in groups], initial=0))[:-1]
 
 
-def find_gradients(params: list[Tensor], offset: int) -> Gradients:
-    """Returns the parameters that have a gradient; their numbers start with `offset`."""
-    grads: list[Any] = [param.grad for param in params]
-    numbers: Sequence[int] = range(offset, offset + len(params))
-    if True in [grad is None for grad in grads]:
-        numbers = [n for n, grad in zip(numbers, grads, strict=True) if grad is not None]
-        params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
-        grads = [grad for grad in grads if grad is not None]
-    return Gradients(params, grads, numbers)
-
-
 def look_at_part(
-    groups: Sequence[Group], index: int, gradients: Gradients, state: Mapping[Tensor, Any], memo: Memo
+    groups: Sequence[Group],
+    index: int,
+    params: list[Tensor],
+    first: int,
+    state: Mapping[Tensor, Any],
+    memo: Memo,
 ) -> Part:
-    """Looks at what a step of group `index` will work on, before any group is stepped.
+    """Looks at what a step of a part will work on, before any part is stepped.
+
+    Args:
+        groups: the optimizer's.
+        index: the group of the part.
+        params: all parameters of the group, or one; those without a gradient are left out.
+        first: the number of the first of them, see :func:`list_offsets`.
+        state: the optimizer's.
+        memo: the same dict at each step.
 
     Raises:
         RuntimeError: a gradient or a state has another shape than its parameter, or is on another device; a
             sparse gradient.
     """
     group = groups[index]
-    params, grads, numbers = gradients
+    params, grads, numbers = _find_gradients(params, first)
 
     def name(place: int) -> str:
         number, names = numbers[place] - list_offsets(groups)[index], group.get("param_names", ())
@@ -114,7 +104,7 @@ def step_part(part: Part, state: State, grad_scale: Tensor | None, found_inf: Te
     if part.layout is None:
         part = _make_state(part, state)
     group, columns = part.group, part.columns
-    clear_outdated_residuals(part)
+    _clear_outdated_residuals(part)
     if found_inf is not None:
         count_on_device(columns.params, part.states)
     beta1, beta2 = group["betas"]
@@ -183,7 +173,7 @@ def convert_state(groups: Sequence[Group], state: State, storage: Sequence[Mappi
     return list(changes)
 
 
-def clear_outdated_residuals(part: Part) -> None:
+def _clear_outdated_residuals(part: Part) -> None:
     """Sets the residuals to 0 of weights that somebody else has written since our last step.
 
     After a state was loaded that step is unknown. Then residuals belong to the weights that they were saved
@@ -229,6 +219,17 @@ def _read_version(param: Tensor) -> tuple[int, ...]:
     if param.untyped_storage().nbytes() > param.nbytes:
         return ()
     return (param._version,)
+
+
+def _find_gradients(params: list[Tensor], first: int) -> tuple[list[Tensor], list[Tensor], Sequence[int]]:
+    """Returns the parameters that have a gradient, the gradients, and the numbers, from `first` on."""
+    grads: list[Any] = [param.grad for param in params]
+    numbers: Sequence[int] = range(first, first + len(params))
+    if True in [grad is None for grad in grads]:
+        numbers = [n for n, grad in zip(numbers, grads, strict=True) if grad is not None]
+        params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+        grads = [grad for grad in grads if grad is not None]
+    return params, grads, numbers
 
 
 def _gather(group: Group, params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]]) -> Columns:

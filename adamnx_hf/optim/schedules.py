@@ -36,22 +36,14 @@ __all__ = [
 Scalar = float | Tensor
 
 
-def _exp(x: Scalar) -> Scalar:
-    return torch.exp(x) if isinstance(x, Tensor) else math.exp(x)
-
-
-def _expm1(x: Scalar) -> Scalar:
-    return torch.expm1(x) if isinstance(x, Tensor) else math.expm1(x)
+def _apply(function: str, x: Scalar) -> Scalar:
+    """Returns the value of a function that math and torch have under the same name."""
+    result: Scalar = getattr(torch if isinstance(x, Tensor) else math, function)(x)
+    return result
 
 
 def _log(x: Scalar) -> Scalar:
-    if isinstance(x, Tensor):
-        return torch.log(x)
-    return math.log(x) if x > 0.0 else -math.inf
-
-
-def _log1p(x: Scalar) -> Scalar:
-    return torch.log1p(x) if isinstance(x, Tensor) else math.log1p(x)
+    return _apply("log", x) if isinstance(x, Tensor) or x > 0.0 else -math.inf
 
 
 def _clamp(x: Scalar, low: float, high: float) -> Scalar:
@@ -77,7 +69,7 @@ def exponential_weight(rate: Scalar, step: Scalar) -> Scalar:
     # The formula without a positive exponent, so that nothing overflows: for a positive rate both sides of
     # the fraction are divided by exp(rate·t).
     exponent = falling - rising
-    return _exp(-rising * (step - 1)) * _expm1(exponent) / _expm1(exponent * step)
+    return _apply("exp", -rising * (step - 1)) * _apply("expm1", exponent) / _apply("expm1", exponent * step)
 
 
 def adam(step: Scalar, beta: Scalar) -> Scalar:
@@ -106,7 +98,7 @@ def adax(step: Scalar, beta2: Scalar) -> Scalar:
     another b pass `beta2 = 1 − sqrt(b)`. With `b = β2^−(1−β2) − 1` (1.00508e-4) it would *be* AdamNX's
     schedule. AdaX itself does not correct the first moment's bias; this is its second moment alone.
     """
-    return exponential_weight(_log1p((1.0 - beta2) ** 2), step)
+    return exponential_weight(_apply("log1p", (1.0 - beta2) ** 2), step)
 
 
 def adafactor(step: Scalar, beta2: Scalar) -> Scalar:

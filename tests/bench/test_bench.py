@@ -10,6 +10,7 @@ from adamnx_hf.bench.cases import CASES, Case, make_gradients
 from adamnx_hf.bench.contestants import BASELINE, CONTESTANTS, Contestant
 from adamnx_hf.bench.report import describe_machine, find_kernel
 from adamnx_hf.commands import bench
+from adamnx_hf.optim.engines import runtime
 from adamnx_hf.optim.engines import triton as engine
 
 pytest.importorskip("matplotlib")
@@ -140,7 +141,7 @@ def test_a_case_is_written_before_the_next_begins(monkeypatch, tmp_path):
     assert "## one number" in (tmp_path / "step.md").read_text()
 
 
-@pytest.mark.skipif(torch.cuda.is_available() or engine.INTERPRETED, reason="the kernel serves here")
+@pytest.mark.skipif(torch.cuda.is_available() or runtime.INTERPRETED, reason="the kernel serves here")
 def test_the_kernel_that_served_is_named(output):
     report = json.loads(output.with_suffix(".json").read_text())
     assert report["kernel"] == "aten"

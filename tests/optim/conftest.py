@@ -8,6 +8,7 @@ import torch
 import torch._dynamo
 
 from adamnx_hf.optim.engines import choose_engine, runtime, triton
+from adamnx_hf.optim.engines.contract import Case
 
 
 def replace_language_once_a_launch(interpreter, patch):
@@ -93,11 +94,11 @@ def untried():
 
 @pytest.fixture
 def chosen():
-    """The name of the engine for float32 tensors on CUDA: a function of what `choose_engine` takes."""
+    """The name of the engine for float32 tensors on CUDA: a function of flags and of what else a case has."""
 
-    def choose(**flags):
-        options = {"foreach": None, "fused": None, "host_schedule": True, "differentiable": False, **flags}
-        return choose_engine("cuda", torch.float32, **options).__name__.rpartition(".")[2]
+    def choose(foreach=None, fused=None, **situation):
+        case = Case("cuda", torch.float32, **situation)
+        return choose_engine(case, foreach=foreach, fused=fused).__name__.rpartition(".")[2]
 
     return choose
 

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from adamnx_hf import AdamNX, adamnx
 from adamnx_hf.optim import schedules
 from adamnx_hf.optim.engines import ENGINES, choose_engine
+from adamnx_hf.optim.engines.contract import Case
 from adamnx_hf.optim.formats import pieces
 from adamnx_hf.optim.update import adamnx_update
 
@@ -659,9 +660,8 @@ def test_fused_is_compiled(names, whole, how):
     ],
 )
 def test_engine_chosen(flags, situation, expected):
-    arguments = {"device": "cpu", "foreach": None, "fused": None, "host_schedule": True}
-    arguments |= {"differentiable": False, "dtype": torch.float32, **flags, **situation}
-    assert choose_engine(**arguments) is ENGINES[expected]
+    case = Case(**{"device": "cpu", "dtype": torch.float32, **situation})
+    assert choose_engine(case, **{"foreach": None, "fused": None, **flags}) is ENGINES[expected]
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_the_kernel_is_not_tried_during_a_capture(untried, chosen, monkeypatch):
 
     def step(*tensors, **options):
         if runtime.is_capturing():
-            raise RuntimeError(engine.STEP_FIRST)
+            raise RuntimeError(runtime.STEP_FIRST)
         tried.append(tensors)
 
     zeros = torch.zeros

@@ -24,17 +24,8 @@ ENGINES: dict[str, Engine] = {
 }
 
 
-def choose_engine(
-    device: str,
-    dtype: torch.dtype,
-    *,
-    foreach: bool | None,
-    fused: bool | None,
-    host_schedule: bool,
-    differentiable: bool,
-    wrapped: bool = False,
-) -> Engine:
-    """Returns the engine for a :class:`Case`, by torch.optim's rules for `foreach` and `fused`.
+def choose_engine(case: Case, *, foreach: bool | None, fused: bool | None) -> Engine:
+    """Returns the engine for a case, by torch.optim's rules for `foreach` and `fused`.
 
     If both are None that is the fastest that can serve, if one is True an engine of that kind, otherwise the
     reference. Within torch.compile `fused=True` is also served by what the compiler itself fuses.
@@ -42,7 +33,6 @@ def choose_engine(
     Raises:
         RuntimeError: no engine that was asked for can serve; the message gives each one's reason.
     """
-    case = Case(device, dtype, host_schedule, differentiable, wrapped)
     reasons = {}
     for name in _list_candidates(foreach, fused):
         reason = ENGINES[name].why_not(case)

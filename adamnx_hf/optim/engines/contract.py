@@ -25,7 +25,7 @@ def pick_weights(weights: Weight, places: Sequence[int]) -> Weight:
     """Returns the weights of the parameters at `places`."""
     if isinstance(weights, float) or isinstance(places, range):  # a range is that of all parameters
         return weights
-    if [*places] == [*range(len(weights))]:
+    if places == [*range(len(weights))]:
         return weights
     return torch.stack([weights[i] for i in places])  # an index would have to be sent to the device
 
@@ -76,8 +76,6 @@ class Rule(NamedTuple):
 
     def pick(self, places: Sequence[int]) -> Rule:
         """Returns the rule for the parameters at `places`."""
-        if isinstance(self.weight1, float) and isinstance(self.weight2, float):
-            return self
         weight1, weight2 = pick_weights(self.weight1, places), pick_weights(self.weight2, places)
         return Rule(weight1, weight2, self.lr, self.weight_decay, self.eps, self.maximize)
 
@@ -85,6 +83,8 @@ class Rule(NamedTuple):
 class Extras(NamedTuple):
     """Arguments for engines that round or unscale themselves."""
 
+    memo: Memo
+    """A dict that is the same at each step, for what the engine keeps."""
     step: Weight
     """t, a number or one for each parameter, as the weights are; seeds the rounding."""
     numbers: Sequence[int]
@@ -95,15 +95,13 @@ class Extras(NamedTuple):
     """A 0-d tensor by which gradients are to be divided."""
     found_inf: Tensor | None = None
     """A 0-d tensor; where it is not 0 nothing is to be changed."""
-    memo: Memo | None = None
-    """A dict that is the same at each step, for what the engine keeps."""
     layout: Layout | None = None
     """The layout of the columns, where it is known."""
 
     def pick(self, places: Sequence[int], memo: Memo, layout: Layout | None) -> Extras:
         """Returns the extras for the parameters at `places`, with a memo and a layout of theirs."""
         step, numbers = pick_weights(self.step, places), pick(self.numbers, places)
-        return Extras(step, numbers, self.rounding, self.grad_scale, self.found_inf, memo, layout)
+        return Extras(memo, step, numbers, self.rounding, self.grad_scale, self.found_inf, layout)
 
 
 class Engine(Protocol):

@@ -22,17 +22,13 @@ from torch import Tensor
 
 from adamnx_hf.optim.engines import runtime
 from adamnx_hf.optim.engines.contract import Abilities, Case, Extras, Rule
-from adamnx_hf.optim.engines.runtime import INTERPRETED, STEP_FIRST, is_capturing
 from adamnx_hf.optim.engines.triton_tables import Contents, provide_tables
 from adamnx_hf.optim.formats import format_of, int8
-from adamnx_hf.optim.layout import Columns, Layout, Memo
+from adamnx_hf.optim.layout import Columns, Layout, Memo, pick
 
 __all__ = [
     "ABILITIES",
-    "INTERPRETED",
-    "STEP_FIRST",
     "Tuning",
-    "is_capturing",
     "norm",
     "step_",
     "tuning",
@@ -119,12 +115,12 @@ def _must_not_be_tried(trial: Any) -> bool:
 @functools.cache
 def _why_not_compiled() -> str | None:
     """Tries the kernel out, once; returns why it fails, or None. A failure is warned of here, once."""
-
-    def step() -> None:
-        columns = Columns(*[[torch.zeros(1, device="cuda")] for _ in range(4)])
-        step_(columns, Rule(1.0, 1.0, lr=0.0, weight_decay=0.0, eps=1.0), Extras(1.0, [0]))
-
-    return _why_it_fails(step, "its Triton kernel", "torch's fused AdamW kernel")
+    rule, extras = Rule(1.0, 1.0, lr=0.0, weight_decay=0.0, eps=1.0), Extras({}, 1.0, [0])
+    return _why_it_fails(
+        lambda: step_(Columns(*[[torch.zeros(1, device="cuda")] for _ in range(4)]), rule, extras),
+        "its Triton kernel",
+        "torch's fused AdamW kernel",
+    )
 
 
 @functools.cache
@@ -177,23 +173,21 @@ def step_(columns: Columns, rule: Rule, extras: Extras) -> None:
         _step_within_compile(columns, rule, extras)
         return
     device = columns.params[0].device
-    memo = {} if extras.memo is None else extras.memo
     layout = Layout.of(columns) if extras.layout is None else extras.layout
     table, numels = _tabulate(columns, layout, extras.numbers)
     arguments = _make_arguments(rule, extras, layout, device)
-    if all(len(dtypes) == 1 for dtypes in layout.dtypes) and _all_aligned(table, memo):
+    if all(len(dtypes) == 1 for dtypes in layout.dtypes) and _all_aligned(table, extras.memo):
         kind = (*(dtype for dtypes in layout.dtypes for dtype in dtypes), True)
-        _launch(kind, table, numels, range(len(numels)), arguments, device, memo)
-        return
-    # One launch for each combination of dtypes, and one for what does not lie at multiples of 16 bytes.
-    places_of = defaultdict(list)
-    for i, row in enumerate(zip(*columns.four(), strict=True)):
-        aligned = _aligned([column[i] for column in table[:-1]])
-        kind = (*(tensor.dtype for tensor in row), aligned)
-        places_of[kind].append(i)
+        places_of: dict[Any, Any] = {kind: range(len(numels))}
+    else:  # one launch for each combination of dtypes, and one for what is not at multiples of 16 bytes
+        places_of = defaultdict(list)
+        for i, row in enumerate(zip(*columns.four(), strict=True)):
+            aligned = _aligned([column[i] for column in table[:-1]])
+            kind = (*(tensor.dtype for tensor in row), aligned)
+            places_of[kind].append(i)
     for kind, places in places_of.items():
-        picked = [[column[i] for i in places] for column in table]
-        _launch(kind, picked, [numels[i] for i in places], places, arguments, device, memo)
+        picked = [pick(column, places) for column in table]
+        _launch(kind, picked, pick(numels, places), places, arguments, device, extras.memo)
 
 
 def _tabulate(columns: Columns, layout: Layout, numbers: Sequence[int]) -> tuple[list[list[int]], list[int]]:
@@ -344,9 +338,9 @@ def norm(grads: list[Tensor], memo: Memo) -> Tensor | None:
             return None
         launches = []
         for kind, places in places_of.items():
-            contents = Contents([[numels[i] for i in places]], places, NORM_BLOCK)
-            grads_there = [addresses[i] for i in places]
-            launches.append((kind, provide_tables(contents, grads_there, kind, device, memo)))
+            contents = Contents([pick(numels, places)], places, NORM_BLOCK)
+            tables = provide_tables(contents, pick(addresses, places), kind, device, memo)
+            launches.append((kind, tables))
         counts = [len(tables.chunks) for _, tables in launches]
         sums = torch.empty(sum(counts), dtype=torch.float32, device=device)
         result = torch.empty((), dtype=torch.float32, device=device)
@@ -379,11 +373,10 @@ def _step_within_compile(columns: Columns, rule: Rule, extras: Extras) -> None:
     step = extras.step
     assert isinstance(weight1, Tensor) and isinstance(weight2, Tensor)  # the schedule is on the device
     assert isinstance(step, Tensor) and isinstance(lr, Tensor)
-    params, grads, exp_avgs, exp_avg_sqs = columns.four()
     residuals = [rest for rest in columns.residuals or [] if rest is not None]
     _opaque_step(
-        params, grads, exp_avgs, exp_avg_sqs, step, list(extras.numbers), weight1, weight2, lr, weight_decay,
-        eps, maximize, extras.rounding, residuals, extras.grad_scale, extras.found_inf,
+        *columns.four(), step, list(extras.numbers), weight1, weight2, lr, weight_decay, eps, maximize,
+        extras.rounding, residuals, extras.grad_scale, extras.found_inf,
     )  # fmt: skip
 
 
@@ -420,4 +413,4 @@ def _opaque_step(
     known = [next(rests) if p.dtype == torch.bfloat16 else None for p in params] if residuals else None
     columns = Columns(params, grads, exp_avgs, exp_avg_sqs, known)
     rule = Rule(weight1, weight2, lr, weight_decay, eps, maximize)
-    step_(columns, rule, Extras(step, numbers, rounding, grad_scale, found_inf))
+    step_(columns, rule, Extras({}, step, numbers, rounding, grad_scale, found_inf))

@@ -137,10 +137,8 @@ def _provide_for_graph(kept: CachedTables | None, contents: Contents, grads: lis
             staged = host[start : start + table.nbytes].view(table.dtype).view(table.shape).copy_(table)
             sent.append(staged.to(tables.grads.device, non_blocking=True, copy=True))
             start += _round_up(table.nbytes)
-        if len(sent) == 1:
-            tables = dataclasses.replace(tables, grads=sent[0], grad_addresses=grads)
-        else:
-            tables = Tables(sent[0], sent[1], sent[2], grads)
+        rows, addresses, chunks = sent if len(sent) == 3 else (tables.parameters, *sent, tables.chunks)
+        tables = Tables(rows, addresses, chunks, grads)
     memo.setdefault("captured", []).append((tables, host))
     return tables
 

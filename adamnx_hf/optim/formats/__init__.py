@@ -12,8 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adamnx_hf.optim.formats.base import StateFormat
-from adamnx_hf.optim.formats.bfloat16 import BFloat16
+from adamnx_hf.optim.formats.base import BFloat16, StateFormat
 from adamnx_hf.optim.formats.int8 import Int8, decode, encode, packed_shape
 from adamnx_hf.optim.formats.pieces import cut_rows, most_elements
 from adamnx_hf.optim.formats.residual import (
@@ -58,8 +57,8 @@ ParamRounding = Literal["nearest", "stochastic", "kahan"]
 #: Formats of the moments by the name that `AdamNX(state_dtype=...)` takes.
 FORMATS: dict[str, StateFormat] = {
     "float32": StateFormat(torch.float32),
-    "bfloat16": BFloat16(),
-    "int8": Int8(),
+    "bfloat16": BFloat16(torch.bfloat16),
+    "int8": Int8(torch.uint8),
 }
 
 

@@ -1,13 +1,13 @@
-"""What a format of the state has to offer, and the plain one: a tensor of floating-point numbers."""
+"""What a format of the state has to offer, and two plain ones: tensors of floating-point numbers."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from adamnx_hf.optim.formats.rounding import RandomBits
+from adamnx_hf.optim.formats.rounding import RandomBits, round_stochastically
 
-__all__ = ["StateFormat"]
+__all__ = ["BFloat16", "StateFormat"]
 
 
 class StateFormat:
@@ -62,3 +62,13 @@ class StateFormat:
             role: `"exp_avg"` or `"exp_avg_sq"`.
         """
         moment.copy_(values)
+
+
+class BFloat16(StateFormat):
+    """Moments in bfloat16, rounded stochastically: half the memory of float32."""
+
+    narrow = True
+
+    def store(self, moment: Tensor, values: Tensor, bits: RandomBits, role: str) -> None:
+        """Writes `values`, each rounded to one of its two neighbours."""
+        moment.copy_(round_stochastically(values.float(), bits.of_moment(values, role)))

@@ -39,13 +39,10 @@ LARGEST_M, LARGEST_V = 127 + 63, 127 + 126
 
 
 class Int8(StateFormat):
-    """The format of :func:`encode`."""
+    """The format of :func:`encode`, in uint8."""
 
     narrow = True
     packed = True
-
-    def __init__(self) -> None:
-        super().__init__(torch.uint8)
 
     def fits(self, param: Tensor) -> bool:
         """Returns whether `param` is real and has rows long enough to share exponents.

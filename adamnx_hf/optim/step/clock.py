@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +13,9 @@ from adamnx_hf.optim.engines import ENGINES
 from adamnx_hf.optim.engines.contract import Case, Weight
 from adamnx_hf.optim.formats import moment_dtype
 from adamnx_hf.optim.layout import Memo
-from adamnx_hf.optim.schedules import BETA2_SCHEDULES, Scalar, adam
+from adamnx_hf.optim.schedules import Scalar
 
-__all__ = ["Clock", "Rates", "count_on_device", "pack_steps", "step_dtype"]
+__all__ = ["Clock", "count_on_device", "pack_steps", "read_rates", "step_dtype", "weigh"]
 
 # The next whole number is not one of float32's.
 _LAST_IN_FLOAT32 = 2**24
@@ -75,17 +75,14 @@ class Clock(NamedTuple):
     def advance(self, found_inf: Tensor | None) -> None:
         """Raises the counters by 1, or where `found_inf` is not 0 by nothing."""
         steps, packed = self.state_steps, self.packed
-        if found_inf is not None:
-            one = (found_inf == 0).float()
-            if packed is not None:
-                packed.add_(one.to(packed.device, non_blocking=True))
-                return
+        one = None if found_inf is None else (found_inf == 0).float()
+        if packed is not None:
+            packed.add_(1 if one is None else one.to(packed.device, non_blocking=True))
+        elif one is not None:
             for device in {step.device for step in steps}:
                 there = [step for step in steps if step.device == device]
                 # Without alpha the tensor would be taken for a number, which the host would wait for.
                 torch._foreach_add_(there, one.to(device, non_blocking=True), alpha=1.0)
-        elif packed is not None:
-            packed.add_(1)
         elif steps[0].is_cpu:
             # For steps on the CPU torch adds one by one, and would wrap a number in a tensor each time.
             torch._foreach_add_(steps, torch.tensor(1.0, device="cpu"), alpha=1.0)
@@ -93,46 +90,30 @@ class Clock(NamedTuple):
             torch._foreach_add_(steps, 1)
 
 
-class Rates(NamedTuple):
-    """The hyperparameters that a schedule may change, as numbers or 0-d tensors."""
+def read_rates(
+    lr: float | Tensor, beta1: Scalar, beta2: Scalar, *, on_host: bool, compiling: bool
+) -> tuple[Scalar, Scalar, Scalar]:
+    """Returns the hyperparameters that a schedule may change, as numbers or 0-d tensors.
 
-    lr: float | Tensor
-    beta1: Scalar
-    beta2: Scalar
-    beta2_schedule: str
+    As a number, each value of a schedule would have torch.compile compile the step anew, but for products
+    with a tensor: there Dynamo has the number in a tensor itself.
 
-    @classmethod
-    def read(
-        cls,
-        lr: float | Tensor,
-        beta1: Scalar,
-        beta2: Scalar,
-        beta2_schedule: str,
-        *,
-        on_host: bool,
-        compiling: bool,
-    ) -> Rates:
-        """Returns the rates; betas are numbers if `on_host`.
-
-        As a number, each value of a schedule would have torch.compile compile the step anew, but for products
-        with a tensor: there Dynamo has the number in a tensor itself.
-        """
-        lr, beta1, beta2 = _to_scalar(lr), _to_scalar(beta1), _to_scalar(beta2)
-        if compiling:
-            one = torch.ones((), dtype=torch.float64, device="cpu")
-            lr, beta1, beta2 = (x if isinstance(x, Tensor) else one * x for x in (lr, beta1, beta2))
-        if on_host:
-            beta1, beta2 = float(beta1), float(beta2)
-        return cls(lr, beta1, beta2, beta2_schedule)
-
-    def weigh(self, step: Weight, count: int) -> tuple[Weight, Weight]:
-        """Returns the weights 1 − β̂1 and 1 − β̂2 at t, a number or one for each of `count` parameters."""
-        schedule = BETA2_SCHEDULES[self.beta2_schedule]
-        return _weigh(adam, step, self.beta1, count), _weigh(schedule, step, self.beta2, count)
+    Args:
+        lr, beta1, beta2: numbers or 1-element tensors.
+        on_host: makes numbers of the betas.
+        compiling: makes tensors of numbers.
+    """
+    lr, beta1, beta2 = _to_scalar(lr), _to_scalar(beta1), _to_scalar(beta2)
+    if compiling:
+        one = torch.ones((), dtype=torch.float64, device="cpu")
+        lr, beta1, beta2 = (x if isinstance(x, Tensor) else one * x for x in (lr, beta1, beta2))
+    if on_host:
+        beta1, beta2 = float(beta1), float(beta2)
+    return lr, beta1, beta2
 
 
-def _weigh(schedule: Any, step: Weight, beta: Scalar, count: int) -> Weight:
-    """Returns the weight that a schedule has at `step`: a number, or one for each of `count` parameters."""
+def weigh(schedule: Callable[[Any, Any], Any], step: Weight, beta: Scalar, count: int) -> Weight:
+    """Returns the weight 1 − β̂ of a schedule at t, a number or one for each of `count` parameters."""
     if isinstance(beta, Tensor):
         beta = beta.to(step.device, step.dtype) if isinstance(step, Tensor) else beta.double()
     weight: Weight = schedule(step, beta)

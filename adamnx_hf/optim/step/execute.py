@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adamnx_hf.optim.engines.contract import Engine, Extras, Rule
-from adamnx_hf.optim.formats import RandomBits, format_of, join, store_param
-from adamnx_hf.optim.layout import ROLES, Columns, Layout, is_dense
-from adamnx_hf.optim.step.batches import Batch, cut
+from adamnx_hf.optim.formats import RandomBits, cut_rows, format_of, join, most_elements, store_param
+from adamnx_hf.optim.layout import ROLES, Columns, Layout, are_wrapped, is_dense
 from adamnx_hf.optim.step.plan import Bucket
 
 __all__ = ["step_bucket"]
+
+
+class Batch(NamedTuple):
+    """The parameters at `places`, or of each the `rows`."""
+
+    places: Any
+    rows: Any = ()
+    """An index for each parameter, `...` for all rows. Empty: all parameters are whole."""
+    starts: Any = ()
+    """How many of a parameter's elements come before its rows."""
+
+    def of(self, columns: Columns) -> Columns:
+        """Returns the part of `columns` that this batch has."""
+        if not self.rows:
+            return columns.pick(self.places)
+        return Columns(
+            *[
+                [
+                    tensors[place] if tensors[place] is None or rows is ... else tensors[place][rows]
+                    for place, rows in zip(self.places, self.rows, strict=True)
+                ]
+                for tensors in columns.given()
+            ]
+        )
 
 
 def step_bucket(bucket: Bucket, rule: Rule, extras: Extras) -> None:
@@ -25,20 +49,19 @@ def step_bucket(bucket: Bucket, rule: Rule, extras: Extras) -> None:
     engine, columns = bucket.engine, bucket.columns
     can = engine.ABILITIES
     taken = can.dtypes or {bucket.dtype}
-    layout = Layout.of(columns) if bucket.layout is None else bucket.layout
-    direct, others = _sort(columns, layout, taken)
+    direct, others = _sort(columns, bucket.layout, taken)
     batches = [(Batch(direct), False)]
     if extras.grad_scale is not None and not can.unscales:  # divided gradients are copies, too
-        batches = [(batch, False) for batch in cut(direct, columns)]
+        batches = [(batch, False) for batch in _cut(direct, columns)]
     # An engine that rounds has the random bits from where an element is in the whole parameter.
-    batches += [(batch, True) for batch in cut(others, columns, by_rows=not can.rounds)]
-    memo = {} if extras.memo is None else extras.memo
+    batches += [(batch, True) for batch in _cut(others, columns, by_rows=not can.rounds)]
     for number, (batch, copied) in enumerate(batches):
         if not batch.places:
             continue
         originals = batch.of(columns)
-        known = layout if not batch.rows and len(batch.places) == len(columns.params) else None
-        own = extras.pick(batch.places, memo.setdefault(number, {}), known)
+        whole = not batch.rows and len(batch.places) == len(columns.params)
+        known = bucket.layout if whole else None
+        own = extras.pick(batch.places, extras.memo.setdefault(number, {}), known)
         if not copied:
             _run(engine, originals, rule.pick(batch.places), own)
             continue
@@ -63,6 +86,35 @@ def _sort(
     return (everyone, []) if len(direct) == len(rows) else (direct, sorted(set(everyone).difference(direct)))
 
 
+def _cut(places: Sequence[int], columns: Columns, *, by_rows: bool = True) -> Iterator[Batch]:
+    """Yields batches of few elements each, for parameters that are copied.
+
+    A larger parameter is cut into batches of rows. If it cannot be cut, it is a batch by itself.
+
+    Args:
+        places: the places of the parameters.
+        columns: the step's tensors.
+        by_rows: whether parameters may be cut.
+    """
+    if not places:
+        return
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or are_wrapped(*columns.four()):
+        by_rows = False
+    most = most_elements(columns.params[places[0]].device)
+    batch, elements = Batch([], [], []), 0
+    for place in places:
+        param = columns.params[place]
+        for rows, start, count in cut_rows(param, most) if by_rows else [(..., 0, param.numel())]:
+            if batch.places and elements + count > most:
+                yield batch
+                batch, elements = Batch([], [], []), 0
+            for column, entry in zip(batch, (place, rows, start), strict=True):
+                column.append(entry)
+            elements += count
+    if batch.places:
+        yield batch
+
+
 def _run(engine: Engine, columns: Columns, rule: Rule, extras: Extras) -> None:
     """Calls an engine, with gradients divided by `grad_scale` unless it does that itself."""
     grads = columns.grads
@@ -71,8 +123,7 @@ def _run(engine: Engine, columns: Columns, rule: Rule, extras: Extras) -> None:
     if extras.grad_scale is not None and not engine.ABILITIES.unscales:
         scale = extras.grad_scale.to(grads[0].device, non_blocking=True)
         grads = list(torch._foreach_div(grads, scale))
-    if grads is not columns.grads:
-        columns = Columns(columns.params, grads, columns.exp_avgs, columns.exp_avg_sqs, columns.residuals)
+    columns = Columns(columns.params, grads, columns.exp_avgs, columns.exp_avg_sqs, columns.residuals)
     engine.step_(columns, rule, extras)
 
 

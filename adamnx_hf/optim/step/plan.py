@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from adamnx_hf.optim.engines import choose_engine
-from adamnx_hf.optim.engines.contract import Engine, Weight
+from adamnx_hf.optim.engines.contract import Case, Engine, Weight
 from adamnx_hf.optim.formats import moment_dtype
 from adamnx_hf.optim.layout import Columns, Layout, pick
 from adamnx_hf.optim.step.clock import Clock
@@ -28,8 +28,7 @@ class Bucket(NamedTuple):
     """The dtype of the arithmetic."""
     places: Sequence[int]
     columns: Columns
-    layout: Layout | None
-    """The layout of `columns`, if it is known."""
+    layout: Layout
     step: Weight
     """The next t: a number, or a tensor with one element for each parameter."""
 
@@ -53,13 +52,9 @@ def choose_engines(
         kinds = {(param.device, param.dtype) for param in columns.params}
     return {
         (device, dtype): choose_engine(
-            device.type,
-            moment_dtype(dtype),
+            Case(device.type, moment_dtype(dtype), host_schedule, differentiable, layout.wrapped),
             foreach=foreach,
             fused=fused,
-            host_schedule=host_schedule,
-            differentiable=differentiable,
-            wrapped=layout.wrapped,
         )
         for device, dtype in kinds
     }
@@ -78,17 +73,11 @@ def plan(columns: Columns, layout: Layout, engines: Engines, clock: Clock) -> li
         groups = _group(columns, engines, steps)
     buckets = []
     for places in groups:
-        first = params[places[0]]
-        buckets.append(
-            Bucket(
-                engines[first.device, first.dtype],
-                moment_dtype(first.dtype),
-                places,
-                columns.pick(places),
-                layout if len(groups) == 1 else None,
-                _next_step(clock, steps, first.device, places),
-            )
-        )
+        first, own = params[places[0]], columns.pick(places)
+        engine, dtype = engines[first.device, first.dtype], moment_dtype(first.dtype)
+        own_layout = layout if len(groups) == 1 else Layout.of(own)
+        step = _next_step(clock, steps, first.device, places)
+        buckets.append(Bucket(engine, dtype, places, own, own_layout, step))
     return buckets
 
 
