@@ -7,10 +7,13 @@ state is offloaded. The Trainer makes no optimizer when the DeepSpeed config has
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 import warnings
 from typing import Any
+
+from wrapt import register_post_import_hook, wrap_function_wrapper
 
 from trainer_patches.arguments import read_optim
 
@@ -40,24 +43,15 @@ def install() -> None:
     """Arranges for the warnings when Accelerate and Transformers are imported, or now if they have been."""
     if "accelerate" not in sys.modules and importlib.util.find_spec("accelerate") is None:
         return
-    from wrapt import register_post_import_hook
-
-    register_post_import_hook(_patch_accelerator, "accelerate.accelerator")
-    register_post_import_hook(_patch_trainer, "transformers.integrations.deepspeed")
-
-
-def _patch_accelerator(module: Any) -> None:
-    _wrap(module, "map_pytorch_optim_to_deepspeed", _warn_of_offload)
-
-
-def _patch_trainer(module: Any) -> None:
-    _wrap(module, "deepspeed_optim_sched", _warn_of_config)
+    for module, function, wrapper in (
+        ("accelerate.accelerator", "map_pytorch_optim_to_deepspeed", _warn_of_offload),
+        ("transformers.integrations.deepspeed", "deepspeed_optim_sched", _warn_of_config),
+    ):
+        register_post_import_hook(functools.partial(_wrap, function=function, wrapper=wrapper), module)
 
 
 def _wrap(module: Any, function: str, wrapper: Any) -> None:
     if hasattr(module, function):  # not where Accelerate finds no DeepSpeed
-        from wrapt import wrap_function_wrapper
-
         wrap_function_wrapper(module, function, wrapper)
 
 
@@ -89,14 +83,13 @@ def _warn_of_config(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
     if asked is not None:
         kind = section.get("type") if isinstance(section, dict) else None
         name, described = asked
-        if kind is not None and str(kind).lower() == name.lower():
-            return wrapped(*arguments, **keywords)
-        warnings.warn(
-            f'DeepSpeed: {kind or "its optimizer"} of the DeepSpeed config\'s "optimizer" section takes the '
-            f"place of {described}. Remove that section to train with what you asked for.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        if kind is None or str(kind).lower() != name.lower():
+            warnings.warn(
+                f'DeepSpeed: {kind or "its optimizer"} of the DeepSpeed config\'s "optimizer" section takes '
+                f"the place of {described}. Remove that section to train with what you asked for.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     return wrapped(*arguments, **keywords)
 
 

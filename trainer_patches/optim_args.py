@@ -18,6 +18,13 @@ __all__ = ["Option", "convert", "explain_unknown", "list_options", "split"]
 
 _BRACKETS = {"(": ")", "[": "]"}
 _INFINITE = ("inf", "+inf", "-inf")
+_DESCRIPTIONS = {
+    bool: "true or false",
+    float: "a number",
+    int: "a whole number",
+    None: "none",
+    type(None): "none",
+}
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -76,11 +83,11 @@ def list_options(function: Callable[..., Any], kinds: Iterable[Any]) -> dict[str
         hints = typing.get_type_hints(annotated)
     except Exception:  # some annotations cannot be evaluated; the defaults still say something
         hints = {}
-    options = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind in kinds:
-            options[name] = Option(hints.get(name, Any), parameter.default)
-    return options
+    return {
+        name: Option(hints.get(name, Any), parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind in kinds
+    }
 
 
 def convert(
@@ -157,9 +164,6 @@ def _fit(raw: str, value: Any, hint: Any) -> tuple[bool, Any]:
                 return True, float(raw)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return True, float(value)
-        elif kind is int:
-            if isinstance(value, int) and not isinstance(value, bool):
-                return True, value
         elif kind is str:
             return True, value if isinstance(value, str) else raw
         elif kind in (tuple, list) or origin in (tuple, list):
@@ -171,6 +175,8 @@ def _fit(raw: str, value: Any, hint: Any) -> tuple[bool, Any]:
                     fitted = [_fit(str(v), v, h) for v, h in zip(value, item_hints, strict=True)]
                     if all(fits for fits, _ in fitted):
                         return True, (list if list in (kind, origin) else tuple)(v for _, v in fitted)
+        elif kind is int and isinstance(value, bool):  # a bool is an int to Python
+            continue
         elif isinstance(kind, type) and isinstance(value, kind):
             return True, value
     return False, None
@@ -179,14 +185,10 @@ def _fit(raw: str, value: Any, hint: Any) -> tuple[bool, Any]:
 def _describe(hint: Any) -> str:
     names = []
     for kind in _alternatives(hint):
-        if kind is bool:
-            names.append("true or false")
-        elif kind in (None, type(None)):
-            names.append("none")
+        if kind in _DESCRIPTIONS:
+            names.append(_DESCRIPTIONS[kind])
         elif typing.get_origin(kind) is Literal:
             names += [str(value) for value in typing.get_args(kind)]
-        elif kind is float or kind is int:
-            names.append({float: "a number", int: "a whole number"}[kind])
         elif isinstance(kind, type) and not typing.get_args(kind) and kind.__name__ in ("Tensor", "dtype"):
             continue  # cannot be written on a command line
         else:

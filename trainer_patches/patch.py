@@ -16,6 +16,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from wrapt import register_post_import_hook, wrap_function_wrapper
+
 from trainer_patches.arguments import read_optim, take_back
 from trainer_patches.registered import RegisteredOptimizer
 
@@ -34,12 +36,8 @@ _STEPS = {
     "_prepare_for_training": "max_steps",  # called by train() in later versions
 }
 
-# Methods of the Trainer that compute the norm of all gradients (since 5.0, also without clipping) and log it.
-_NORM, _LOG = "_get_grad_norm", "_maybe_log_save_evaluate"
-
 _OWN_NAME = "optim={!r} is one of Transformers' own names and stays so; register another"
 
-_names: list[str] = []
 _added: set[str] = set()
 _registered: Mapping[str, RegisteredOptimizer] = {}
 _pristine: dict[str, tuple[Any, ...]] = {}
@@ -55,8 +53,6 @@ def install(registered: Mapping[str, RegisteredOptimizer]) -> None:
     _registered = registered
     if "transformers" not in sys.modules and importlib.util.find_spec("transformers") is None:
         return
-    from wrapt import register_post_import_hook
-
     register_post_import_hook(_guard(_patch_training_args), "transformers.training_args")
     register_post_import_hook(_guard(_patch_trainer), "transformers.trainer")
 
@@ -67,7 +63,7 @@ def add_name(name: str) -> None:
     Raises:
         ValueError: Transformers has an optimizer of that name.
     """
-    if name in _names:
+    if name in _registered or name in _added:
         return
     training_args = sys.modules.get("transformers.training_args")
     optimizer_names = getattr(training_args, "OptimizerNames", None)
@@ -75,7 +71,6 @@ def add_name(name: str) -> None:
         if name in optimizer_names._value2member_map_:
             raise ValueError(_OWN_NAME.format(name))
         _guard(lambda module: _add_member(module.OptimizerNames, name))(training_args)
-    _names.append(name)
 
 
 # ---------------------------------------------------------------- patching
@@ -110,7 +105,7 @@ def _guard(patch: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _patch_training_args(module: Any) -> None:
-    for name in _names:
+    for name in _registered:
         if name in module.OptimizerNames._value2member_map_:
             warnings.warn(_OWN_NAME.format(name), RuntimeWarning, stacklevel=2)
         else:
@@ -132,8 +127,9 @@ def _patch_trainer(module: Any) -> None:
     _wrap(cls, "create_optimizer", _note_optimizer)
     _wrap(cls, "train", _end_run)
     for method, parameters, wrapper in (
-        (_NORM, ("model", "grad_norm"), _skip_norm),
-        (_LOG, ("grad_norm",), _log_norm),
+        # They compute the norm of all gradients (since 5.0, also without clipping) and log it.
+        ("_get_grad_norm", ("model", "grad_norm"), _skip_norm),
+        ("_maybe_log_save_evaluate", ("grad_norm",), _log_norm),
         *((method, (parameter,), _begin_run) for method, parameter in _STEPS.items()),
     ):
         if method in cls.__dict__:
@@ -150,8 +146,6 @@ def _require(cls: type, method: str, *parameters: str) -> None:
 
 def _wrap(cls: type, method: str, wrapper: Callable[..., Any]) -> None:
     """Puts `wrapper(wrapped, instance, args, kwargs)` around a method, as wrapt has it."""
-    from wrapt import wrap_function_wrapper
-
     original = cls.__dict__[method]
     wrap_function_wrapper(cls, method, wrapper)
     _undo.append(lambda: setattr(cls, method, original))

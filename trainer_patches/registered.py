@@ -135,7 +135,7 @@ class RegisteredOptimizer:
             options |= {
                 key: optim_args.Option(Any, None) for key in optim_args.split(text) if key not in options
             }
-        values = optim_args.convert(text, {**options, **extra}, f"optim={self.name!r}", SET_ELSEWHERE)
+        values = optim_args.convert(text, options | extra, f"optim={self.name!r}", SET_ELSEWHERE)
         if "betas" in values and (both := {"beta1", "beta2"} & set(values)):
             raise ValueError(f"optim_args: give either betas or {' and '.join(sorted(both))}")
         return (

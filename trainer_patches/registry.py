@@ -63,7 +63,7 @@ def register_optimizer(
         ...     return torch.optim.SGD(params, lr=lr, momentum=momentum)
         >>> TrainingArguments(optim="plain_sgd", optim_args="momentum=0.8")
     """
-    _check_keywords(name, defaults, configure)
+    _check_arguments(name, optimizer, defaults, configure)
     if optimizer is None:
 
         def decorate(function: _F) -> _F:
@@ -71,7 +71,6 @@ def register_optimizer(
             return function
 
         return decorate
-    _check_optimizer(optimizer)
     for key in SET_ELSEWHERE.keys() & set(defaults or {}):
         raise ValueError(f"defaults: {key!r} is always set by TrainingArguments({SET_ELSEWHERE[key]}=...)")
     if name in _REGISTERED and not overwrite:
@@ -85,20 +84,17 @@ def register_optimizer(
     return optimizer
 
 
-def _check_keywords(name: Any, defaults: Any, configure: Any) -> None:
+def _check_arguments(name: Any, optimizer: Any, defaults: Any, configure: Any) -> None:
     if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_][\w.-]*", name)):
         raise ValueError(f"name must be a word of letters, digits, '_', '-' and '.', got {name!r}")
     if defaults is not None and not isinstance(defaults, Mapping):
         raise TypeError(f"defaults must be a mapping of keyword arguments to their values, got {defaults!r}")
     if configure is not None and not callable(configure):
         raise TypeError(f"configure must be a function (kwargs, run, ...) -> kwargs, got {configure!r}")
-
-
-def _check_optimizer(optimizer: Any) -> None:
     if isinstance(optimizer, str):
         if not all(optimizer.partition(":")):
             raise TypeError(f"optimizer as text must be 'module:attribute', got {optimizer!r}")
-    elif not callable(optimizer):
+    elif optimizer is not None and not callable(optimizer):
         raise TypeError(f"optimizer must be an Optimizer class or a function, got {optimizer!r}")
 
 
