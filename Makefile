@@ -12,7 +12,7 @@ CARD := "torch==2.11.*" "torchvision==0.26.*" "transformers==5.17.*" accelerate 
 CARD_PYTHON ?= $(PYTHON)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-oldest test-card-versions quality format dist bench gpu gpu-rehearse docs docs-serve figures clean
+.PHONY: help setup demo test test-slow test-oldest test-card-versions quality format dist architecture bench gpu gpu-rehearse docs docs-serve figures clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -44,6 +44,9 @@ test-card-versions: setup  ## Run the optimizer's tests on the versions of a mac
 	$(BIN)/uv venv --quiet --allow-existing --python $(CARD_PYTHON) .venv-card
 	$(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX=$(PIP_INDEX_URL)) VIRTUAL_ENV=.venv-card $(BIN)/uv pip install --quiet --compile-bytecode --python .venv-card/bin/python $(CARD)
 	PYTHONPATH=$(CURDIR) .venv-card/bin/python -m pytest tests/optim tests/bench -n 2
+
+architecture: setup  ## Print how large the code is, and what its walls hold.
+	$(BIN)/python tests/test_architecture.py
 
 quality: setup  ## Lint, check the format and the types.
 	$(BIN)/ruff check .

@@ -293,7 +293,7 @@ def _log_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
 
 
 def _finds_norm(optimizer: Any, model: Any) -> bool:
-    """Whether the optimizer, and only it, knows the norm of all gradients.
+    """Returns whether the optimizer, and only it, knows the norm of all gradients.
 
     Either it clips within its step: it has `max_grad_norm`, and the norm in `grad_norm` afterwards. Reading
     all gradients for a norm to log would then cost what the step saves. Or it has used and freed the

@@ -84,7 +84,7 @@ def measure_copy(gib: float = 2.0, rounds: int = 20) -> float:
 
 
 def context_is_lost(device: str) -> bool:
-    """Whether the card refuses all further work of this process, as after an illegal access."""
+    """Returns whether the card refuses all further work of this process, as after an illegal access."""
     import torch
 
     if device != "cuda":

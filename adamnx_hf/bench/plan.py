@@ -15,7 +15,7 @@ __all__ = ["Plan", "make_plan", "takes_part"]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is measured, where and how often."""
+    """The measurements of a report: of which optimizers, on which parameters, where and how often."""
 
     device: str
     """`"cuda"` or `"cpu"`."""
@@ -69,7 +69,7 @@ def make_plan(
 
 
 def takes_part(contestant: str, case: str, *, named: bool) -> bool:
-    """Whether a contestant takes part in a case.
+    """Returns whether a contestant takes part in a case.
 
     Args:
         contestant: its name.

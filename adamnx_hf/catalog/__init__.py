@@ -85,7 +85,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
             configure=fit_layerwise_to_run,
             decay=_ADAMNX,
         ),
-        # What the paper compares with.
+        # The optimizers that the paper compares with.
         Optimizer("adam", "Adam", "Adam", f"{_TORCHS}:adam", decay=_ADAM),
         Optimizer("adamw", "AdamW", "AdamW", f"{_TORCHS}:adamw", decay=_ADAM),
         Optimizer("adax", "AdaX", "AdaX", "adamnx_hf.catalog.adax:AdaX", decay=Decay("adax", 0.99)),

@@ -37,7 +37,7 @@ __all__ = [
 #: A dict that a caller keeps between the steps of the same parameters. No tensor of the caller's is in it.
 Memo = dict[Any, Any]
 
-#: What a tensor of each of the :class:`Columns` is to its parameter.
+#: The role of a tensor of each of the :class:`Columns`.
 ROLES = ("param", "grad", "exp_avg", "exp_avg_sq", "param_residual")
 
 _MEMORY_FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
@@ -63,7 +63,7 @@ class Columns(NamedTuple):
     exp_avgs: list[Any]
     exp_avg_sqs: list[Any]
     residuals: list[Any] | None = None
-    """What rounding cut off bfloat16 parameters, None for other parameters; or None if no list was given."""
+    """The parts that rounding cut off bfloat16 parameters, None for others; or None if there is no list."""
 
     def four(self) -> list[list[Any]]:
         """Returns the lists that every engine works on: all but the residuals."""

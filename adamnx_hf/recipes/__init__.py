@@ -1,4 +1,4 @@
-"""From a recipe's name to a checked recipe.
+"""Recipes are found by name, read, and resolved to checked fields.
 
 `files` finds and reads recipes, `policy` says what they may decide, `fields` parses them, `load` joins the
 three, and `resolution` puts flags over them. The names of `help` and `resolution` are imported when they are

@@ -42,7 +42,7 @@ SMOKE = {
     "push_to_hub": False,
 }
 
-# What the name of a file of data ends in.
+# Suffixes of files of data.
 _DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt")
 
 

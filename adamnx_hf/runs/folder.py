@@ -26,7 +26,7 @@ __all__ = [
 RESULTS = "results.json"
 PREDICTIONS = "predictions.png"
 
-# What studies measure of the model in a folder.
+# Files that studies write about the model in a folder.
 _MEASURED = ("sharpness.json", "jitter.json", "jitter.png")
 # Values of resume_from_checkpoint that stand for the last checkpoint in output_dir.
 _LAST = ("last", "true", "True")

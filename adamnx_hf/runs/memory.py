@@ -95,7 +95,7 @@ def as_it_is(model: nn.Module, optimizer: Any) -> Memory:
     parameters = gradients = 0
     for param in model.parameters():
         parameters += param.numel() * param.element_size()
-        # What bitsandbytes needs to read a quantized weight.
+        # bitsandbytes needs these to read a quantized weight.
         for state in _quantization_states(param):
             parameters += _count_bytes(vars(state).values())
         if param.grad is not None:

@@ -15,7 +15,7 @@ from trainer_patches import registered_optimizers
 
 __all__ = ["make_optimizer", "try_optimizer"]
 
-# Those of Transformers' optimizers that do not ask for the model.
+# Transformers' optimizers that do not ask for the model.
 _PLAIN = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 
 

@@ -53,7 +53,7 @@ class Task(Protocol):
     METRICS: Mapping[str, Metric]
     """The metrics that are reported best and last, by name."""
     UNIT: str
-    """What is counted for throughput, such as `"images"`."""
+    """The unit that throughput counts, such as `"images"`."""
 
     def fast(self) -> dict[str, Any]:
         """Returns the values of `--fast`, by field name."""

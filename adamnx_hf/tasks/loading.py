@@ -245,7 +245,7 @@ def _class_names_by_file(builder: Any) -> Iterator[tuple[str, dict[str, list[str
     if not isinstance(builder, Parquet) or not builder.config.data_files:
         return
     for files in builder.config.data_files.values():
-        # Those of the Hub are in the cache by now.
+        # Data sets of the Hub are in the cache by now.
         for file, path in zip(files, DownloadManager().download(list(files)), strict=True):
             features = Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
             yield PurePosixPath(str(file)).name, dict(_class_names(features))

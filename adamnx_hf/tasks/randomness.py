@@ -31,7 +31,7 @@ def _uniform(seed: int, epoch: int, rows: int, numbers: int) -> Tensor:
 
 @functools.lru_cache(maxsize=1)
 def _seeds(seed: int, epoch: int, rows: int) -> Tensor:
-    # Of 32 bits, as that is what a generator of the CPU takes of its seed.
+    # 32 bits, since a generator of the CPU takes no more of its seed.
     return torch.randint(2**32, (rows,), generator=generator_of(seed, epoch))
 
 
@@ -54,7 +54,7 @@ class RowRandom:
 
     @property
     def epoch(self) -> int:
-        """From 0. Set it before an iterator of the loader begins the epoch: workers work ahead."""
+        """The epoch, counted from 0. Set it before an iterator of the loader begins: workers work ahead."""
         return int(self._epoch)
 
     @epoch.setter

@@ -165,13 +165,13 @@ class RecipeTrainer(Trainer):
         if self.args.device.type == "cpu":
             self.args.dataloader_pin_memory = False  # nothing to pin it for, and torch would warn
         self.order = torch.Generator()
-        """What an order by length is drawn from; seeded at the beginning of each epoch."""
+        """The generator that an order by length is drawn from; seeded at the beginning of each epoch."""
         self.transforms = {True: train_transform, False: eval_transform}
         if self.args.channels_last:
             net: Any = self.model
             net.to(memory_format=torch.channels_last)
         self.notes: list[str] = []
-        """What the user should know of the data, in a line each."""
+        """Notes for the user about the data, in a line each."""
         self.dropped: dict[str, int] = {}
         """How many examples nothing is trained or judged on, by the recipe's field of their split."""
         self.add_callback(CurvatureCallback(self))

@@ -29,7 +29,7 @@ class UNetConfig(PretrainedConfig):
     """
 
     model_type = "unet"
-    #: What makes it tiny, for smoke runs.
+    #: Options of a tiny network, for smoke runs.
     tiny = {"base_width": 4, "depth": 2}  # noqa: RUF012  (a plain name: annotated, it would be a field)
 
     def __init__(

@@ -33,7 +33,7 @@ class Yolov7TinyConfig(PretrainedConfig):
 
     model_type = "yolov7_tiny"
 
-    #: Of YOLOv7-tiny (arXiv:2207.02696), in pixels of a 640 x 640 input.
+    #: The anchors of YOLOv7-tiny (arXiv:2207.02696), in pixels of a 640 x 640 input.
     published_anchors = (
         ((10, 13), (16, 30), (33, 23)),
         ((30, 61), (62, 45), (59, 119)),

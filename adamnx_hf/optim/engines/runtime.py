@@ -1,4 +1,4 @@
-"""What the Triton engine asks of this process and of CUDA: captures, streams, pinned memory."""
+"""Captures, streams and pinned memory of CUDA, as far as the Triton engine needs them."""
 
 from __future__ import annotations
 

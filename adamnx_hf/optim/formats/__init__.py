@@ -1,4 +1,4 @@
-"""How moments and parameters are stored, where not in float32. The update knows nothing of it.
+"""Formats of moments and parameters other than float32. The update knows nothing of them.
 
 To add a format of the state: write a :class:`StateFormat` in a file of its own and add a line to
 :data:`FORMATS`. An engine that does not list its dtype is given float32 copies, so the format works with any;

@@ -1,4 +1,4 @@
-"""What a format of the state has to offer, and two plain ones: tensors of floating-point numbers."""
+"""The contract of a format of the state, and two plain formats: tensors of floating-point numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["BFloat16", "StateFormat"]
 
 
 class StateFormat:
-    """How the moments of a parameter are stored. This one keeps numbers of a dtype; others derive from it.
+    """A way to store the moments of a parameter. This one keeps numbers of a dtype; others derive from it.
 
     A format is known by its dtype, so each in :data:`adamnx_hf.optim.formats.FORMATS` has its own. The name
     is in checkpoints: a released name stands for its layout for good, and another layout takes another name,

@@ -1,4 +1,4 @@
-"""How parameters in bfloat16 are stored, where an update below 2^-9 of the parameter would be lost.
+"""Ways to store parameters in bfloat16, where an update below 2^-9 of the parameter would be lost.
 
 They can be rounded stochastically. Or a second tensor, the residual, keeps what rounding cut off in 16 bits:
 nothing is lost then.
@@ -13,7 +13,7 @@ from adamnx_hf.optim.formats.rounding import RandomBits, round_stochastically
 
 __all__ = ["PARAM_ROUNDINGS", "join", "keeps_residual", "new_residual", "split", "store_param"]
 
-#: What `AdamNX(param_rounding=...)` takes, for bfloat16 parameters.
+#: The values of `AdamNX(param_rounding=...)`, which act on bfloat16 parameters.
 PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
 
 #: Added to a parameter's number, so that its bits are not those of its moments.

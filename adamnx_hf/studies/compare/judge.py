@@ -28,7 +28,7 @@ class Outcome:
     chosen: Mapping[Contender, Values]
     """The values that each contender is judged at."""
     runs: Sequence[Run]
-    """Those that judge."""
+    """The runs that judge."""
     metrics: Mapping[str, str]
     """`"min"` or `"max"`, the best that a metric can be, by its name."""
     chosen_by: str

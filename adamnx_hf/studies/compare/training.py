@@ -124,7 +124,7 @@ def carry_out(run: Run, study: Study, progress: Progress) -> None:
     else:
         with undo_changes():
             recipe = resolve_for(study, run.contender, run.flags)
-            # What is left of an earlier run has other settings. Its model would pass for this run's.
+            # Files of an earlier run have other settings. Its model would pass for this run's.
             for name in ("results.json", *_MODEL_CONFIGS):
                 (run.folder / name).unlink(missing_ok=True)
             values = "".join(f", {key} {value}" for key, value in run.values.items())

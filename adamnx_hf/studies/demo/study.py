@@ -63,7 +63,7 @@ class Demo:
 
     @property
     def rate_is_adamws(self) -> bool:
-        """Whether the learning rate is the one that was chosen for AdamW."""
+        """Returns whether the learning rate is the one that was chosen for AdamW."""
         return self.learning_rate == LEARNING_RATE
 
 

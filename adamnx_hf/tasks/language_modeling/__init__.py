@@ -33,7 +33,7 @@ UNIT = "tokens"
 
 _TEMPLATES = ("prompt_template", "completion_template", "use_chat_template", "answer_pattern")
 
-#: What the rows hold is said in one of three ways: by templates, as chats or as texts.
+#: Rows are described in one of three ways: by templates, as chats or as texts.
 DISPLACES = {
     "messages_column": (*_TEMPLATES, "join_rows"),
     "dataset_text_field": (*_TEMPLATES, "messages_column"),

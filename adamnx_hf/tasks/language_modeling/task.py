@@ -1,4 +1,4 @@
-"""From a recipe to TRL's SFTTrainer with its model, its data and its metrics."""
+"""Makes TRL's SFTTrainer of a recipe, with its model, its data and its metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TRL takes, made of a data set's rows: templates filled in, chats, or texts. Errors name the row."""
+"""Rows of a data set as TRL takes them: templates filled in, chats, or texts. Errors name the row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set calls the boxes and classes of objects, and which classes it has."""
+"""The names that a data set gives to boxes and classes of objects, and the classes that it has."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-#: What public data sets call the fields of objects, by the recipe's field that names them.
+#: Names of the fields of objects in public data sets, by the recipe's field that names them.
 USUAL = {
     "box_field": ("bbox", "boxes", "box", "bboxes"),
     "category_field": (

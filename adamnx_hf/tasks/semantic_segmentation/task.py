@@ -1,4 +1,4 @@
-"""From a recipe to a Trainer with its model, its data and its metrics."""
+"""Makes the Trainer of a recipe, with its model, its data and its metrics."""
 
 from __future__ import annotations
 
