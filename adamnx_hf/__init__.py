@@ -40,8 +40,8 @@ models.register()
 
 
 def __getattr__(name: str) -> Any:
-    # Names that need torch are imported when they are asked for. `python -m adamnx_hf.launch` only makes way for
-    # another process, which would import torch a second time.
+    # Names that need torch are imported when they are asked for. `python -m adamnx_hf.launch` only makes way
+    # for another process, which would import torch a second time.
     if name in __all__ or name == "optim":
         optim = importlib.import_module("adamnx_hf.optim")
         return optim if name == "optim" else getattr(optim, name)
