@@ -98,6 +98,9 @@ def test_a_model_is_a_folder_and_a_line():
         ("TorchvisionNetForImageClassification", "image_classifier"),
         ("UNetForSemanticSegmentation", "unet"),
         ("Yolov7TinyForObjectDetection", "yolov7_tiny"),
+        ("TorchvisionNetConfig", "configuration"),
+        ("UNetConfig", "configuration"),
+        ("Yolov7TinyConfig", "configuration"),
     ):
         module = __import__(f"adamnx_hf.models.{where}", fromlist=[name])
         assert getattr(module, name) is getattr(models, name)

@@ -13,8 +13,6 @@ import sys
 import warnings
 from typing import Any
 
-from wrapt import register_post_import_hook, wrap_function_wrapper
-
 from trainer_patches.arguments import read_optim
 
 __all__ = ["install"]
@@ -43,6 +41,8 @@ def install() -> None:
     """Arranges for the warnings when Accelerate and Transformers are imported, or now if they have been."""
     if "accelerate" not in sys.modules and importlib.util.find_spec("accelerate") is None:
         return
+    from wrapt import register_post_import_hook  # here, as the optimizer alone does without
+
     for module, function, wrapper in (
         ("accelerate.accelerator", "map_pytorch_optim_to_deepspeed", _warn_of_offload),
         ("transformers.integrations.deepspeed", "deepspeed_optim_sched", _warn_of_config),
@@ -51,6 +51,8 @@ def install() -> None:
 
 
 def _wrap(module: Any, function: str, wrapper: Any) -> None:
+    from wrapt import wrap_function_wrapper
+
     if hasattr(module, function):  # not where Accelerate finds no DeepSpeed
         wrap_function_wrapper(module, function, wrapper)
 

@@ -16,8 +16,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from wrapt import register_post_import_hook, wrap_function_wrapper
-
 from trainer_patches.arguments import read_optim, take_back
 from trainer_patches.registered import RegisteredOptimizer
 
@@ -53,6 +51,8 @@ def install(registered: Mapping[str, RegisteredOptimizer]) -> None:
     _registered = registered
     if "transformers" not in sys.modules and importlib.util.find_spec("transformers") is None:
         return
+    from wrapt import register_post_import_hook  # here, as the optimizer alone does without
+
     register_post_import_hook(_guard(_patch_training_args), "transformers.training_args")
     register_post_import_hook(_guard(_patch_trainer), "transformers.trainer")
 
@@ -146,6 +146,8 @@ def _require(cls: type, method: str, *parameters: str) -> None:
 
 def _wrap(cls: type, method: str, wrapper: Callable[..., Any]) -> None:
     """Puts `wrapper(wrapped, instance, args, kwargs)` around a method, as wrapt has it."""
+    from wrapt import wrap_function_wrapper
+
     original = cls.__dict__[method]
     wrap_function_wrapper(cls, method, wrapper)
     _undo.append(lambda: setattr(cls, method, original))

@@ -264,6 +264,17 @@ def test_imported_later(run_after, tmp_path, first):
     assert "fine" in run_after(first, code, tmp_path)
 
 
+def test_the_optimizer_needs_torch_alone(run_python):
+    run_python(
+        "import sys\n"
+        "for name in ('wrapt', 'transformers', 'accelerate', 'datasets', 'tqdm', 'yaml', 'triton'):\n"
+        "    sys.modules[name] = None\n"
+        "import torch\n"
+        "from adamnx_hf import AdamNX\n"
+        "optimizer = AdamNX([torch.nn.Parameter(torch.ones(2))])"
+    )
+
+
 def test_importing_adamnx_hf_imports_no_transformers(run_python):
     out = run_python(
         "import torch, sys, time; start = time.perf_counter(); import adamnx_hf\n"

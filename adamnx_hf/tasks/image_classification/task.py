@@ -59,6 +59,8 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         size=arguments.image_size,
         keep_decoded=arguments.keep_decoded,
     )
+    # Before the model is made and images are decoded, as it refuses a metric that has nothing to choose by.
+    compute_metrics = make_compute_metrics(len(np.unique(train_labels)), args.metric_for_best_model)
     trainer = RecipeTrainer(
         model=make_model(arguments, classes, recipe),
         args=args,
@@ -76,7 +78,7 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
             transform=None if on_device else on_eval,
         ),
         data_collator=as_it_is,
-        compute_metrics=make_compute_metrics(len(np.unique(train_labels)), args.metric_for_best_model),
+        compute_metrics=compute_metrics,
         processing_class=make_processor(arguments),
         train_transform=on_train if on_device else None,
         eval_transform=on_eval if on_device else None,
