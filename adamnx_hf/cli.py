@@ -107,6 +107,8 @@ def _main(argv: Sequence[str]) -> int:
     try:
         return args.run(args) or 0
     except RecipeError as error:
+        if interrupts.is_interrupted():  # a library may turn an interruption into an error
+            raise
         close_bars()
         print(f"{args.prog}: error: {error}", file=sys.stderr)
         return 1

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from adamnx_hf.bench.device import read_allocated
-from adamnx_hf.runs.memory import plain_tensors
 
 __all__ = ["count_bytes_moved", "count_state_bytes", "measure_temporary_bytes"]
 
 
 def count_state_bytes(optimizer: Any) -> int:
     """Returns the bytes of the storages that an optimizer's state is made of."""
+    from adamnx_hf.runs.memory import plain_tensors  # here, as it imports torch
+
     values = (value for state in optimizer.state.values() for value in state.values())
     storages = [tensor.untyped_storage() for tensor in plain_tensors(values)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -27,15 +27,12 @@ def draw_gains(path: Path, contents: Sequence[dict[str, Any]]) -> None:
         for content, colour in zip(contents, PALETTE, strict=False):
             steps = content["contenders"][0]["steps"]
             beta2 = {one["label"]: one["betas"][1] for one in content["contenders"]}
-            rows = {
-                steps / horizon(beta2[item["second"]]): item
-                for item in content["comparisons"]
-                if item["metric"] == "eval_loss"
-            }
-            x = sorted(rows)
+            items = [item for item in content["comparisons"] if item["metric"] == "eval_loss"]
+            items.sort(key=lambda item: horizon(beta2[item["second"]]), reverse=True)
+            x = [steps / horizon(beta2[item["second"]]) for item in items]
             label = f"{content['recipe']}, {steps} steps"
-            axes.plot(x, [rows[place]["mean"] for place in x], "o-", color=colour, lw=1, label=label)
-            for place, item in rows.items():
+            axes.plot(x, [item["mean"] for item in items], "o-", color=colour, lw=1, label=label)
+            for place, item in zip(x, items, strict=True):
                 axes.plot([place] * 2, [item["low"], item["high"]], color=colour, lw=2.5, alpha=0.7)
         axes.axhline(0, color="#444444", lw=1)
         note = f"mean of {len(contents[0]['seeds'])} pairs, and its 95 % t interval"

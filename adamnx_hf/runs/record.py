@@ -28,7 +28,7 @@ from adamnx_hf.runs.throughput import TrainClock
 from adamnx_hf.runs.titles import fits_title, list_data_changes
 from adamnx_hf.tasks.base import Recipe
 
-__all__ = ["RunRecord", "read_record"]
+__all__ = ["RunRecord", "make_record", "read_record"]
 
 # Fields that may change when a run goes on, beside those that leave the outcome alone.
 _MAY_DIFFER = re.compile(
@@ -119,6 +119,22 @@ class RunRecord(TrainerCallback, ExportableState):
         """Writes the epochs so far."""
         if self.trainer.is_world_process_zero():
             files.write_json(self.folder / "metrics.json", self.rows())
+
+
+def make_record(*arguments: Any, **keywords: Any) -> RunRecord:
+    """Makes the record of a run, with the arguments of :class:`RunRecord`.
+
+    With `restore_callback_states_from_checkpoint` Transformers makes each callback of a checkpoint anew, by
+    its class and the `args` of its state alone. The class of this record needs none: all of its objects share
+    one state.
+    """
+    first = RunRecord(*arguments, **keywords)
+
+    def share(self: RunRecord) -> None:
+        self.__dict__ = first.__dict__
+
+    record: RunRecord = type(RunRecord.__name__, (RunRecord,), {"__init__": share})()
+    return record
 
 
 def read_record(recipe: Recipe, checkpoint: str | None) -> dict[str, Any] | None:

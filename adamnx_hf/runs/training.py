@@ -17,7 +17,7 @@ from adamnx_hf.runs.environment import describe_environment
 from adamnx_hf.runs.folder import PREDICTIONS, RESULTS, choose_checkpoint, prepare_folder, save_model
 from adamnx_hf.runs.messages import Phase, explain_errors, explain_out_of_memory
 from adamnx_hf.runs.publishing.push import push_run
-from adamnx_hf.runs.record import RunRecord, read_record
+from adamnx_hf.runs.record import RunRecord, make_record, read_record
 from adamnx_hf.runs.results import collect_results, find_loaded_step
 from adamnx_hf.runs.trial import try_optimizer
 from adamnx_hf.tasks.base import Recipe
@@ -69,7 +69,9 @@ def train(
         with explain_errors(args, phase):
             phase.trainer = trainer = _build_trainer(recipe)
         phase.remedy = _RUN_AGAIN if bare else None
-        record = RunRecord(recipe, phase, describe_environment() | {"command": command}, earlier, quiet=bare)
+        record = make_record(
+            recipe, phase, describe_environment() | {"command": command}, earlier, quiet=bare
+        )
         _add_callbacks(record, callbacks)
 
         with explain_errors(args, phase):

@@ -1,5 +1,6 @@
 """Runs that go on from checkpoints: which ones, from which, and what is kept."""
 
+import json
 import os
 import shutil
 
@@ -238,3 +239,16 @@ def test_no_limit_is_no_limit(tiny, tmp_path):
     out = tmp_path / "out"
     assert cli.main(["run", tiny, *SAVES, "--save_total_limit", "-1", "--output_dir", str(out)]) == 0
     assert sorted(path.name for path in out.glob("checkpoint-*")) == [f"checkpoint-{i}" for i in (2, 4, 6)]
+
+
+def test_the_record_is_one_whoever_makes_callbacks_anew(tiny, tmp_path):
+    """Transformers makes them by their class alone when it restores what a checkpoint says of them."""
+    out = tmp_path / "out"
+    words = ["run", tiny, *STEPS, "--num_train_epochs", "2", "--output_dir", str(out)]
+    assert cli.main([*words, "--max_steps", "4"]) == 0
+    words += ["--restore_callback_states_from_checkpoint", "true"]
+    assert cli.main([*words, "--resume_from_checkpoint", "last"]) == 0
+    results = results_of(out)
+    assert results["steps"] == 12 and results["memory_bytes"]["states"] > 0
+    rows = json.loads((out / "metrics.json").read_text())
+    assert rows == results["per_epoch"] and all(row["train_seconds"] > 0 for row in rows)

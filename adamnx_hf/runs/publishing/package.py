@@ -84,14 +84,14 @@ def package_run(
         scrubber.left_out.append(NO_LICENCE)
     files = _collect_files(run_dir, scrubber)
 
-    written = read_recipe(run_dir / hub.RECIPE)
-    values, flags = scrubber.scrub_recipe(written, load_task(written.get("task", "")))
-    if flags.get("dataset_name", "") is None and "predictions.png" in files:
-        del files["predictions.png"]
-        scrubber.left_out.append("predictions.png (pictures of a data set that is not on the Hub)")
     results = json.loads(scrubber.scrub_json(run_dir / "results.json"))
     if not isinstance(results, dict) or not {"task", "metrics", "environment"} <= results.keys():
         raise RecipeError(f"{run_dir}: its results.json is not one of `adamnx-hf run`")
+    written = read_recipe(run_dir / hub.RECIPE)
+    values, flags = scrubber.scrub_recipe(written, load_task(results["task"]))
+    if flags.get("dataset_name", "") is None and "predictions.png" in files:
+        del files["predictions.png"]
+        scrubber.left_out.append("predictions.png (pictures of a data set that is not on the Hub)")
     if not fits_title(results["changes"], results.get("data_changes", {})):
         values.pop("title", None)  # neither here nor when the recipe is run again
     command = _build_command(address, results["environment"]["processes"], flags)
