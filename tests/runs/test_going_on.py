@@ -245,8 +245,8 @@ def test_the_record_is_one_whoever_makes_callbacks_anew(tiny, tmp_path):
     """Transformers makes them by their class alone when it restores what a checkpoint says of them."""
     out = tmp_path / "out"
     words = ["run", tiny, *STEPS, "--num_train_epochs", "2", "--output_dir", str(out)]
-    assert cli.main([*words, "--max_steps", "4"]) == 0
     words += ["--restore_callback_states_from_checkpoint", "true"]
+    assert cli.main([*words, "--max_steps", "4"]) == 0
     assert cli.main([*words, "--resume_from_checkpoint", "last"]) == 0
     results = results_of(out)
     assert results["steps"] == 12 and results["memory_bytes"]["states"] > 0
