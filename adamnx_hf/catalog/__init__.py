@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adamnx_hf.catalog.adax import AdaX
     from adamnx_hf.catalog.sophia import SophiaG
 
-__all__ = ["OPTIMIZERS", "AdaX", "Decay", "Optimizer", "SophiaG", "default_beta2", "find_decay", "register"]
+__all__ = ["OPTIMIZERS", "AdaX", "Decay", "Optimizer", "SophiaG", "find_decay", "register"]
 
 
 class Decay(NamedTuple):
@@ -107,16 +107,6 @@ def find_decay(kind: str) -> Decay | None:
     """Returns how v decays in the optimizers of a class, by its name; None if by no schedule of ours."""
     known = (optimizer.decay for optimizer in OPTIMIZERS.values() if optimizer.kind == kind)
     return next(known, _OTHERS.get(kind))
-
-
-def default_beta2(schedule: str) -> float:
-    """Returns the β2 that optimizers of a decay schedule have by default.
-
-    Raises:
-        KeyError: no optimizer has the schedule.
-    """
-    defaults = {one.decay.schedule: one.decay.beta2 for one in OPTIMIZERS.values() if one.decay}
-    return defaults[schedule]
 
 
 def register() -> None:

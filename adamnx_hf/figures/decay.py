@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from adamnx_hf.catalog import default_beta2
 from adamnx_hf.common.drawing import BLUE, PALETTE, RC, canvas
-from adamnx_hf.optim.schedules import horizon
+from adamnx_hf.optim.schedules import BETA2_SCHEDULES, horizon
 from adamnx_hf.studies.decay import newest_weights, shares
 
 __all__ = ["draw_decay"]
@@ -50,7 +49,7 @@ def _draw_weights(axes: Any) -> None:
     )
     axes.grid(color="#e8e8e8")
 
-    h = horizon(default_beta2("adamnx"))
+    h = horizon(BETA2_SCHEDULES["adamnx"].default_beta2)
     axes.axvline(h, ymax=0.98, color="#444444", linewidth=1.2, linestyle=":")
     texts = [
         (h * 0.8, 2e-10, f"horizon: {h:,.0f} steps", "#444444", "normal"),

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from adamnx_hf.catalog import default_beta2
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES
 
 __all__ = ["newest_weights", "shares", "squared_shares"]
@@ -18,11 +17,11 @@ def newest_weights(schedule: str, steps: Iterable[float], beta2: float | None = 
     Args:
         schedule: a name in :data:`adamnx_hf.optim.schedules.BETA2_SCHEDULES`.
         steps: from 1 on.
-        beta2: None for the default of the schedule's optimizers.
+        beta2: None for the schedule's default.
     """
-    weight = BETA2_SCHEDULES[schedule]
-    beta2 = default_beta2(schedule) if beta2 is None else beta2
-    return np.array([float(weight(float(step), beta2)) for step in steps])
+    decay = BETA2_SCHEDULES[schedule]
+    beta2 = decay.default_beta2 if beta2 is None else beta2
+    return np.array([float(decay(float(step), beta2)) for step in steps])
 
 
 def shares(schedule: str, steps: int, beta2: float | None = None) -> np.ndarray:

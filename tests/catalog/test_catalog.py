@@ -8,7 +8,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from adamnx_hf import AdamNX, horizon
-from adamnx_hf.catalog import OPTIMIZERS, AdaX, SophiaG, default_beta2, find_decay
+from adamnx_hf.catalog import OPTIMIZERS, AdaX, SophiaG, find_decay
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES
 from trainer_patches import registered_optimizers
 
@@ -188,14 +188,14 @@ def test_a_record_tells_the_class_and_its_decay(name, tmp_path):
     assert find_decay(record.kind) == record.decay
     if record.decay:
         schedule, beta2 = record.decay
-        assert schedule in BETA2_SCHEDULES and default_beta2(schedule) == beta2
+        assert BETA2_SCHEDULES[schedule].default_beta2 == beta2
         assert optimizer.defaults.get("betas", (0.0, beta2))[1] == beta2
         assert optimizer.defaults.get("beta2_schedule", schedule) == schedule
 
 
 def test_the_decay_of_classes_without_a_name():
     assert find_decay("NAdam") == find_decay("AdamW") and find_decay("Muon") is None
-    assert {default_beta2(schedule) for schedule in BETA2_SCHEDULES} == {0.0, 0.99, 0.999}
+    assert {schedule.default_beta2 for schedule in BETA2_SCHEDULES.values()} == {0.0, 0.99, 0.999}
 
 
 @pytest.mark.parametrize("name", CLASSES)
