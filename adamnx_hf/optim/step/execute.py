@@ -61,7 +61,9 @@ def step_bucket(bucket: Bucket, rule: Rule, extras: Extras) -> None:
         originals = batch.of(columns)
         whole = not batch.rows and len(batch.places) == len(columns.params)
         known = bucket.layout if whole else None
-        own = extras.pick(batch.places, extras.memo.setdefault(number, {}), known)
+        own = extras
+        if can.rounds or can.unscales:  # others do not look at what would be picked
+            own = extras.pick(batch.places, extras.memo.setdefault(number, {}), known)
         if not copied:
             _run(engine, originals, rule.pick(batch.places), own)
             continue
