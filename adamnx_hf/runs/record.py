@@ -88,9 +88,8 @@ class RunRecord(TrainerCallback, ExportableState):
 
         Nothing is written before, because a run whose optimizer or schedule cannot be made never gets here.
         """
-        state.stateful_callbacks.setdefault(
-            type(self).__name__, self.state()
-        )  # checkpoints of others have none
+        # A checkpoint of another Trainer has no record yet.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         self.phase.begun = True
         if self.trainer.is_world_process_zero():
             files.remove_drafts(self.folder)

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from adamnx_hf.common.errors import nearest
-from adamnx_hf.tasks.columns import (
-    check_class_names,
-)
+from adamnx_hf.tasks.columns import check_class_names
 from adamnx_hf.tasks.data import ImageArguments, doc, train_images_fast
 from adamnx_hf.tasks.pretrained import label_maps
 
