@@ -39,7 +39,10 @@ class FieldParser:
 
         class Parser(HfArgumentParser):
             def add_argument(self, *names: Any, **options: Any) -> Any:
-                for ours in ("data", "neutral"):  # of a field's metadata, see doc(); unknown to argparse
+                for ours in (
+                    "data",
+                    "neutral",
+                ):  # of a field's metadata, see make_field(); unknown to argparse
                     options.pop(ours, None)
                 return super().add_argument(*names, **options)
 

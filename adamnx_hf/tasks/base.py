@@ -6,9 +6,43 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from adamnx_hf.common.plain_values import plain_value, read_json
+from adamnx_hf.common.plain_values import plain_value
 
-__all__ = ["Metric", "Recipe", "RecipeArguments", "Task", "find_field"]
+__all__ = ["Metric", "Recipe", "RecipeArguments", "Task", "check_range", "find_field", "make_field"]
+
+
+def make_field(default: Any, text: str, **flags: bool) -> Any:
+    """Makes a dataclass's field that a recipe can set.
+
+    Args:
+        default: its default value; a list is copied for each instance.
+        text: its help.
+        flags: `data=True` for a field that says which data, or how they are read. A title or a table for the
+            recipe's own data would be untrue for a run with another value. `neutral=True` for a field that
+            only says where the same data are, so that another value may give the same run.
+    """
+    metadata = {"help": text, **flags}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_range(arguments: Any, names: Iterable[str], low: float, high: float, verdict: str = "not") -> None:
+    """Checks that numbers among the fields of `arguments` are in a range.
+
+    Args:
+        arguments: a dataclass.
+        names: of its fields. One that is None passes.
+        low, high: the smallest and the largest number.
+        verdict: what the message calls a number outside, such as "not a percentage".
+
+    Raises:
+        ValueError: a number is outside, or nan.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name}: {value} is {verdict} from {low} to {high}")
 
 
 def as_share(percent: float) -> float:
@@ -74,36 +108,23 @@ class RecipeArguments:
     """The fields that every recipe has, beside the task's and TrainingArguments'."""
 
     task: str = dataclasses.field(metadata={"help": "What is trained; one of adamnx_hf.tasks.TASKS."})
-    title: str = dataclasses.field(default="", metadata={"help": "What it is, in a few words."})
-    paper_tables: list[int] = dataclasses.field(
-        default_factory=list, metadata={"help": "The paper's tables it reproduces."}
+    title: str = make_field("", "What it is, in a few words.")
+    paper_tables: list[int] = make_field([], "The paper's tables it reproduces.")
+    hardware: str = make_field("", "What it is meant to run on.")
+    hours: str = make_field("", "Hours to expect on that hardware, and whether they were measured.")
+    optimizers: dict | str | None = make_field(
+        None, "What else changes with optim: field values by its names, as JSON in a flag."
     )
-    hardware: str = dataclasses.field(default="", metadata={"help": "What it is meant to run on."})
-    hours: str = dataclasses.field(
-        default="", metadata={"help": "Hours to expect on that hardware, and whether they were measured."}
+    fast: bool = make_field(
+        False,
+        "Train for speed: bf16, channels_last, torch.compile, a fused step, images kept decoded and "
+        "augmented in batches on the device.",
     )
-    optimizers: dict | str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "What else changes with optim: field values by its names, as JSON in a flag."},
+    smoke: bool = make_field(
+        False,
+        "Try it out: a few steps of a tiny model on a few examples, made up unless "
+        "dataset_name is a local folder. Never connects to the Hub.",
     )
-    fast: bool = dataclasses.field(
-        default=False,
-        metadata={
-            "help": "Train for speed: bf16, channels_last, torch.compile, a fused step, images kept decoded "
-            "and augmented in batches on the device."
-        },
-    )
-    smoke: bool = dataclasses.field(
-        default=False,
-        metadata={
-            "help": "Try it out: a few steps of a tiny model on a few examples, made up unless "
-            "dataset_name is a local folder. Never connects to the Hub."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        if isinstance(self.optimizers, str):
-            self.optimizers = read_json(self.optimizers)
 
 
 @dataclasses.dataclass

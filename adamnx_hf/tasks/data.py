@@ -9,6 +9,7 @@ from typing import Any
 
 from adamnx_hf.common.plain_values import read_json
 from adamnx_hf.common.splits import PartOfSplit
+from adamnx_hf.tasks.base import check_range, make_field
 
 __all__ = ["IMAGES_DISPLACE", "DataArguments", "ImageArguments", "doc", "train_fast", "train_images_fast"]
 
@@ -37,71 +38,49 @@ def doc(text: str, data: bool = False, neutral: bool = False) -> dict[str, Any]:
 class DataArguments:
     """Fields of a recipe that say which data; every task has them."""
 
-    dataset_name: str | None = dataclasses.field(
-        default=None,
-        metadata=doc(
-            "Hub name of a data set, or a local one: a folder, or a file of CSV, JSON or Parquet.",
-            data=True,
-            neutral=True,
-        ),
+    dataset_name: str | None = make_field(
+        None,
+        "Hub name of a data set, or a local one: a folder, or a file of CSV, JSON or Parquet.",
+        data=True,
+        neutral=True,
     )
-    dataset_config_name: str | None = dataclasses.field(
-        default=None, metadata=doc("Configuration of the data set.", data=True, neutral=True)
+    dataset_config_name: str | None = make_field(
+        None, "Configuration of the data set.", data=True, neutral=True
     )
-    dataset_revision: str | None = dataclasses.field(
-        default=None,
-        metadata=doc("Branch, tag or commit of the data set on the Hub.", data=True, neutral=True),
+    dataset_revision: str | None = make_field(
+        None, "Branch, tag or commit of the data set on the Hub.", data=True, neutral=True
     )
-    data_files: dict | str | None = dataclasses.field(
-        default=None,
-        metadata=doc(
-            "Files of each split in the data set's repository or folder, as load_dataset takes them, as JSON "
-            'on the command line: {"train": ["a/*.parquet"], ...}.',
-            data=True,
-            neutral=True,
-        ),
+    data_files: dict | str | None = make_field(
+        None,
+        "Files of each split in the data set's repository or folder, as load_dataset takes them, as JSON "
+        'on the command line: {"train": ["a/*.parquet"], ...}.',
+        data=True,
+        neutral=True,
     )
-    train_split: str = dataclasses.field(
-        default="train",
-        metadata=doc(
-            "Split to train on, or a part of it by its rows: train[:90%%]; see also hold_out.", data=True
-        ),
+    train_split: str = make_field(
+        "train", "Split to train on, or a part of it by its rows: train[:90%%]; see also hold_out.", data=True
     )
-    eval_split: str = dataclasses.field(
-        default="test",
-        metadata=doc("Split to evaluate on; of a data set without one, see hold_out.", data=True),
+    eval_split: str = make_field(
+        "test", "Split to evaluate on; of a data set without one, see hold_out.", data=True
     )
-    max_train_samples: int | None = dataclasses.field(
-        default=None, metadata=doc("Train on the first so many examples only.", data=True)
+    max_train_samples: int | None = make_field(None, "Train on the first so many examples only.", data=True)
+    max_eval_samples: int | None = make_field(None, "Evaluate on the first so many examples only.", data=True)
+    hold_out: int = make_field(
+        0,
+        "Percent of the training rows that are not trained on: drawn at random, of each class its share.",
+        data=True,
     )
-    max_eval_samples: int | None = dataclasses.field(
-        default=None, metadata=doc("Evaluate on the first so many examples only.", data=True)
+    hold_out_seed: int = make_field(
+        0, "Which rows hold_out draws. The seed of the run does not change them.", data=True
     )
-    hold_out: int = dataclasses.field(
-        default=0,
-        metadata=doc(
-            "Percent of the training rows that are not trained on: drawn at random, of each class its share.",
-            data=True,
-        ),
+    eval_on_held_out: bool = make_field(
+        False, "Evaluate on the rows that hold_out takes out, not on eval_split.", data=True
     )
-    hold_out_seed: int = dataclasses.field(
-        default=0,
-        metadata=doc("Which rows hold_out draws. The seed of the run does not change them.", data=True),
+    sweep_hold_out: int = make_field(
+        0, "As hold_out, of the rows that it leaves: `compare` chooses settings by these.", data=True
     )
-    eval_on_held_out: bool = dataclasses.field(
-        default=False,
-        metadata=doc("Evaluate on the rows that hold_out takes out, not on eval_split.", data=True),
-    )
-
-    sweep_hold_out: int = dataclasses.field(
-        default=0,
-        metadata=doc(
-            "As hold_out, of the rows that it leaves: `compare` chooses settings by these.", data=True
-        ),
-    )
-    eval_on_sweep_rows: bool = dataclasses.field(
-        default=False,
-        metadata=doc("Evaluate on the rows that sweep_hold_out takes out, not on eval_split.", data=True),
+    eval_on_sweep_rows: bool = make_field(
+        False, "Evaluate on the rows that sweep_hold_out takes out, not on eval_split.", data=True
     )
 
     def __post_init__(self) -> None:
@@ -112,11 +91,8 @@ class DataArguments:
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"{name}: {count} is not a number of examples; at least 1")
-        for name in ("hold_out", "sweep_hold_out"):
-            if not 0 <= getattr(self, name) <= 50:
-                raise ValueError(f"{name}: {getattr(self, name)} is not a percentage from 0 to 50")
-        if not 0 <= self.hold_out_seed < 2**32:
-            raise ValueError(f"hold_out_seed: {self.hold_out_seed} is not from 0 to {2**32 - 1}")
+        check_range(self, ("hold_out", "sweep_hold_out"), 0, 50, "not a percentage")
+        check_range(self, ("hold_out_seed",), 0, 2**32 - 1)
         for name, rows in (("eval_on_held_out", "hold_out"), ("eval_on_sweep_rows", "sweep_hold_out")):
             if getattr(self, name) and not getattr(self, rows):
                 raise ValueError(f"{name}: nothing is held out; set {rows}, too")
@@ -125,16 +101,17 @@ class DataArguments:
     def trained_split(self) -> str:
         """The name of the rows that are trained on, for messages."""
         held_out = self.hold_out or self.sweep_hold_out
-        name = f"{self.train_split} without the rows held out" if held_out else self.train_split
-        return self._part_named(name, 0)
+        return self._name_part(
+            f"{self.train_split} without the rows held out" if held_out else self.train_split, 0
+        )
 
     @property
     def judged_split(self) -> str:
         """The name of the rows that are judged on, for messages."""
         held_out = self.eval_on_held_out or self.eval_on_sweep_rows
-        return self._part_named(f"{self.train_split}, the rows held out" if held_out else self.eval_split, 1)
+        return self._name_part(f"{self.train_split}, the rows held out" if held_out else self.eval_split, 1)
 
-    def _part_named(self, name: str, which: int) -> str:
+    def _name_part(self, name: str, which: int) -> str:
         loaded: Any = getattr(self, "_loaded", None)
         return name if loaded is None else PartOfSplit(name, *loaded[which])
 
@@ -143,30 +120,18 @@ class DataArguments:
 class ImageArguments(DataArguments):
     """Fields of tasks on images: the column, the network, and how images become its input."""
 
-    image_column: str = dataclasses.field(
-        default="image", metadata=doc("Column of the images.", data=True, neutral=True)
+    image_column: str = make_field("image", "Column of the images.", data=True, neutral=True)
+    architecture: str | None = make_field(None, "A network, from scratch.")
+    architecture_options: dict | str | None = make_field(
+        None, "What to change of the network, as JSON on the command line."
     )
-    architecture: str | None = dataclasses.field(default=None, metadata=doc("A network, from scratch."))
-    architecture_options: dict | str | None = dataclasses.field(
-        default=None, metadata=doc("What to change of the network, as JSON on the command line.")
+    model_name_or_path: str | None = make_field(
+        None, "Instead of architecture: a model of the Hub, or a saved one, to fine-tune."
     )
-    model_name_or_path: str | None = dataclasses.field(
-        default=None,
-        metadata=doc("Instead of architecture: a model of the Hub, or a saved one, to fine-tune."),
-    )
-    image_mean: list[float] = dataclasses.field(
-        default_factory=lambda: [0.5, 0.5, 0.5],
-        metadata=doc("Subtracted from the channels of images in [0, 1]."),
-    )
-    image_std: list[float] = dataclasses.field(
-        default_factory=lambda: [0.5, 0.5, 0.5], metadata=doc("What the channels are then divided by.")
-    )
-    flip_probability: float = dataclasses.field(
-        default=0.5, metadata=doc("Probability of mirroring a training image.")
-    )
-    keep_decoded: bool = dataclasses.field(
-        default=False, metadata=doc("Decode every image once and keep them all in memory.")
-    )
+    image_mean: list[float] = make_field([0.5, 0.5, 0.5], "Subtracted from the channels of images in [0, 1].")
+    image_std: list[float] = make_field([0.5, 0.5, 0.5], "What the channels are then divided by.")
+    flip_probability: float = make_field(0.5, "Probability of mirroring a training image.")
+    keep_decoded: bool = make_field(False, "Decode every image once and keep them all in memory.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,9 +139,8 @@ class ImageArguments(DataArguments):
             self.architecture_options = read_json(self.architecture_options)
         if bool(self.architecture) == bool(self.model_name_or_path):
             raise ValueError("give either architecture or model_name_or_path")
-        for name, value in vars(self).items():
-            if name.endswith("_probability") and not 0 <= value <= 1:
-                raise ValueError(f"{name}: {value} is not a probability from 0 to 1")
+        probabilities = [name for name in vars(self) if name.endswith("_probability")]
+        check_range(self, probabilities, 0, 1, "not a probability")
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != 3 or not all(map(math.isfinite, getattr(self, name))):
                 raise ValueError(f"{name}: needs 3 numbers, one a channel, got {getattr(self, name)}")

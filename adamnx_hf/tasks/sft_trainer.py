@@ -18,7 +18,7 @@ from tqdm import tqdm
 from trl import SFTConfig, SFTTrainer
 from trl.models.utils import unwrap_model_for_generation
 
-from adamnx_hf.tasks.data import doc
+from adamnx_hf.tasks.base import make_field
 from adamnx_hf.tasks.trainer import RecipeTrainer, RecipeTrainingArguments
 
 __all__ = ["ExactMatch", "RecipeSFTConfig", "RecipeSFTTrainer", "normal_answer"]
@@ -35,21 +35,14 @@ class RecipeSFTConfig(RecipeTrainingArguments, SFTConfig):
     rate), TrainingArguments' hold: a field that no recipe names is what Transformers' documentation says.
     """
 
-    dataset_text_field: str = dataclasses.field(
-        default="text",
-        metadata=doc("Column of texts, where neither templates nor chats are given.", data=True),
+    dataset_text_field: str = make_field(
+        "text", "Column of texts, where neither templates nor chats are given.", data=True
     )
-    loraplus_lr_ratio: float | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "LoRA+: the learning rate of LoRA's B matrices over that of its A matrices, at least 1."
-        },
+    loraplus_lr_ratio: float | None = make_field(
+        None, "LoRA+: the learning rate of LoRA's B matrices over that of its A matrices, at least 1."
     )
-    merge_adapter: bool = dataclasses.field(
-        default=True,
-        metadata={
-            "help": f"After training also save the model with its adapter merged, in output_dir/{MERGED}."
-        },
+    merge_adapter: bool = make_field(
+        True, f"After training also save the model with its adapter merged, in output_dir/{MERGED}."
     )
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from adamnx_hf.common.errors import RecipeError, nearest
 from adamnx_hf.common.plain_values import plain_value
 from adamnx_hf.optim import param_groups
+from adamnx_hf.tasks.base import check_range, make_field
 from adamnx_hf.tasks.callbacks import CurvatureCallback, ResumingCallback
 from adamnx_hf.tasks.randomness import keep_random_states
 from trainer_patches import checkpoints
@@ -38,29 +39,21 @@ _WORDS = ("decay_type", "warmup_type", "mode", "threshold_mode")
 class RecipeTrainingArguments(TrainingArguments):
     """TrainingArguments and what a recipe adds to them."""
 
-    decay_rule: Literal["trainer", "paper"] = dataclasses.field(
-        default="trainer",
-        metadata={
-            "help": "Which parameters decay: 'trainer': as the Transformers Trainer has it; 'paper': the "
-            "weights of convolutions and linear layers only."
-        },
+    decay_rule: Literal["trainer", "paper"] = make_field(
+        "trainer",
+        "Which parameters decay: 'trainer': as the Transformers Trainer has it; 'paper': the weights "
+        "of convolutions and linear layers only.",
     )
-    channels_last: bool = dataclasses.field(
-        default=False, metadata={"help": "Model and images in the channels_last memory format."}
-    )
-    overwrite_output_dir: bool = dataclasses.field(  # Transformers 5 has dropped it
-        default=False, metadata={"help": "Write into output_dir even if it holds something."}
-    )
+    channels_last: bool = make_field(False, "Model and images in the channels_last memory format.")
+    # Transformers 5 has dropped this one.
+    overwrite_output_dir: bool = make_field(False, "Write into output_dir even if it holds something.")
 
     def __post_init__(self) -> None:
         if not 0 < self.num_train_epochs < math.inf:
             raise ValueError(f"num_train_epochs: {self.num_train_epochs} is not above 0, or not finite")
-        for name in ("seed", "data_seed"):
-            seed = getattr(self, name)
-            if seed is not None and not 0 <= seed < 2**32:  # NumPy takes no other
-                raise ValueError(f"{name}: {seed} is not from 0 to {2**32 - 1}")
-        if not 0 <= self.dataloader_num_workers <= 1024:
-            raise ValueError(f"dataloader_num_workers: {self.dataloader_num_workers} is not from 0 to 1024")
+        check_range(self, ("seed", "data_seed"), 0, 2**32 - 1)  # NumPy takes no other
+        check_range(self, ("dataloader_num_workers",), 0, 1024)
+        check_range(self, ("label_smoothing_factor",), 0, 1)
         if self.max_steps != -1 and self.max_steps < 1:
             raise ValueError(f"max_steps: {self.max_steps} is neither -1, for all epochs, nor above 0")
         for name in (
@@ -75,8 +68,6 @@ class RecipeTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not 0 < value < 2**31:
                 raise ValueError(f"{name}: {value} is not {'above 0' if value <= 0 else 'below 2^31'}")
-        if not 0 <= self.label_smoothing_factor <= 1:
-            raise ValueError(f"label_smoothing_factor: {self.label_smoothing_factor} is not from 0 to 1")
         if self.max_grad_norm is not None and self.max_grad_norm < 0:
             raise ValueError(f"max_grad_norm: {self.max_grad_norm} is below 0; 0 is without clipping")
         try:
@@ -98,11 +89,9 @@ class RecipeTrainingArguments(TrainingArguments):
             raise ValueError(f"torch_compile_mode: {self.torch_compile_mode!r} is not known{near}")
         kwargs: Any = self.lr_scheduler_kwargs or {}
         for key, value in kwargs.items():
-            fits = isinstance(value, str if key in _WORDS else int | float | None)
-            if not fits:
+            if not isinstance(value, str if key in _WORDS else int | float | None):
                 what = "a word" if key in _WORDS else "a number"
                 raise ValueError(f"lr_scheduler_kwargs: {key}: {value!r} is not {what}")
-        for key in kwargs:
             if key not in valid:
                 name = plain_value(self.lr_scheduler_type)
                 raise ValueError(f"lr_scheduler_kwargs: {name} has no {key!r}{nearest(key, valid)}")

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from adamnx_hf.tasks.data import ImageArguments, doc, train_images_fast
+from adamnx_hf.tasks.base import make_field
+from adamnx_hf.tasks.data import ImageArguments, train_images_fast
 
 __all__ = ["Arguments", "fast", "smoke"]
 
@@ -18,24 +19,16 @@ __all__ = ["Arguments", "fast", "smoke"]
 class Arguments(ImageArguments):
     """The fields of a recipe for image classification."""
 
-    label_column: str = dataclasses.field(
-        default="label", metadata=doc("Column of the classes: ids from 0, or names.", data=True, neutral=True)
+    label_column: str = make_field(
+        "label", "Column of the classes: ids from 0, or names.", data=True, neutral=True
     )
-    architecture: str | None = dataclasses.field(
-        default=None,
-        metadata=doc(
-            "A torchvision network, from scratch, one of adamnx_hf.models.torchvision_net.nets.NETS."
-        ),
+    architecture: str | None = make_field(
+        None, "A torchvision network, from scratch, one of adamnx_hf.models.torchvision_net.nets.NETS."
     )
-    image_size: int = dataclasses.field(
-        default=32, metadata=doc("Images of another size are resized to it, in pixels.")
-    )
-    jitter_probability: float = dataclasses.field(
-        default=0.5, metadata=doc("Probability of the HSV jitter of a training image.")
-    )
-    augment_on_device: bool = dataclasses.field(
-        default=False,
-        metadata=doc("Augment whole batches on the training device, not in the data loader."),
+    image_size: int = make_field(32, "Images of another size are resized to it, in pixels.")
+    jitter_probability: float = make_field(0.5, "Probability of the HSV jitter of a training image.")
+    augment_on_device: bool = make_field(
+        False, "Augment whole batches on the training device, not in the data loader."
     )
 
     def __post_init__(self) -> None:
