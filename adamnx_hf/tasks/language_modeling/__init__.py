@@ -4,7 +4,8 @@ Rows become what TRL's SFTTrainer takes; it does the rest: chat template, loss o
 """
 
 from adamnx_hf.tasks.base import Metric
-from adamnx_hf.tasks.language_modeling.arguments import Arguments, fast
+from adamnx_hf.tasks.data import train_fast as fast
+from adamnx_hf.tasks.language_modeling.arguments import Arguments
 from adamnx_hf.tasks.language_modeling.model import meta_model
 from adamnx_hf.tasks.language_modeling.task import make_trainer
 from adamnx_hf.tasks.language_modeling.toy import smoke

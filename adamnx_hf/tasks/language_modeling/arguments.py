@@ -3,89 +3,68 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from trl import ModelConfig
 
-from adamnx_hf.common.plain_values import read_json
-from adamnx_hf.tasks.data import DataArguments, doc, train_fast
+from adamnx_hf.tasks.base import make_field
+from adamnx_hf.tasks.data import DataArguments
 from adamnx_hf.tasks.language_modeling import texts
-from adamnx_hf.tasks.sft_trainer import (
-    ExactMatch,
-)
+from adamnx_hf.tasks.sft_trainer import ExactMatch
 
-__all__ = ["Arguments", "fast"]
+__all__ = ["Arguments"]
 
 
 @dataclasses.dataclass
 class Arguments(DataArguments, ModelConfig):
     """The fields of a recipe for language models: TRL's ModelConfig (model, LoRA, quantization) and these."""
 
-    model_config: dict | str | None = dataclasses.field(
-        default=None,
-        metadata=doc(
-            "What the model's config.json says of its kind and sizes (model_type and others), for --smoke "
-            "and `adamnx-hf memory`, which do without the Hub."
-        ),
+    model_config: dict | str | None = make_field(
+        None,
+        "What the model's config.json says of its kind and sizes (model_type and others), for --smoke "
+        "and `adamnx-hf memory`, which do without the Hub.",
     )
-    prompt_template: str | None = dataclasses.field(
-        default=None,
-        metadata=doc("The prompt, with columns in braces: 'Question: {question}\\nAnswer:'.", data=True),
+    prompt_template: str | None = make_field(
+        None, "The prompt, with columns in braces: 'Question: {question}\\nAnswer:'.", data=True
     )
-    completion_template: str | None = dataclasses.field(
-        default=None,
-        metadata=doc("What the model is to answer, with columns in braces: ' {answer}'.", data=True),
+    completion_template: str | None = make_field(
+        None, "What the model is to answer, with columns in braces: ' {answer}'.", data=True
     )
-    use_chat_template: bool = dataclasses.field(
-        default=False,
-        metadata=doc(
-            "Prompt and completion are the user's and the assistant's turn in the tokenizer's chat template.",
-            data=True,
-        ),
+    use_chat_template: bool = make_field(
+        False,
+        "Prompt and completion are the user's and the assistant's turn in the tokenizer's chat template.",
+        data=True,
     )
-    messages_column: str | None = dataclasses.field(
-        default=None,
-        metadata=doc(
-            "Instead of templates: a column of chats, lists of {role, content} or ShareGPT's {from, value}.",
-            data=True,
-            neutral=True,
-        ),
+    messages_column: str | None = make_field(
+        None,
+        "Instead of templates: a column of chats, lists of {role, content} or ShareGPT's {from, value}.",
+        data=True,
+        neutral=True,
     )
-    join_rows: str | None = dataclasses.field(
-        default=None,
-        metadata=doc(
-            f"Rows of dataset_text_field are pieces of one text: join {texts.JOINED:,} at a time with this "
-            "between.",
-            data=True,
-        ),
+    join_rows: str | None = make_field(
+        None,
+        f"Rows of dataset_text_field are pieces of one text: join {texts.JOINED:,} at a time with this "
+        "between.",
+        data=True,
     )
-    allow_blank: texts.Blank = dataclasses.field(
-        default="nowhere",
-        metadata=doc(
-            "Where a cell without a value is an empty text: 'nowhere', such a row is refused; in the "
-            "'prompt'; or 'anywhere', and then completions and texts may also be empty.",
-            data=True,
-        ),
+    allow_blank: texts.Blank = make_field(
+        "nowhere",
+        "Where a cell without a value is an empty text: 'nowhere', such a row is refused; in the "
+        "'prompt'; or 'anywhere', and then completions and texts may also be empty.",
+        data=True,
     )
-    answer_pattern: str | None = dataclasses.field(
-        default=None,
-        metadata=doc(
-            "Regular expression whose first group is the answer in a completion: reports exact match by "
-            "greedy generation."
-        ),
+    answer_pattern: str | None = make_field(
+        None,
+        "Regular expression whose first group is the answer in a completion: reports exact match by "
+        "greedy generation.",
     )
-    exact_match_samples: int = dataclasses.field(
-        default=200, metadata=doc("Exact match is over the first so many examples of the evaluation split.")
+    exact_match_samples: int = make_field(
+        200, "Exact match is over the first so many examples of the evaluation split."
     )
-    max_new_tokens: int = dataclasses.field(
-        default=256, metadata=doc("Generate at most so many tokens an answer.")
-    )
+    max_new_tokens: int = make_field(256, "Generate at most so many tokens an answer.")
 
     def __post_init__(self) -> None:
         DataArguments.__post_init__(self)
         ModelConfig.__post_init__(self)
-        if isinstance(self.model_config, str):
-            self.model_config = read_json(self.model_config)
         if not self.model_name_or_path:
             raise ValueError("model_name_or_path: the recipe names no model")
         if (self.prompt_template is None) != (self.completion_template is None):
@@ -94,8 +73,8 @@ class Arguments(DataArguments, ModelConfig):
             raise ValueError("give either prompt_template and completion_template or messages_column")
         if self.use_chat_template and self.prompt_template is None:
             raise ValueError("use_chat_template: needs prompt_template and completion_template")
-        columns = [self.columns_of(name) for name in ("prompt_template", "completion_template")]
-        if self.prompt_template is not None and not any(columns):
+        prompt, completion = self.parse_templates()
+        if self.prompt_template is not None and not (prompt.columns or completion.columns):
             raise ValueError(
                 "prompt_template and completion_template: neither names a column; write it in braces"
             )
@@ -106,30 +85,25 @@ class Arguments(DataArguments, ModelConfig):
         for name in ("exact_match_samples", "max_new_tokens", "lora_r"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 1")
-        if self.answer_pattern is not None:
-            if self.prompt_template is None:
-                raise ValueError("answer_pattern: needs prompt_template and completion_template")
-            ExactMatch(self.answer_pattern, self.exact_match_samples, self.max_new_tokens)  # checks it
+        if self.answer_pattern is not None and self.prompt_template is None:
+            raise ValueError("answer_pattern: needs prompt_template and completion_template")
+        self.make_exact_match()  # checks the pattern
 
-    def columns_of(self, name: str) -> list[str]:
-        """Returns the columns in a template.
-
-        Args:
-            name: of the field that holds it.
+    def parse_templates(self) -> tuple[texts.Template, texts.Template]:
+        """Parses the templates of the prompt and of the completion; one that is not given is empty.
 
         Raises:
-            ValueError: the template cannot be parsed.
+            ValueError: a template cannot be parsed.
         """
-        return [column for _, column in self.pieces_of(name) if column is not None]
+        prompt = texts.parse_template("prompt_template", self.prompt_template or "")
+        return prompt, texts.parse_template("completion_template", self.completion_template or "")
 
-    def pieces_of(self, name: str) -> texts.Pieces:
-        """Parses a template; see :meth:`columns_of`."""
-        try:
-            return texts.parse(getattr(self, name) or "")
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+    def make_exact_match(self) -> ExactMatch | None:
+        """Makes the check of generated answers; returns None without `answer_pattern`.
 
-
-def fast() -> dict[str, Any]:
-    """Returns what `--fast` sets."""
-    return train_fast()
+        Raises:
+            ValueError: see :class:`ExactMatch`.
+        """
+        if self.answer_pattern is None:
+            return None
+        return ExactMatch(self.answer_pattern, self.exact_match_samples, self.max_new_tokens)

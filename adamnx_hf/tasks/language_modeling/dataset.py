@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.tasks.language_modeling import texts
 from adamnx_hf.tasks.language_modeling.arguments import Arguments
-from adamnx_hf.tasks.sft_trainer import (
-    RecipeSFTConfig,
-)
+from adamnx_hf.tasks.sft_trainer import RecipeSFTConfig
 
 __all__ = ["make_up", "prepare_rows"]
 
@@ -23,51 +22,40 @@ def prepare_rows(
     for field, name, data in zip(("train_split", "eval_split"), names, splits, strict=True):
         if not len(data):
             raise RecipeError(f"{field}: the split {name!r} has no rows")
-    allow_blank = arguments.allow_blank
+    notes: list[str] = []
+    read: Any
     if arguments.messages_column is not None:
-        return [
-            texts.read_chats(
-                data,
-                arguments.messages_column,
-                split=name,
-                allow_blank=allow_blank,
-                assistant_only=args.assistant_only_loss,
-            )
-            for data, name in zip(splits, names, strict=True)
-        ], []
-    if arguments.prompt_template is not None:
-        prompt, completion = map(arguments.pieces_of, ("prompt_template", "completion_template"))
-        columns = [column for _, column in (*prompt, *completion) if column is not None]
-        whole, notes = texts.find_whole_columns(splits, columns)
-        return [
-            texts.fill_in(
-                data,
-                prompt,
-                completion,
-                split=name,
-                allow_blank=allow_blank,
-                as_turns=arguments.use_chat_template,
-                whole=whole,
-            )
-            for data, name in zip(splits, names, strict=True)
-        ], notes
-    return [
-        texts.read_texts(
-            data,
-            args.dataset_text_field,
-            split=name,
-            allow_blank=allow_blank,
-            separator=arguments.join_rows,
+        read = functools.partial(
+            texts.read_chats, column=arguments.messages_column, assistant_only=args.assistant_only_loss
         )
+    elif arguments.prompt_template is not None:
+        prompt, completion = arguments.parse_templates()
+        whole, notes = texts.find_whole_columns(splits, [*prompt.columns, *completion.columns])
+        read = functools.partial(
+            texts.fill_in,
+            prompt=prompt,
+            completion=completion,
+            as_turns=arguments.use_chat_template,
+            whole=whole,
+        )
+    else:
+        read = functools.partial(
+            texts.read_texts, column=args.dataset_text_field, separator=arguments.join_rows
+        )
+    rows = [
+        read(data, split=name, allow_blank=arguments.allow_blank)
         for data, name in zip(splits, names, strict=True)
-    ], []
+    ]
+    return rows, notes
 
 
 def make_up(arguments: Arguments, args: RecipeSFTConfig) -> tuple[Any, Any]:
     """Makes up rows in the recipe's columns, for smoke runs."""
     from datasets import Dataset
 
-    columns = [*arguments.columns_of("prompt_template"), *arguments.columns_of("completion_template")]
+    prompt, completion = arguments.parse_templates()
+    names = [*prompt.columns, *completion.columns]
+    names = names or [arguments.messages_column or args.dataset_text_field]
 
     def value(column: str, i: int) -> Any:
         if column == arguments.messages_column:
@@ -76,7 +64,6 @@ def make_up(arguments: Arguments, args: RecipeSFTConfig) -> tuple[Any, Any]:
         return f"This is the {column} of row {i}: {i} and 1 is {i + 1}.\n#### {i + 1}"
 
     def split(count: int, start: int) -> Dataset:
-        names = columns or [arguments.messages_column or args.dataset_text_field]
         return Dataset.from_dict({name: [value(name, start + i) for i in range(count)] for name in names})
 
     return split(arguments.max_train_samples or 32, 0), split(arguments.max_eval_samples or 8, 1000)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,19 +13,18 @@ from trl import get_peft_config, get_quantization_config
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.tasks.language_modeling.arguments import Arguments
 from adamnx_hf.tasks.pretrained import check_pretrained
-from adamnx_hf.tasks.sft_trainer import (
-    RecipeSFTConfig,
-)
+from adamnx_hf.tasks.sft_trainer import RecipeSFTConfig
 
 __all__ = ["configure", "make_model", "make_tokenizer", "meta_model"]
 
 
-def _read_or_explain(what: str, name: str, read: Callable[[], Any], field: str = "model_name_or_path") -> Any:
-    """Returns `read()`, and explains each known failure in one line."""
+@contextlib.contextmanager
+def _explain_errors(what: str, name: str, field: str = "model_name_or_path") -> Iterator[None]:
+    """Explains in one line why `what` cannot be read from `name`, the value of `field`."""
     from huggingface_hub import errors
 
     try:
-        return read()
+        yield
     except RecipeError:
         raise
     except ImportError as error:
@@ -36,7 +36,7 @@ def _read_or_explain(what: str, name: str, read: Callable[[], Any], field: str =
     except (OSError, ValueError, errors.HfHubHTTPError) as error:
         remedy = f"or pass a local copy: --{field} path/to/folder"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        if os.path.isdir(os.path.expanduser(name)):
+        if os.path.isdir(name):
             text = f"{name} cannot be read as {what} ({reason})"
         elif any(isinstance(cause, errors.GatedRepoError) for cause in _walk_causes(error)):
             text = (
@@ -55,12 +55,6 @@ def _read_or_explain(what: str, name: str, read: Callable[[], Any], field: str =
         raise RecipeError(f"{field}: {text}") from error
 
 
-def _find_place(name: str) -> str:
-    """Returns a local folder with `~` expanded, or else the name on the Hub."""
-    folder = os.path.expanduser(name)
-    return folder if os.path.isdir(folder) else name
-
-
 def _walk_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
@@ -77,23 +71,14 @@ def make_tokenizer(arguments: Arguments, args: RecipeSFTConfig) -> Any:
     from transformers import AutoTokenizer
 
     name = str(arguments.model_name_or_path)
-    tokenizer = _read_or_explain(
-        "a tokenizer",
-        name,
-        lambda: AutoTokenizer.from_pretrained(
-            _find_place(name),
-            revision=arguments.model_revision,
-            trust_remote_code=args.trust_remote_code,
-        ),
-    )
+    with _explain_errors("a tokenizer", name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=arguments.model_revision, trust_remote_code=args.trust_remote_code
+        )
     if (template := args.chat_template_path) is not None and not os.path.isfile(template):
         # TRL leaves trust_remote_code open here, and Transformers then asks whoever sits at the terminal.
-        _read_or_explain(
-            "a tokenizer",
-            template,
-            lambda: AutoTokenizer.from_pretrained(template, trust_remote_code=args.trust_remote_code),
-            "chat_template_path",
-        )
+        with _explain_errors("a tokenizer", template, "chat_template_path"):
+            AutoTokenizer.from_pretrained(template, trust_remote_code=args.trust_remote_code)
     chats = arguments.use_chat_template or arguments.messages_column is not None
     if chats and tokenizer.chat_template is None and args.chat_template_path is None:
         without = "--use_chat_template false" if arguments.use_chat_template else "a model that has one"
@@ -118,18 +103,11 @@ def make_model(arguments: Arguments, args: RecipeSFTConfig) -> Any:
     options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation}
     if (quantization := get_quantization_config(arguments)) is not None:
         options["quantization_config"] = quantization
-
-    def read() -> Any:
-        place = _find_place(name)
-        check_pretrained(place, arguments.model_revision, trusted=args.trust_remote_code)
+    with _explain_errors("a causal language model", name):
+        check_pretrained(name, arguments.model_revision, trusted=args.trust_remote_code)
         return AutoModelForCausalLM.from_pretrained(
-            place,
-            revision=arguments.model_revision,
-            trust_remote_code=args.trust_remote_code,
-            **options,
+            name, revision=arguments.model_revision, trust_remote_code=args.trust_remote_code, **options
         )
-
-    return _read_or_explain("a causal language model", name, read)
 
 
 def meta_model(arguments: Arguments) -> tuple[Any, dict[int, int]]:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import Any
 
 from trl import get_peft_config
 
 from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.tasks.base import Recipe
 from adamnx_hf.tasks.language_modeling import texts
 from adamnx_hf.tasks.language_modeling.arguments import Arguments
 from adamnx_hf.tasks.language_modeling.dataset import make_up, prepare_rows
 from adamnx_hf.tasks.language_modeling.model import make_model, make_tokenizer
 from adamnx_hf.tasks.language_modeling.toy import write_toy
-from adamnx_hf.tasks.loading import load_splits
-from adamnx_hf.tasks.sft_trainer import (
-    SECONDS,
-    ExactMatch,
-    RecipeSFTConfig,
-    RecipeSFTTrainer,
-)
-
-if TYPE_CHECKING:
-    from adamnx_hf.tasks.base import Recipe
+from adamnx_hf.tasks.loading import load_data
+from adamnx_hf.tasks.sft_trainer import SECONDS, RecipeSFTConfig, RecipeSFTTrainer
 
 __all__ = ["make_trainer"]
 
@@ -31,12 +25,8 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
     arguments: Arguments = recipe.task_arguments
     args: RecipeSFTConfig = recipe.training_arguments
     _check_fields(arguments, args)
-    notes: list[str] = []
-    with args.main_process_first(desc="loading the data"):
-        if recipe.synthetic_data:
-            splits = make_up(arguments, args)
-        else:
-            splits = load_splits(arguments, spread=recipe.arguments.smoke, notes=notes)
+    splits, notes = load_data(recipe, functools.partial(make_up, args=args))
+    with args.main_process_first(desc="preparing the rows"):
         (train, test), of_rows = prepare_rows(splits, arguments, args)
         notes += of_rows
         args.dataset_text_field = texts.TEXT
@@ -53,11 +43,6 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
     adapter = get_peft_config(arguments)
     if adapter is not None:
         adapter.revision = arguments.model_revision  # of the base that it belongs to
-    exact_match = None
-    if arguments.answer_pattern is not None:
-        exact_match = ExactMatch(
-            arguments.answer_pattern, arguments.exact_match_samples, arguments.max_new_tokens
-        )
     trainer = RecipeSFTTrainer(
         model=model,
         args=args,
@@ -65,7 +50,7 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
         eval_dataset=test,
         processing_class=tokenizer,
         peft_config=adapter,
-        exact_match=exact_match,
+        exact_match=arguments.make_exact_match(),
     )
     _check_prepared(trainer)
     trainer.notes += [*notes, *_describe_lengths(trainer)]

@@ -6,7 +6,7 @@ import datetime
 import decimal
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from adamnx_hf.common.errors import RecipeError, nearest
 from adamnx_hf.common.splits import name_row
@@ -16,10 +16,10 @@ __all__ = [
     "JOINED",
     "TEXT",
     "Blank",
-    "Pieces",
+    "Template",
     "fill_in",
     "find_whole_columns",
-    "parse",
+    "parse_template",
     "read_chats",
     "read_texts",
 ]
@@ -32,9 +32,6 @@ JOINED = 1000
 
 #: Where a cell without a value stands for an empty text: see `allow_blank` of a recipe.
 Blank: TypeAlias = Literal["nowhere", "prompt", "anywhere"]
-
-#: A template: pieces of plain text, each with the column that follows it, or None.
-Pieces: TypeAlias = list[tuple[str, "str | None"]]
 
 #: The roles of a chat, ShareGPT's among them, and what chat templates call them.
 ROLES = {
@@ -63,39 +60,54 @@ _PAIRS = (
 # Templates
 
 
-def parse(template: str) -> Pieces:
+class Template(NamedTuple):
+    """A template, parsed."""
+
+    texts: list[str]
+    """The plain texts before, between and after the columns."""
+    columns: list[str]
+
+
+def parse_template(field: str, template: str) -> Template:
     """Parses a template: names of columns in braces, and braces written twice for themselves.
 
     Whatever stands in braces is a name, dots and spaces included, that is looked up among the columns.
     Nothing reaches into Python's objects, as `str.format` would.
 
+    Args:
+        field: the recipe's field that holds the template, for messages.
+        template: the text.
+
     Raises:
         ValueError: a brace stands alone.
     """
-    pieces: Pieces = []
-    text, end = "", 0
+    texts, columns, end = [""], list[str](), 0
     for found in _BRACES.finditer(template):
-        text, end = text + template[end : found.start()], found.end()
+        texts[-1] += template[end : found.start()]
+        end = found.end()
         brace, column, alone = found.groups()
         if alone:
-            raise ValueError(f"{template!r} has a {alone} that belongs to no column's name; write it twice")
+            raise ValueError(
+                f"{field}: {template!r} has a {alone} that belongs to no column's name; write it twice"
+            )
         if column is None:
-            text += brace[0]
+            texts[-1] += brace[0]
         else:
-            pieces.append((text, column))
-            text = ""
-    return [*pieces, (text + template[end:], None)]
+            columns.append(column)
+            texts.append("")
+    texts[-1] += template[end:]
+    return Template(texts, columns)
 
 
 def fill_in(
     data: Any,
-    prompt: Pieces,
-    completion: Pieces,
     *,
+    prompt: Template,
+    completion: Template,
     split: str,
-    allow_blank: Blank = "nowhere",
-    as_turns: bool = False,
-    whole: Sequence[str] = (),
+    allow_blank: Blank,
+    as_turns: bool,
+    whole: Sequence[str],
 ) -> Any:
     """Fills templates in: returns a `datasets` data set of the columns `prompt` and `completion`.
 
@@ -112,35 +124,34 @@ def fill_in(
             is empty, or all are.
     """
     templates = {"prompt": prompt, "completion": completion}
-    for name, pieces in templates.items():
-        for _, column in pieces:
-            if column is not None:
-                _check_column(data, f"{name}_template", column)
+    for name, template in templates.items():
+        for column in template.columns:
+            _check_column(data, f"{name}_template", column)
     roles = {"prompt": "user", "completion": "assistant"}
 
+    def write(value: Any, column: str, name: str, where: str) -> str:
+        if _is_blank(value):
+            return _read_blank(where, column, allow_blank, name == "prompt")
+        return _write_cell(value, column, where, column in whole)
+
     def fill(row: dict[str, Any], index: int) -> dict[str, Any]:
-        texts = {}
-        for name, pieces in templates.items():
-            texts[name] = ""
-            for text, column in pieces:
-                texts[name] += text
-                if column is None:
-                    continue
-                value, where = row[column], name_row(f"{name}_template", index, split)
-                if not _is_blank(value):
-                    texts[name] += _write_cell(value, column, where, column in whole)
-                elif not _allows(allow_blank, name == "prompt"):
-                    raise _explain_blank(where, column, name == "prompt")
-        if not texts["completion"].strip() and allow_blank != "anywhere":
+        filled = {}
+        for name, (texts, columns) in templates.items():
+            where = name_row(f"{name}_template", index, split)
+            cells = [write(row[column], column, name, where) for column in columns]
+            filled[name] = texts[0] + "".join(
+                cell + text for cell, text in zip(cells, texts[1:], strict=True)
+            )
+        if not filled["completion"].strip() and allow_blank != "anywhere":
             raise RecipeError(
                 f"{name_row('completion_template', index, split)} is filled in to an empty completion, which "
                 f"teaches to say nothing; {_suggest_remedy(False)}"
             )
         if not as_turns:
-            return texts
-        return {name: [{"role": roles[name], "content": text}] for name, text in texts.items()}
+            return filled
+        return {name: [{"role": roles[name], "content": text}] for name, text in filled.items()}
 
-    columns = sorted({column for pieces in templates.values() for _, column in pieces if column is not None})
+    columns = sorted({*prompt.columns, *completion.columns})
     filled = data.select_columns(columns).map(
         fill, with_indices=True, remove_columns=columns, desc="filling in templates"
     )
@@ -205,11 +216,11 @@ def _write_cell(value: Any, column: str, where: str, whole: bool) -> str:
 
 def read_chats(
     data: Any,
-    column: str,
     *,
+    column: str,
     split: str,
-    allow_blank: Blank = "nowhere",
-    assistant_only: bool = False,
+    allow_blank: Blank,
+    assistant_only: bool,
 ) -> Any:
     """Reads chats: returns a data set of the column `messages`, as chat templates take them.
 
@@ -300,9 +311,7 @@ def _read_message(message: dict[str, Any], where: str, allow_blank: Blank) -> di
 # Texts
 
 
-def read_texts(
-    data: Any, column: str, *, split: str, allow_blank: Blank = "nowhere", separator: str | None = None
-) -> Any:
+def read_texts(data: Any, *, column: str, split: str, allow_blank: Blank, separator: str | None) -> Any:
     """Reads texts: returns a `datasets` data set of the column `text`, with pieces of one text joined.
 
     Args:
@@ -323,9 +332,7 @@ def read_texts(
     def check(text: Any, index: int) -> str:
         where = name_row("dataset_text_field", index, split)
         if _is_blank(text):
-            if allow_blank == "anywhere":
-                return ""
-            raise _explain_blank(where, column, False)
+            return _read_blank(where, column, allow_blank, in_prompt=False)
         if not isinstance(text, str):
             raise RecipeError(
                 f"{where} has {_name_kind(text)} in the column {column!r}, not text; make it text"
@@ -366,8 +373,15 @@ def _suggest_remedy(in_prompt: bool) -> str:
     return f"fill it in, leave the row out, or if that is meant pass --allow_blank {value}"
 
 
-def _explain_blank(where: str, column: str, in_prompt: bool) -> RecipeError:
-    return RecipeError(
+def _read_blank(where: str, column: str, allow_blank: Blank, in_prompt: bool) -> str:
+    """Returns the empty text that a cell without a value stands for.
+
+    Raises:
+        RecipeError: such a cell is not allowed there.
+    """
+    if _allows(allow_blank, in_prompt):
+        return ""
+    raise RecipeError(
         f"{where} has nothing in the column {column!r} (null, or in a CSV file blank, NA or None); "
         f"{_suggest_remedy(in_prompt)}"
     )

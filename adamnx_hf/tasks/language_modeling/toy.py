@@ -17,8 +17,6 @@ __all__ = ["BASE", "CHAT_TEMPLATE", "make_toy_tokenizer", "smoke", "write_toy"]
 #: The folder in output_dir where a smoke run keeps the model that it starts from.
 BASE = "base_model"
 
-_BYTES = [f"<{i}>" for i in range(256)]
-
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 
 CHAT_TEMPLATE = (
@@ -41,7 +39,7 @@ def smoke(arguments: Arguments) -> dict[str, Any]:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "vocab_size": len(_BYTES) + len(_SPECIAL),
+        "vocab_size": 256 + len(_SPECIAL),  # a token for each byte
     }
     if "head_dim" in config:
         config["head_dim"] = 16
