@@ -161,7 +161,7 @@ def _check_same_run(recipe: Recipe, checkpoint: str, written: dict[str, Any]) ->
     for key in sorted({*written, *now}):
         if _MAY_DIFFER.fullmatch(key) or (is_neutral(key, recipe.task) and key not in _IS_ANOTHER):
             continue
-        default = recipe.default(key)
+        default = recipe.find_default(key)
         then, is_now = written.get(key, default), now.get(key, default)
         moved = NAME_OR_PATH.fullmatch(key) and isinstance(is_now, str) and os.path.exists(is_now)
         if then != is_now and not moved:

@@ -103,10 +103,10 @@ def _measure(trainer: Any, seconds: float) -> dict[str, float | None]:
 
     batches = iter(trainer.get_train_dataloader())
     first = trainer._prepare_inputs(next(batches))  # starting the workers is not timed
-    size = trainer.units_in(first)
+    size = trainer.count_units(first)
 
     def load() -> Any:
-        yield from (trainer.units_in(trainer._prepare_inputs(batch)) for batch in batches)
+        yield from (trainer.count_units(trainer._prepare_inputs(batch)) for batch in batches)
 
     def learn() -> Any:
         for _ in range(10_000):

@@ -147,7 +147,7 @@ class Recipe:
     training_arguments: Any
     synthetic_data: bool
 
-    def default(self, field: str) -> Any:
+    def find_default(self, field: str) -> Any:
         """Returns the default of `field`; None if there is no such field, or no default."""
         parts = (self.arguments, self.task_arguments, self.training_arguments)
         found = find_field(map(type, parts), field)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from adamnx_hf.common.errors import RecipeError, nearest
+from adamnx_hf.tasks.base import Recipe
 from adamnx_hf.tasks.data import DataArguments, ImageArguments
-
-if TYPE_CHECKING:
-    from adamnx_hf.tasks.base import Recipe
 
 __all__ = ["load_data", "load_splits", "local_data"]
 
@@ -183,7 +181,8 @@ def _load(arguments: DataArguments) -> Mapping[str, Any]:
         )
     options: dict[str, Any] = {"name": arguments.dataset_config_name, "data_files": arguments.data_files}
     try:
-        if local and local.is_dir() and _saved_to_disk(local):
+        if local and any((local / file).is_file() for file in ("dataset_dict.json", "state.json")):
+            # What save_to_disk of a DatasetDict or of a Dataset has written.
             saved = datasets.load_from_disk(str(local))
             return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
         if local and local.is_file():
@@ -226,11 +225,6 @@ def _with_images(data: Any) -> Any:
         if stored or getattr(feature, "dtype", None) in ("binary", "large_binary"):
             data = data.cast_column(name, Image())
     return data
-
-
-def _saved_to_disk(folder: Path) -> bool:
-    """Says whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` has written `folder`."""
-    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
 def _class_names_by_file(builder: Any) -> Iterator[tuple[str, dict[str, list[str]]]]:

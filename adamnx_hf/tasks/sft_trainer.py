@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import re
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from trl.models.utils import unwrap_model_for_generation
 from adamnx_hf.tasks.base import make_field
 from adamnx_hf.tasks.trainer import RecipeTrainer, RecipeTrainingArguments
 
-__all__ = ["ExactMatch", "RecipeSFTConfig", "RecipeSFTTrainer", "normal_answer"]
+__all__ = ["ExactMatch", "RecipeSFTConfig", "RecipeSFTTrainer", "normalize_answer"]
 
 #: The folder in output_dir of the model with its adapter merged into the weights.
 MERGED = "merged"
@@ -51,7 +52,7 @@ class RecipeSFTConfig(RecipeTrainingArguments, SFTConfig):
             raise ValueError(f"loraplus_lr_ratio: {self.loraplus_lr_ratio} is below 1")
 
 
-def normal_answer(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Normalises an answer: without thousands' commas, currency signs, spaces and a last full stop."""
     return re.sub(r"\.0*$", "", re.sub(r"[,$\s]", "", text)).casefold()
 
@@ -94,14 +95,14 @@ class ExactMatch:
         except (regex.error, MemoryError, RecursionError) as error:
             raise ValueError(f"{shown} ({error})") from error
 
-    def answer(self, text: str) -> str | None:
+    def find_answer(self, text: str) -> str | None:
         """Returns the answer in `text`, None where there is none.
 
         Raises:
             TimeoutError: the pattern looks for longer than :data:`SECONDS`.
         """
         found = self._compiled.search(text, timeout=SECONDS)
-        return normal_answer(found.group(1)) if found and found.group(1) is not None else None
+        return normalize_answer(found.group(1)) if found and found.group(1) is not None else None
 
 
 class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
@@ -130,7 +131,6 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         `shortened`, which lost a part of what counts."""
         super().__init__(**kwargs)
         self.dropped = {f"{split}_split": counts["dropped"] for split, counts in self.truncated.items()}
-        self._eval_loss = self._eval_tokens = 0.0
 
     def _prepare_dataset(
         self,
@@ -162,27 +162,22 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
                 shortened += left < _count_labels(labels)
         counts = {"examples": len(data), "dropped": len(data) - len(kept), "shortened": shortened}
         self.truncated.setdefault(dataset_name, counts)
-        if not kept:
-            return data.select([])
-        if len(kept) < len(data):
-            data = data.select(kept)
-        return prepare(data, processing_class, args, packing, None, dataset_name)
+        data = data.select(kept)
+        return prepare(data, processing_class, args, packing, None, dataset_name) if kept else data
 
-    def fitting(self, rows: Iterable[int]) -> list[Any]:
+    def find_fitting(self, rows: Iterable[int]) -> list[Any]:
         """Returns those `rows` of :attr:`asked` whose prompt leaves room to answer, cut to `max_length`."""
         cut = _find_kept_part(self.args)
-        found = []
-        for row in (self.asked[i] for i in rows):
-            row = row | {key: row[key][cut] for key in ("input_ids", "labels")}
-            if row["labels"] and row["labels"][0] == -100 and _count_labels(row["labels"]):
-                found.append(row)
-        return found
+        asked = (self.asked[i] for i in rows)
+        left = [row | {key: row[key][cut] for key in ("input_ids", "labels")} for row in asked]
+        # A prompt comes first, and its labels are -100.
+        return [row for row in left if row["labels"][:1] == [-100] and _count_labels(row["labels"])]
 
-    def reference(self, row: Any) -> str:
+    def read_reference(self, row: Any) -> str:
         """Returns the completion in a row of :attr:`asked`, without the token that TRL ends it with."""
-        completion, tokenizer = row["completion"], self.processing_class
+        completion = row["completion"]
         if isinstance(completion, str):
-            return completion.removesuffix(tokenizer.eos_token)  # type: ignore[union-attr]
+            return completion.removesuffix(self.processing_class.eos_token)
         return "\n".join(message["content"] for message in completion)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -190,9 +185,9 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         if self.optimizer is None and self.args.loraplus_lr_ratio is not None:
             from peft.optimizers import create_loraplus_optimizer
 
-            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)  # type: ignore[arg-type]
+            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = create_loraplus_optimizer(
-                self.model,  # type: ignore[arg-type]
+                self.model,
                 optimizer,
                 loraplus_lr_ratio=self.args.loraplus_lr_ratio,
                 loraplus_weight_decay=self.args.weight_decay,
@@ -200,16 +195,14 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
             )
         return super().create_optimizer(*args, **kwargs)
 
-    def units_in(self, inputs: Any) -> int:
+    def count_units(self, inputs: Any) -> int:
         """Counts the tokens of a batch, without padding."""
         mask = inputs.get("attention_mask")
         return int(inputs["input_ids"].numel() if mask is None else mask.sum())
 
     def units_per_example(self) -> float:
         """Returns the mean number of tokens of a training sequence."""
-        data: Any = self.train_dataset
-        lengths = [len(ids) for ids in data["input_ids"]]
-        return sum(lengths) / len(lengths)
+        return statistics.fmean(map(len, self.train_dataset["input_ids"]))
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Also counts the tokens that the loss is the mean of."""
@@ -220,36 +213,27 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
             self._eval_tokens += int(count)
         return result
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Adds the loss per token, perplexity and exact match to the metrics."""
         self._eval_loss = self._eval_tokens = 0.0
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
         total, tokens = self._eval_loss, self._eval_tokens
         if self.args.world_size > 1:
             sums = torch.tensor([total, tokens], device=self.args.device, dtype=torch.float64)
             total, tokens = self.accelerator.reduce(sums).tolist()
-        metrics = output.metrics
-        if metrics is not None and tokens:
+        metrics: Any = output.metrics
+        if tokens:
             loss = total / tokens
             metrics[f"{metric_key_prefix}_loss"] = loss
             metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(loss, 700.0))
-        if metrics is not None and self.exact_match is not None:
-            metrics[f"{metric_key_prefix}_exact_match"] = self._exact_match(self.exact_match)
+        if self.exact_match is not None:
+            metrics[f"{metric_key_prefix}_exact_match"] = self._measure_exact_match(self.exact_match)
         return output
 
-    def _exact_match(self, asked: ExactMatch) -> float:
+    def _measure_exact_match(self, exact_match: ExactMatch) -> float:
         """Returns the share of examples, in %, whose generated answer is the reference's."""
         mine = range(self.accelerator.process_index, len(self.asked), self.accelerator.num_processes)
-        rows = self.fitting(mine)
+        rows = self.find_fitting(mine)
         right = [False] * (len(mine) - len(rows))
         size = self.args.per_device_eval_batch_size
         bar = tqdm(
@@ -264,17 +248,17 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
                 model.eval()
                 for start in range(0, len(rows), size):
                     batch = rows[start : start + size]
-                    texts = self.generate(model, batch, asked.max_new_tokens)
+                    texts = self.generate(model, batch, exact_match.max_new_tokens)
                     for row, text in zip(batch, texts, strict=True):
-                        expected = asked.answer(self.reference(row))
+                        expected = exact_match.find_answer(self.read_reference(row))
                         try:
-                            right.append(expected is not None and asked.answer(text) == expected)
+                            right.append(expected is not None and exact_match.find_answer(text) == expected)
                         except TimeoutError:  # a text that the pattern gets lost in holds no answer
                             right.append(False)
                     bar.update(len(batch))
         finally:
             if self.args.gradient_checkpointing:  # TRL has turned it on again without its options, or not
-                trained: Any = self.accelerator.unwrap_model(self.model)
+                trained = self.accelerator.unwrap_model(self.model)
                 trained.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
         everyone = gather_object(right) if self.accelerator.num_processes > 1 else right
         return 100 * sum(everyone) / len(everyone)
@@ -282,11 +266,9 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
     @torch.no_grad()
     def generate(self, model: Any, rows: list[Any], max_new_tokens: int) -> list[str]:
         """Generates greedily from the prompts of tokenized `rows`: one batch, padded on the left."""
-        tokenizer: Any = self.processing_class
-        prompts = []
-        for row in rows:
-            labels = row["labels"]
-            prompts.append(row["input_ids"][: next(i for i, label in enumerate(labels) if label != -100)])
+        tokenizer = self.processing_class
+        lengths = [next(i for i, label in enumerate(row["labels"]) if label != -100) for row in rows]
+        prompts = [row["input_ids"][:length] for row, length in zip(rows, lengths, strict=True)]
         padded = tokenizer.pad(
             {"input_ids": prompts}, padding=True, padding_side="left", return_tensors="pt"
         ).to(self.args.device)
@@ -305,15 +287,9 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         texts: list[str] = tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
         return texts
 
-    def sampled_loss(self, inputs: dict[str, Any]) -> tuple[Tensor, int]:
-        """Returns the recipes' Trainer's sampled loss, over the tokens that count for the loss."""
-        features = {key: value for key, value in inputs.items() if key != "labels"}
-        model: Any = self.model_wrapped
-        with self.compute_loss_context_manager():
-            logits = model(**features).logits[:, :-1]
-        logits = logits[inputs["labels"][:, 1:] != -100].float()
-        labels = torch.distributions.Categorical(logits=logits.detach()).sample()
-        return nn.functional.cross_entropy(logits, labels), len(labels)
+    def select_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the logits that predict a token which counts for the loss, (count, vocabulary) float32."""
+        return logits[:, :-1][labels[:, 1:] != -100].float()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model or its adapter and, at the end of a run, the model with the adapter merged."""
@@ -335,7 +311,7 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         """Merges the adapter into weights that are read anew, as training's may be quantized."""
         from peft import AutoPeftModelForCausalLM
 
-        model: Any = self.accelerator.unwrap_model(self.model)
+        model = self.accelerator.unwrap_model(self.model)
         base, tokenizer = model.get_base_model(), self.processing_class
         dtype = torch.bfloat16 if getattr(base, "is_quantized", False) else base.dtype
         adapted = AutoPeftModelForCausalLM.from_pretrained(

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from adamnx_hf.tasks.callbacks import CurvatureCallback, ResumingCallback
 from adamnx_hf.tasks.randomness import keep_random_states
 from trainer_patches import checkpoints
 
-__all__ = ["RecipeTrainer", "RecipeTrainingArguments", "in_steps"]
+__all__ = ["RecipeTrainer", "RecipeTrainingArguments", "convert_shares"]
 
 
 #: torch.compile's modes; inductor's own list is slow to import.
@@ -85,8 +85,10 @@ class RecipeTrainingArguments(TrainingArguments):
             schedule = torch.optim.lr_scheduler.ReduceLROnPlateau
         valid = list(inspect.signature(schedule).parameters)[1:]  # the first is the optimizer
         if self.torch_compile_mode not in (None, *_MODES):
-            near = nearest(self.torch_compile_mode, _MODES)
-            raise ValueError(f"torch_compile_mode: {self.torch_compile_mode!r} is not known{near}")
+            raise ValueError(
+                f"torch_compile_mode: {self.torch_compile_mode!r} is not known"
+                f"{nearest(self.torch_compile_mode, _MODES)}"
+            )
         kwargs: Any = self.lr_scheduler_kwargs or {}
         for key, value in kwargs.items():
             if not isinstance(value, str if key in _WORDS else int | float | None):
@@ -102,7 +104,18 @@ class RecipeTrainingArguments(TrainingArguments):
         return bool(self.disable_tqdm) or self.local_process_index > 0
 
 
-def in_steps(kwargs: dict[str, Any] | None, num_training_steps: int) -> dict[str, Any]:
+@contextlib.contextmanager
+def _set(args: Any, name: str, value: Any) -> Iterator[None]:
+    """Sets a field of `args` to another value for a while."""
+    given = getattr(args, name)
+    setattr(args, name, value)
+    try:
+        yield
+    finally:
+        setattr(args, name, given)
+
+
+def convert_shares(kwargs: dict[str, Any] | None, num_training_steps: int) -> dict[str, Any]:
     """Returns `lr_scheduler_kwargs` with shares of the run turned into steps.
 
     A fraction below 1 for `num_decay_steps` and the like is a share of all steps, as it is for Transformers'
@@ -134,6 +147,12 @@ class RecipeTrainer(Trainer):
     """
 
     args: RecipeTrainingArguments
+    # Of many kinds: the Trainer's own hints are too narrow or too wide for them.
+    model: Any
+    model_wrapped: Any
+    processing_class: Any
+    train_dataset: Any
+    eval_dataset: Any
 
     #: Whether the Trainer can smooth the labels: those of one class an example.
     smooths_labels = True
@@ -157,8 +176,7 @@ class RecipeTrainer(Trainer):
         """The generator that an order by length is drawn from; seeded at the beginning of each epoch."""
         self.transforms = {True: train_transform, False: eval_transform}
         if self.args.channels_last:
-            net: Any = self.model
-            net.to(memory_format=torch.channels_last)
+            self.model.to(memory_format=torch.channels_last)
         self.notes: list[str] = []
         """Notes for the user about the data, in a line each."""
         self.dropped: dict[str, int] = {}
@@ -170,7 +188,7 @@ class RecipeTrainer(Trainer):
         """Checks that an epoch has a batch: the Trainer would stop at once, and leave an untrained model."""
         if self.train_dataset is None:  # it only evaluates
             return
-        examples, processes = len(self.train_dataset), self.args.world_size  # type: ignore[arg-type]
+        examples, processes = len(self.train_dataset), self.args.world_size
         needed = self.args.train_batch_size * processes
         if self.args.dataloader_drop_last and examples < needed:
             on_each = f" on each of {processes} processes" if processes > 1 else ""
@@ -189,16 +207,13 @@ class RecipeTrainer(Trainer):
         return [name for name, param in model.named_parameters() if id(param) in decaying]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Creates the learning-rate schedule; see :func:`in_steps`."""
-        given = self.args.lr_scheduler_kwargs
-        self.args.lr_scheduler_kwargs = in_steps(given, num_training_steps)  # type: ignore[arg-type]
-        try:
-            with warnings.catch_warnings():
-                # num_stable_steps=0 is meant: decay from the first step on.
-                warnings.filterwarnings("ignore", message="Both num_training_steps and num_stable_steps")
-                return super().create_scheduler(num_training_steps, optimizer)
-        finally:
-            self.args.lr_scheduler_kwargs = given
+        """Creates the learning-rate schedule; see :func:`convert_shares`."""
+        kwargs: Any = self.args.lr_scheduler_kwargs
+        in_steps = convert_shares(kwargs, num_training_steps)
+        with _set(self.args, "lr_scheduler_kwargs", in_steps), warnings.catch_warnings():
+            # num_stable_steps=0 is meant: decay from the first step on.
+            warnings.filterwarnings("ignore", message="Both num_training_steps and num_stable_steps")
+            return super().create_scheduler(num_training_steps, optimizer)
 
     #: Whether it is evaluating, or has failed in it.
     evaluating = False
@@ -232,11 +247,8 @@ class RecipeTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Returns a loader of every example: `dataloader_drop_last` is for training alone."""
-        given, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
+        with _set(self.args, "dataloader_drop_last", False):
             return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = given
 
     #: Whether the weights that were loaded last have other names in the file than in the model.
     _renamed = False
@@ -266,7 +278,7 @@ class RecipeTrainer(Trainer):
         if not self._renamed:
             return
         self._renamed = False
-        model: Any = self.model
+        model = self.model
         read, told = type(model).from_pretrained(
             folder, config=model.config, dtype=model.dtype, output_loading_info=True
         )
@@ -293,18 +305,17 @@ class RecipeTrainer(Trainer):
             checkpoints.remove(checkpoint)
         if self.args.world_size > 1:
             self.accelerator.wait_for_everyone()
-        given, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with _set(self.args, "save_total_limit", None):
+                super()._save_checkpoint(model, trial)
         except BaseException:
             if self.args.should_save:  # it would take room on a disk that is full
                 with contextlib.suppress(OSError):
                     checkpoints.remove(checkpoint)
             raise
-        finally:
-            self.args.save_total_limit = given
-        if self.args.should_save and given and given > 0:  # else all are kept, as the Trainer has it
-            self._rotate(folder, given)
+        limit = self.args.save_total_limit or 0
+        if self.args.should_save and limit > 0:  # else all are kept, as the Trainer has it
+            self._rotate(folder, limit)
 
     def _rotate(self, folder: Path, limit: int) -> None:
         """Removes checkpoints that are incomplete, then the oldest, but the best one and the last."""
@@ -324,7 +335,7 @@ class RecipeTrainer(Trainer):
         draws = (inputs.pop("draws"),) if "draws" in inputs else ()
         pixels = inputs.get("pixel_values")
         if pixels is not None:
-            transform = self.transforms[self.model.training]  # type: ignore[union-attr]
+            transform = self.transforms[self.model.training]
             if transform is not None:
                 pixels = transform(pixels, *draws)
             if self.args.channels_last:
@@ -332,7 +343,7 @@ class RecipeTrainer(Trainer):
             inputs["pixel_values"] = pixels
         return inputs
 
-    def units_in(self, inputs: Any) -> int:
+    def count_units(self, inputs: Any) -> int:
         """Counts how many of the task's UNIT a batch holds."""
         return len(inputs["labels"])
 
@@ -351,12 +362,11 @@ class RecipeTrainer(Trainer):
         What the Gauss-Newton-Bartlett estimate is made of (arXiv:2305.14342, Sec. 2.3).
         """
         features = {key: value for key, value in inputs.items() if key != "labels"}
-        model: Any = self.model_wrapped
         with self.compute_loss_context_manager():
-            logits = self.counted(model(**features).logits.float(), inputs["labels"])
+            logits = self.select_logits(self.model_wrapped(**features).logits, inputs["labels"])
         labels = torch.distributions.Categorical(logits=logits.detach()).sample()
         return nn.functional.cross_entropy(logits, labels), len(labels)
 
-    def counted(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Returns the logits that a loss against `labels` is made of, (count, classes)."""
-        return logits.flatten(0, -2)
+    def select_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the logits that a loss against `labels` is made of, (count, classes) float32."""
+        return logits.float().flatten(0, -2)

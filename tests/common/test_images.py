@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from adamnx_hf.common import images
 from adamnx_hf.common.errors import RecipeError, in_one_line
 from adamnx_hf.tasks import object_detection
-from adamnx_hf.tasks.image_classification.dataset import ImageDataset, as_it_is
+from adamnx_hf.tasks.image_classification.dataset import ImageDataset, keep_batch
 from adamnx_hf.tasks.object_detection.dataset import DetectionDataset
 from adamnx_hf.tasks.semantic_segmentation.dataset import SegmentationDataset, eval_transform
 from adamnx_hf.tasks.semantic_segmentation.masks import PairFormat, check_pairs
@@ -131,7 +131,7 @@ def test_headers_of_images_and_masks_are_read_before_training(stored, column):
 def test_a_worker_says_it_in_one_line(stored):
     make, check = stored
     data = classified(data_of(make()))
-    loader = DataLoader(data, batch_size=2, num_workers=1, collate_fn=as_it_is)
+    loader = DataLoader(data, batch_size=2, num_workers=1, collate_fn=keep_batch)
     with pytest.raises(RecipeError) as error:
         next(iter(loader))
     check(str(in_one_line(error.value)))

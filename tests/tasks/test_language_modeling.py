@@ -24,7 +24,7 @@ from adamnx_hf.optim.schedules import beta2_for_horizon
 from adamnx_hf.runs import memory
 from adamnx_hf.tasks import language_modeling as task
 from adamnx_hf.tasks.language_modeling import toy
-from adamnx_hf.tasks.sft_trainer import ExactMatch, RecipeSFTConfig, RecipeSFTTrainer, normal_answer
+from adamnx_hf.tasks.sft_trainer import ExactMatch, RecipeSFTConfig, RecipeSFTTrainer, normalize_answer
 
 NAMES = [name for name, path in recipes.list_recipes().items() if path.parent.name == "language_modeling"]
 #: From the models' own pages, adapters not counted.
@@ -307,7 +307,7 @@ def test_sophiag_samples_the_tokens_that_count(mine):
     ],
 )
 def test_answers_as_they_are_compared(text, normal):
-    assert normal_answer(text) == normal
+    assert normalize_answer(text) == normal
 
 
 def test_exact_match_counts_right_answers(mine):
@@ -424,7 +424,7 @@ def test_a_prompt_that_is_cut_at_its_start_is_asked_as_it_is_left(mine, long_pro
     changes = {**long_prompts, "truncation_mode": "keep_end", "max_length": 4}
     trainer = trainer_of(mine(answer_pattern=r"#(\d+)", exact_match_samples=4, **changes))
     decode = trainer.processing_class.decode
-    rows = trainer.fitting(range(4))  # the last is #44 and its end, 4 tokens: no prompt is left
+    rows = trainer.find_fitting(range(4))  # the last is #44 and its end, 4 tokens: no prompt is left
     assert [decode(row["input_ids"]) for row in rows] == [
         f"{prompt}<|endoftext|>" for prompt in ("p#1", "b#2", "c#3")
     ]
@@ -652,4 +652,4 @@ def test_fields_keep_transformers_defaults(tmp_path):
 
 def test_an_answer_is_the_patterns_group():
     match = ExactMatch(r"####\s*(-?[\d.,$]+)", 1, 1)
-    assert match.answer("so\n#### 1,024.") == "1024" and match.answer("none") is None
+    assert match.find_answer("so\n#### 1,024.") == "1024" and match.find_answer("none") is None

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from adamnx_hf import recipes
 from adamnx_hf.runs import throughput
-from adamnx_hf.tasks.image_classification.dataset import ImageDataset, as_it_is
+from adamnx_hf.tasks.image_classification.dataset import ImageDataset, keep_batch
 from adamnx_hf.tasks.object_detection.dataset import DetectionDataset
 from adamnx_hf.tasks.randomness import RowRandom, keep_random_states
 from adamnx_hf.tasks.semantic_segmentation.dataset import SegmentationDataset
@@ -93,7 +93,7 @@ def batches_of(data, **options):
 
 def test_workers_draw_the_same_in_each_epoch(data):
     whole = hasattr(data, "__getitems__")
-    collate = as_it_is if whole else list
+    collate = keep_batch if whole else list
     found = batches_of(data, num_workers=2, collate_fn=collate, multiprocessing_context="fork")
     for i, batch in enumerate(found):
         data.random.epoch = (0, 4)[i // 2]
@@ -106,7 +106,7 @@ def test_workers_draw_the_same_in_each_epoch(data):
 def test_workers_that_are_not_forked_learn_of_the_epoch_too(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", lean()["PYTHONPATH"])
     data = trainer_of("classification", tmp_path).train_dataset
-    options = {"num_workers": 1, "collate_fn": as_it_is}
+    options = {"num_workers": 1, "collate_fn": keep_batch}
     forked, spawned = (
         batches_of(data, multiprocessing_context=kind, **options) for kind in ("fork", "spawn")
     )

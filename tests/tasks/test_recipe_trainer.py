@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from adamnx_hf.models import TorchvisionNetConfig, TorchvisionNetForImageClassification
 from adamnx_hf.models.torchvision_net import nets
-from adamnx_hf.tasks.trainer import RecipeTrainer, RecipeTrainingArguments, in_steps
+from adamnx_hf.tasks.trainer import RecipeTrainer, RecipeTrainingArguments, convert_shares
 
 PAPER_SCHEDULE = {
     "lr_scheduler_type": "warmup_stable_decay",
@@ -78,15 +78,15 @@ def test_the_papers_schedule(steps, tmp_path):
 
 
 def test_shares_and_steps():
-    assert in_steps({"num_decay_steps": 0.6, "min_lr_ratio": 0.01}, 1000) == {
+    assert convert_shares({"num_decay_steps": 0.6, "min_lr_ratio": 0.01}, 1000) == {
         "num_decay_steps": 600,
         "min_lr_ratio": 0.01,
     }
-    assert in_steps({"num_decay_steps": 25, "num_stable_steps": 0}, 1000) == {
+    assert convert_shares({"num_decay_steps": 25, "num_stable_steps": 0}, 1000) == {
         "num_decay_steps": 25,
         "num_stable_steps": 0,
     }
-    assert in_steps(None, 10) == {}
+    assert convert_shares(None, 10) == {}
 
 
 @pytest.mark.parametrize("rule", ["paper", "trainer"])

@@ -248,7 +248,7 @@ def test_curvature_is_of_the_pixels_that_count(tmp_path):
     loss, count = trainer.sampled_loss({"pixel_values": torch.randn(2, 3, 8, 12), "labels": labels})
     assert count == 2 * 8 * 12 - 4 * 12 and loss.isfinite()
     logits = torch.arange(3.0)[None, :, None, None].expand(2, 3, 8, 12)
-    assert torch.equal(trainer.counted(logits, labels), torch.arange(3.0).expand(count, 3))
+    assert torch.equal(trainer.select_logits(logits, labels), torch.arange(3.0).expand(count, 3))
 
 
 # Images and masks

@@ -154,5 +154,5 @@ def describe_gaps(classes: Sequence[str], train: np.ndarray, test: np.ndarray, j
     return notes
 
 
-def _list_some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
+def _list_some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")

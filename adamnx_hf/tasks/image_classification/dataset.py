@@ -1,4 +1,4 @@
-"""Images and class ids, decoded and batched."""
+"""Images and class ids, decoded and batched, or made up for a smoke run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adamnx_hf.common.images import read_images
+from adamnx_hf.tasks.image_classification.arguments import Arguments
 from adamnx_hf.tasks.randomness import RowRandom
 
-__all__ = ["ImageDataset", "as_it_is"]
+__all__ = ["ImageDataset", "keep_batch", "make_up"]
 
 
 class ImageDataset(torch.utils.data.Dataset):
@@ -90,6 +91,24 @@ class ImageDataset(torch.utils.data.Dataset):
         return torch.stack(images)
 
 
-def as_it_is(batch: Any) -> Any:
-    """Returns the batch itself: the collator, as :class:`ImageDataset` hands out whole batches."""
+def keep_batch(batch: Any) -> Any:
+    """Returns the batch itself: the collator for :class:`ImageDataset`, which hands out whole batches."""
     return batch
+
+
+def make_up(arguments: Arguments) -> tuple[Any, Any]:
+    """Makes random images of 100 classes in the recipe's columns, for smoke runs."""
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    image, label = arguments.image_column, arguments.label_column
+    names = [f"class {i}" for i in range(100)]
+    features = Features({image: Image(), label: ClassLabel(names=names)})
+
+    def split(count: int, seed: int) -> Dataset:
+        random = np.random.default_rng(seed)
+        shape = (count, arguments.image_size, arguments.image_size, 3)
+        images = list(random.integers(0, 256, shape, dtype=np.uint8))
+        labels = random.integers(0, len(names), count)
+        return Dataset.from_dict({image: images, label: labels}, features=features)
+
+    return split(arguments.max_train_samples or 64, 0), split(arguments.max_eval_samples or 32, 1)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.tasks.base import Recipe
 from adamnx_hf.tasks.image_classification.arguments import Arguments
 from adamnx_hf.tasks.pretrained import label_maps, load_pretrained
-
-if TYPE_CHECKING:
-    from adamnx_hf.tasks.base import Recipe
 
 __all__ = ["make_model", "make_processor"]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from adamnx_hf.tasks.base import Recipe
 from adamnx_hf.tasks.columns import choose_image_column
 from adamnx_hf.tasks.image_classification.arguments import Arguments
 from adamnx_hf.tasks.image_classification.classes import (
@@ -15,16 +16,12 @@ from adamnx_hf.tasks.image_classification.classes import (
     number_classes,
     read_labels,
 )
-from adamnx_hf.tasks.image_classification.dataset import ImageDataset, as_it_is
+from adamnx_hf.tasks.image_classification.dataset import ImageDataset, keep_batch, make_up
 from adamnx_hf.tasks.image_classification.evaluation import make_compute_metrics
-from adamnx_hf.tasks.image_classification.made_up import make_up
 from adamnx_hf.tasks.image_classification.model import make_model, make_processor
 from adamnx_hf.tasks.loading import load_data
 from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.trainer import RecipeTrainer
-
-if TYPE_CHECKING:
-    from adamnx_hf.tasks.base import Recipe
 
 __all__ = ["make_trainer"]
 
@@ -77,7 +74,7 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
             split=arguments.judged_split,
             transform=None if on_device else on_eval,
         ),
-        data_collator=as_it_is,
+        data_collator=keep_batch,
         compute_metrics=compute_metrics,
         processing_class=make_processor(arguments),
         train_transform=on_train if on_device else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from trl import get_peft_config
 
@@ -75,17 +74,16 @@ def _check_fields(arguments: Arguments, args: RecipeSFTConfig) -> None:
 
 
 def _check_prepared(trainer: RecipeSFTTrainer) -> None:
-    splits: dict[str, Any] = {"train_split": trainer.train_dataset, "eval_split": trainer.eval_dataset}
-    for field, data in splits.items():
+    for field, data in (("train_split", trainer.train_dataset), ("eval_split", trainer.eval_dataset)):
         if not len(data):
             raise RecipeError(
                 f"{field}: no example has a completion within max_length ({trainer.args.max_length} tokens); "
                 "raise --max_length"
             )
     if (asked := trainer.exact_match) is not None:
-        completions = [trainer.reference(row) for row in trainer.asked]
+        completions = [trainer.read_reference(row) for row in trainer.asked]
         try:
-            found = any(asked.answer(text) for text in completions)
+            found = any(asked.find_answer(text) for text in completions)
         except TimeoutError:
             raise RecipeError(
                 f"answer_pattern: {asked.pattern!r} takes more than {SECONDS:g} s to find an answer "
@@ -108,13 +106,14 @@ def _describe_lengths(trainer: RecipeSFTTrainer) -> list[str]:
                 f"{name}_split: of {counts['examples']:,} examples, max_length ({trainer.args.max_length} "
                 f"tokens) leaves {counts['dropped']:,} out and cuts {counts['shortened']:,} short{rest}"
             )
-    data: Any = trainer.train_dataset
     if trainer.args.packing and "train" in trainer.truncated:
         left = trainer.truncated["train"]["examples"] - trainer.truncated["train"]["dropped"]
-        notes.append(f"train_split: {left:,} examples are packed into {len(data):,} sequences")
+        notes.append(
+            f"train_split: {left:,} examples are packed into {len(trainer.train_dataset):,} sequences"
+        )
     if trainer.exact_match is not None:
         asked = len(trainer.asked)
-        if without := asked - len(trainer.fitting(range(asked))):
+        if without := asked - len(trainer.find_fitting(range(asked))):
             notes.append(
                 "exact_match: counted as not matched, since their prompts leave no room within max_length: "
                 f"{without:,} of the first {asked:,} examples of eval_split"

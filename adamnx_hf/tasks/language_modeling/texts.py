@@ -132,7 +132,12 @@ def fill_in(
     def write(value: Any, column: str, name: str, where: str) -> str:
         if _is_blank(value):
             return _read_blank(where, column, allow_blank, name == "prompt")
-        return _write_cell(value, column, where, column in whole)
+        if not isinstance(value, _PLAIN):
+            raise RecipeError(
+                f"{where} has {_name_kind(value)} in the column {column!r}, neither text nor a number; make "
+                "it text"
+            )
+        return f"{value:.0f}" if column in whole else str(value)
 
     def fill(row: dict[str, Any], index: int) -> dict[str, Any]:
         filled = {}
@@ -199,16 +204,6 @@ def find_whole_columns(splits: Iterable[Any], columns: Iterable[str]) -> tuple[l
 
 def _is_blank(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
-
-
-def _write_cell(value: Any, column: str, where: str, whole: bool) -> str:
-    """Writes a cell as a template shows it."""
-    if not isinstance(value, _PLAIN):
-        raise RecipeError(
-            f"{where} has {_name_kind(value)} in the column {column!r}, neither text nor a number; make it "
-            "text"
-        )
-    return f"{value:.0f}" if whole else str(value)
 
 
 # Chats

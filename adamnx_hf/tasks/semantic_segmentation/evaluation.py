@@ -122,9 +122,9 @@ class SegmentationTrainer(RecipeTrainer):
         each = torch.stack(losses)
         return (each.mean(), torch.stack(confusions), each) if confusions else (each.mean(), None, None)
 
-    def counted(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Returns the logits of the pixels that count, (count, classes)."""
-        return _resize(logits, labels.shape[-2:]).movedim(1, -1)[labels != self.ignore_index]
+    def select_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the logits of the pixels that count, (count, classes) float32."""
+        return _resize(logits.float(), labels.shape[-2:]).movedim(1, -1)[labels != self.ignore_index]
 
 
 def _resize(logits: Tensor, size: Sequence[int]) -> Tensor:
