@@ -19,7 +19,7 @@ from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.plain_values import plain_value, walk
 from adamnx_hf.recipes import rules
 from adamnx_hf.tasks.base import find_field
-from adamnx_hf.tasks.pretrained import implementations
+from adamnx_hf.tasks.pretrained import find_implementations
 
 __all__ = [
     "FLAGS_ONLY",
@@ -206,7 +206,7 @@ def why_not(origin: Origin, key: str, value: Any) -> str | None:
         for path, _ in walk(value):
             if path and is_flags_only(str(path[-1])):
                 return f"cannot stand in a recipe ({', '.join(map(str, path))} is a flag's to say)"
-        for _, name in implementations({key: value}):
+        for _, name in find_implementations({key: value}):
             if "/" in name:
                 return f"cannot stand in a recipe ({name!r} would run code from the Hub)"
     if origin is not Origin.HUB:

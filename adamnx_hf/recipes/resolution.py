@@ -23,7 +23,7 @@ from adamnx_hf.recipes.fields import find_default
 from adamnx_hf.recipes.files import list_recipes
 from adamnx_hf.recipes.load import LoadedRecipe, load_recipe
 from adamnx_hf.tasks.base import Recipe
-from adamnx_hf.tasks.loading import local_data
+from adamnx_hf.tasks.loading import find_local_data
 from trainer_patches import registered_optimizers
 
 __all__ = ["Recipe", "as_file", "resolve"]
@@ -89,7 +89,7 @@ def resolve(name: str, words: Sequence[str] = ()) -> Recipe:
         task=loaded.task,
         task_arguments=task_arguments,
         training_arguments=training_arguments,
-        synthetic_data=bool(values.get("smoke")) and not (dataset and local_data(dataset)),
+        synthetic_data=bool(values.get("smoke")) and not (dataset and find_local_data(dataset)),
     )
 
 

@@ -1,7 +1,7 @@
 """The tasks that a recipe can train.
 
-To add one: a module or a folder that has what :class:`adamnx_hf.tasks.base.Task` lists, and a line in
-:data:`TASKS`.
+To add a task, write a module or a folder that has the names of :class:`adamnx_hf.tasks.base.Task`, and add a
+line to :data:`TASKS`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from adamnx_hf.tasks.base import Task
 
 __all__ = ["TASKS", "load_task"]
 
-#: A recipe's `task`, and the module.
+#: The module of each task, by the name that a recipe's `task` has.
 TASKS = {
     "image_classification": "adamnx_hf.tasks.image_classification",
     "semantic_segmentation": "adamnx_hf.tasks.semantic_segmentation",

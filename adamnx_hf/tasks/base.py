@@ -1,4 +1,4 @@
-"""The protocol of tasks, their metrics, and the resolved recipe that they are given."""
+"""The protocol of tasks, their metrics, a recipe's fields, and the resolved recipe that a task is given."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def make_field(default: Any, text: str, **flags: bool) -> Any:
     """Makes a dataclass's field that a recipe can set.
 
     Args:
-        default: its default value; a list is copied for each instance.
-        text: its help.
-        flags: `data=True` for a field that says which data, or how they are read. A title or a table for the
-            recipe's own data would be untrue for a run with another value. `neutral=True` for a field that
-            only says where the same data are, so that another value may give the same run.
+        default: the default value. Each instance gets a copy of a list.
+        text: the help.
+        flags: `data=True` marks a field that chooses the data, or how they are read. A title or a table for
+            the recipe's own data would be untrue for a run with another value. `neutral=True` marks a field
+            that only says where the same data are, so that another value may give the same run.
     """
     metadata = {"help": text, **flags}
     if isinstance(default, list):
@@ -28,16 +28,16 @@ def make_field(default: Any, text: str, **flags: bool) -> Any:
 
 
 def check_range(arguments: Any, names: Iterable[str], low: float, high: float, verdict: str = "not") -> None:
-    """Checks that numbers among the fields of `arguments` are in a range.
+    """Checks that some fields of a dataclass are None or numbers in a range.
 
     Args:
-        arguments: a dataclass.
-        names: of its fields. One that is None passes.
+        arguments: the dataclass's instance.
+        names: the fields.
         low, high: the smallest and the largest number.
-        verdict: what the message calls a number outside, such as "not a percentage".
+        verdict: the message's word for a number outside the range, such as "not a percentage".
 
     Raises:
-        ValueError: a number is outside, or nan.
+        ValueError: a number is outside the range, or nan.
     """
     for name in names:
         value = getattr(arguments, name)
@@ -45,13 +45,13 @@ def check_range(arguments: Any, names: Iterable[str], low: float, high: float, v
             raise ValueError(f"{name}: {value} is {verdict} from {low} to {high}")
 
 
-def as_share(percent: float) -> float:
-    """Returns a share from 0 to 1 for one in percent."""
+def convert_percent(percent: float) -> float:
+    """Converts a percentage to a share from 0 to 1."""
     return round(percent / 100, 6)
 
 
-def as_rest(percent: float) -> float:
-    """Returns the share from 0 to 1 that an error in percent leaves."""
+def convert_error(percent: float) -> float:
+    """Converts an error in percent to the share from 0 to 1 that is right."""
     return round(1 - percent / 100, 6)
 
 
@@ -61,24 +61,24 @@ class Metric(NamedTuple):
     best: Literal["min", "max"]
     """Whether a low or a high value is the better one."""
     hub_type: str
-    """Its type on the Hub, such as `accuracy`."""
+    """The metric's type on the Hub, such as `accuracy`."""
     hub_name: str
-    """Its name on the Hub, in words."""
-    to_hub: Callable[[float], float] = as_share
-    """Turns our figure, a percentage unless this is `float`, into the Hub's."""
+    """The metric's name on the Hub, in words."""
+    to_hub: Callable[[float], float] = convert_percent
+    """Converts our figure to the Hub's. Our figure is a percentage unless this is `float`."""
 
 
 @runtime_checkable
 class Task(Protocol):
     """The names that the module of a task has.
 
-    It may also have:
+    The module may also have:
 
     - `DISPLACES`: fields that leave others without meaning. Where a flag gives one, the recipe's others are
       dropped: `{"model_name_or_path": ("architecture", ...)}`.
-    - `PIPELINE_TAG`, if the task's name with hyphens is not one of the Hub's tasks: the one that is, or None.
+    - `PIPELINE_TAG`: the Hub's name of the task, or None. The default is the task's name with hyphens.
     - `TrainingArguments`: a subclass of :class:`adamnx_hf.tasks.trainer.RecipeTrainingArguments`.
-    - `draw_predictions(recipe, trainer, path)`: after training, draws what the model makes of some of the
+    - `draw_predictions(recipe, trainer, path)`: draws the trained model's predictions for some of the
       evaluation split, as a PNG.
     """
 
@@ -98,22 +98,22 @@ class Task(Protocol):
     def make_trainer(self, recipe: Recipe) -> Any:
         """Makes a :class:`adamnx_hf.tasks.trainer.RecipeTrainer` with model, data and metrics.
 
-        What a training set draws comes from its `random`, a
+        A training set draws its random numbers from its attribute `random`, a
         :class:`adamnx_hf.tasks.randomness.RowRandom`.
         """
 
 
 @dataclasses.dataclass
 class RecipeArguments:
-    """The fields that every recipe has, beside the task's and TrainingArguments'."""
+    """The fields that every recipe has, beside those of its task and of TrainingArguments."""
 
-    task: str = dataclasses.field(metadata={"help": "What is trained; one of adamnx_hf.tasks.TASKS."})
-    title: str = make_field("", "What it is, in a few words.")
-    paper_tables: list[int] = make_field([], "The paper's tables it reproduces.")
-    hardware: str = make_field("", "What it is meant to run on.")
+    task: str = dataclasses.field(metadata={"help": "The task: one of adamnx_hf.tasks.TASKS."})
+    title: str = make_field("", "A few words that say what is trained.")
+    paper_tables: list[int] = make_field([], "The paper's tables that the recipe reproduces.")
+    hardware: str = make_field("", "The hardware that the recipe is meant for.")
     hours: str = make_field("", "Hours to expect on that hardware, and whether they were measured.")
     optimizers: dict | str | None = make_field(
-        None, "What else changes with optim: field values by its names, as JSON in a flag."
+        None, "Fields that change with optim: their values by optimizer names, as JSON in a flag."
     )
     fast: bool = make_field(
         False,
@@ -122,8 +122,8 @@ class RecipeArguments:
     )
     smoke: bool = make_field(
         False,
-        "Try it out: a few steps of a tiny model on a few examples, made up unless "
-        "dataset_name is a local folder. Never connects to the Hub.",
+        "Try it out: a few steps of a tiny model on a few examples, made up unless dataset_name is a local "
+        "folder. Never connects to the Hub.",
     )
 
 
@@ -133,11 +133,11 @@ class Recipe:
 
     name: str
     values: dict[str, Any]
-    """The fields that were set, wherever; `adamnx-hf run` takes a file of them."""
+    """The fields that the file, an option or a flag set. `adamnx-hf run` takes a file of these."""
     changes: dict[str, Any]
-    """Fields that flags set to something else than the recipe's, where it may matter for the outcome."""
+    """The fields that flags changed and that may matter for the outcome."""
     data_changes: dict[str, Any]
-    """Fields that say which data, and how they are read, that flags set to something else."""
+    """The fields that flags changed and that choose the data, or how they are read."""
     given: frozenset[str]
     """The names of the fields that flags set."""
     arguments: RecipeArguments
@@ -146,9 +146,10 @@ class Recipe:
     task_arguments: Any
     training_arguments: Any
     synthetic_data: bool
+    """Whether the data are made up."""
 
     def find_default(self, field: str) -> Any:
-        """Returns the default of `field`; None if there is no such field, or no default."""
+        """Finds the default of a field; returns None if there is no such field or no default."""
         parts = (self.arguments, self.task_arguments, self.training_arguments)
         found = find_field(map(type, parts), field)
         if found is not None and callable(found.default_factory):

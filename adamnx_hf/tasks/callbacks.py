@@ -1,4 +1,4 @@
-"""Callbacks of a recipe's Trainer: curvature for SophiaG, and resuming bit for bit."""
+"""Callbacks of a recipe's Trainer: estimates of curvature for SophiaG, and runs resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["CurvatureCallback", "ResumingCallback"]
 
 
 class CurvatureCallback(TrainerCallback):
-    """Gives an optimizer that asks for it an estimate of the Hessian's diagonal every so many steps.
+    """Gives an optimizer such as SophiaG an estimate of the Hessian's diagonal every so many steps.
 
-    An optimizer asks by a method `update_curvature(batch_size)`, called with gradients of a loss against
-    sampled labels, and an attribute `curvature_every`, in steps. SophiaG does.
+    The optimizer asks for estimates by having an attribute `curvature_every`, in steps, and a method
+    `update_curvature(batch_size)`. The method is called with the gradients of a loss against sampled labels.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Makes one more forward and backward pass on the step's last batch, when it is due."""
+        """Makes one more forward and backward pass on the step's last batch, when an estimate is due."""
         optimizer = unwrap_optimizer(self.trainer.optimizer)
         if not hasattr(optimizer, "update_curvature") or state.global_step % optimizer.curvature_every:
             return
@@ -39,10 +39,10 @@ class CurvatureCallback(TrainerCallback):
 
 
 class ResumingCallback(TrainerCallback):
-    """Makes a run that goes on from a checkpoint end as one that was not interrupted.
+    """Makes a run that goes on from a checkpoint end as an uninterrupted one would.
 
-    The last step is evaluated within training, too, unless `eval_strategy` is "no". Afterwards the Trainer
-    may have loaded another step's weights.
+    The last step is evaluated within training, too, unless `eval_strategy` is "no": after training the
+    Trainer may have loaded another step's weights.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -51,36 +51,34 @@ class ResumingCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tells the training set and the sampler which epoch it is."""
-        epoch = int(state.epoch or 0)  # whole where one has ended; within one its fraction is below 1
+        epoch = int(state.epoch or 0)  # a run that goes on within an epoch has a fraction
         self.trainer.order.set_state(generator_of(args.seed, epoch).get_state())
         random = getattr(self.trainer.train_dataset, "random", None)
         if random is not None:
             random.epoch = epoch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Requests an evaluation of the last step; delays a save until the evaluation that follows.
+        """Requests an evaluation of the last step, and delays a save until the evaluation that follows.
 
-        The checkpoint then knows what came of it.
+        The checkpoint then holds the evaluation's metrics.
         """
         last = control.should_training_stop or state.epoch == int(state.epoch)
         if control.should_save and last and args.eval_strategy == "epoch":
             control.should_save, self._save_later = False, True
-        if (
-            control.should_training_stop and args.eval_strategy == "steps"
-        ):  # whatever eval_steps and eval_delay
-            control.should_evaluate = True
+        if control.should_training_stop and args.eval_strategy == "steps":
+            control.should_evaluate = True  # whatever eval_steps and eval_delay say
         return self._log_first(args, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Requests an evaluation of the last step, if there was none, and the save that was delayed."""
+        """Requests an evaluation of the last step, if there was none, and a save that was delayed."""
         if control.should_training_stop and args.eval_strategy != "no" and not _is_evaluated(state):
             control.should_evaluate = True
         control.should_save, self._save_later = control.should_save or self._save_later, False
         return self._log_first(args, control)
 
     def _log_first(self, args: Any, control: Any) -> Any:
-        # What is not logged when the Trainer evaluates or stops would count for the next epoch, or never; and
-        # a run that goes on from a checkpoint has none of the losses since the last time.
+        # Losses that are not logged before an evaluation or the end count for the next epoch, or never. A run
+        # that goes on from a checkpoint lacks the losses since the last log.
         needed = control.should_save or control.should_evaluate or control.should_training_stop
         if args.logging_strategy != "no" and needed:
             control.should_log = True
@@ -94,7 +92,7 @@ def _is_evaluated(state: Any) -> bool:
 
 @contextlib.contextmanager
 def _keep_buffers(model: Any) -> Iterator[None]:
-    """Restores the model's buffers afterwards, so that batch norms count a batch once."""
+    """Restores the model's buffers afterwards, so that batch norms count each batch once."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield

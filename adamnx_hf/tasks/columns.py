@@ -24,10 +24,10 @@ HIGHEST_ID = 100_000
 
 
 def check_class_names(names: Sequence[str]) -> None:
-    """Checks that each name stands once.
+    """Checks that no name is given twice.
 
     Raises:
-        ValueError: one stands twice.
+        ValueError: a name is.
     """
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"class_names: {twice[0]!r} is given twice")
@@ -37,7 +37,7 @@ def check_same_classes(train: Sequence[str], evaluation: Sequence[str]) -> None:
     """Checks that the evaluation split numbers its classes as the training split does.
 
     Args:
-        train, evaluation: the names of the classes 0, 1, ... Either may have more than the other.
+        train, evaluation: the names of the classes 0, 1, ... Either split may have more of them.
 
     Raises:
         RecipeError: a number is another class in the evaluation split.
@@ -60,19 +60,19 @@ def choose_column(
     what: str,
     notes: list[str],
 ) -> str:
-    """Chooses a column of `data`: the recipe's or, where there is none by that name, the only one that fits.
+    """Chooses a column of `data`: the recipe's or, if that is not there, the only column that fits.
 
     Args:
         data: the splits.
-        field: of the recipe, which names the column.
-        column: that name.
-        given: the fields that flags gave. Nothing is put in the place of those.
-        fits: whether a column can be it, by name and feature.
-        what: such columns hold, for messages.
-        notes: gets a line that says what was put in its place.
+        field: the recipe's field that names the column.
+        column: the name.
+        given: the fields that flags gave. No other column takes the place of one that a flag names.
+        fits: says whether a column can be chosen, by its name and feature.
+        what: the contents of a column that fits, for messages.
+        notes: gets a line that names the column chosen instead.
 
     Raises:
-        RecipeError: no column, or more than one, fits.
+        RecipeError: the column is not there, and not exactly one other fits.
     """
     for split in data:
         if column not in split.column_names:
@@ -100,13 +100,13 @@ def choose_image_column(
 
     Args:
         data: the splits.
-        arguments: the task's.
+        arguments: the task's arguments.
         given, notes: see :func:`choose_column`.
-        field: names the column.
-        other: a field that names another column of images, which this one cannot be.
+        field: the field that names the column.
+        other: a field that names another column of images. The two columns differ.
 
     Raises:
-        RecipeError: none is there, several are, or the column does not hold images.
+        RecipeError: there is no column of images, there are several, or the recipe's does not hold images.
     """
     taken = getattr(arguments, other) if other else None
 
@@ -129,8 +129,12 @@ def _holds_images(feature: Any) -> bool:
 def check_columns(data: Any, columns: dict[str, str]) -> None:
     """Checks that `data` has each column.
 
+    Args:
+        data: a split.
+        columns: the names, by the recipe's fields that hold them.
+
     Raises:
-        RecipeError: one is not there.
+        RecipeError: a column is not there.
     """
     for field, column in columns.items():
         if column not in data.column_names:
@@ -143,7 +147,7 @@ def check_images(data: Any, field: str, column: str) -> None:
     """Checks that a column holds images.
 
     Raises:
-        RecipeError: it does not; the message lists those that do.
+        RecipeError: the column does not; the message lists the columns that do.
     """
     if not _holds_images(data.features[column]):
         images = [name for name, feature in data.features.items() if _holds_images(feature)]

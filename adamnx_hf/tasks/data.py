@@ -14,7 +14,7 @@ from adamnx_hf.tasks.base import check_range, make_field
 __all__ = ["IMAGES_DISPLACE", "DataArguments", "ImageArguments", "doc", "train_fast", "train_images_fast"]
 
 
-#: Fields of image tasks that leave others of the recipe without effect, where a flag gives them.
+#: Fields of image tasks that leave other fields of the recipe without effect, where a flag gives them.
 IMAGES_DISPLACE = {
     "architecture": ("model_name_or_path", "architecture_options"),
     "model_name_or_path": ("architecture", "architecture_options"),
@@ -36,7 +36,7 @@ def doc(text: str, data: bool = False, neutral: bool = False) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class DataArguments:
-    """Fields of a recipe that say which data; every task has them."""
+    """The fields of a recipe that choose the data. Every task has them."""
 
     dataset_name: str | None = make_field(
         None,
@@ -67,7 +67,7 @@ class DataArguments:
     max_eval_samples: int | None = make_field(None, "Evaluate on the first so many examples only.", data=True)
     hold_out: int = make_field(
         0,
-        "Percent of the training rows that are not trained on: drawn at random, of each class its share.",
+        "Percent of the training rows to leave out: drawn at random, the same share of each class.",
         data=True,
     )
     hold_out_seed: int = make_field(
@@ -77,7 +77,9 @@ class DataArguments:
         False, "Evaluate on the rows that hold_out takes out, not on eval_split.", data=True
     )
     sweep_hold_out: int = make_field(
-        0, "As hold_out, of the rows that it leaves: `compare` chooses settings by these.", data=True
+        0,
+        "Percent of the rows left by hold_out to hold out, too: `compare` chooses settings by these.",
+        data=True,
     )
     eval_on_sweep_rows: bool = make_field(
         False, "Evaluate on the rows that sweep_hold_out takes out, not on eval_split.", data=True
@@ -118,18 +120,18 @@ class DataArguments:
 
 @dataclasses.dataclass
 class ImageArguments(DataArguments):
-    """Fields of tasks on images: the column, the network, and how images become its input."""
+    """The fields of tasks on images: the column, the network, and how images become the network's input."""
 
     image_column: str = make_field("image", "Column of the images.", data=True, neutral=True)
     architecture: str | None = make_field(None, "A network, from scratch.")
     architecture_options: dict | str | None = make_field(
-        None, "What to change of the network, as JSON on the command line."
+        None, "Changes to the network, as JSON on the command line."
     )
     model_name_or_path: str | None = make_field(
-        None, "Instead of architecture: a model of the Hub, or a saved one, to fine-tune."
+        None, "Instead of architecture: a model to fine-tune, from the Hub or a folder."
     )
     image_mean: list[float] = make_field([0.5, 0.5, 0.5], "Subtracted from the channels of images in [0, 1].")
-    image_std: list[float] = make_field([0.5, 0.5, 0.5], "What the channels are then divided by.")
+    image_std: list[float] = make_field([0.5, 0.5, 0.5], "The channels are then divided by these.")
     flip_probability: float = make_field(0.5, "Probability of mirroring a training image.")
     keep_decoded: bool = make_field(False, "Decode every image once and keep them all in memory.")
 
@@ -151,22 +153,23 @@ class ImageArguments(DataArguments):
 
 
 def train_images_fast() -> dict[str, Any]:
-    """Returns what `--fast` sets for any task on images: bfloat16, channels_last and torch.compile."""
+    """Returns the values of `--fast` for any task on images: bfloat16, channels_last and torch.compile."""
     return {**train_fast(), "channels_last": True, "torch_compile": True}
 
 
 def train_fast() -> dict[str, Any]:
-    """Returns what `--fast` sets for any task: bfloat16, without a GPU on the CPU."""
+    """Returns the values of `--fast` for any task: bfloat16, also on a CPU where there is no GPU."""
     import torch
 
-    return {"bf16": True, "use_cpu": not torch.accelerator.is_available()}  # it has to be asked for there
+    # Transformers refuses bf16 without a GPU unless use_cpu asks for the CPU.
+    return {"bf16": True, "use_cpu": not torch.accelerator.is_available()}
 
 
 def _check_data_files(data_files: Any) -> None:
-    """Checks that they are files of the data set's repository, as `load_dataset` takes any from anywhere.
+    """Checks that `data_files` names files of the data set's repository: `load_dataset` takes others, too.
 
     Raises:
-        ValueError: they are not.
+        ValueError: a name leads elsewhere, or files are not named by split.
     """
     if data_files is None:
         return

@@ -1,4 +1,4 @@
-"""Data sets by their Hub name or from a local folder, split into rows to train on and rows to judge."""
+"""Data sets from the Hub or a local folder, split into rows to train on and rows to judge by."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adamnx_hf.common.errors import RecipeError, nearest
 from adamnx_hf.tasks.base import Recipe
 from adamnx_hf.tasks.data import DataArguments, ImageArguments
 
-__all__ = ["load_data", "load_splits", "local_data"]
+__all__ = ["find_local_data", "load_data", "load_splits"]
 
 
 def load_data(
@@ -21,11 +21,11 @@ def load_data(
     make_up: Callable[[Any], tuple[Any, Any]],
     labels: Callable[[Any], Sequence[Any]] | None = None,
 ) -> tuple[tuple[Any, Any], list[str]]:
-    """Loads the training and the evaluation split of a recipe; of several processes the first one goes ahead.
+    """Loads a recipe's training and evaluation split. The first of several processes goes ahead.
 
     Args:
-        recipe: says which.
-        make_up: returns made-up splits for the task's arguments, where a smoke run needs them.
+        recipe: the recipe, which names the data.
+        make_up: makes up both splits from the task's arguments, for a smoke run without a data set.
         labels: see :func:`load_splits`.
 
     Returns:
@@ -41,8 +41,8 @@ def load_data(
         return load_splits(arguments, labels=labels, spread=recipe.arguments.smoke, notes=notes), notes
 
 
-def local_data(name: str) -> Path | None:
-    """Returns the local folder or file that a `dataset_name` stands for; None if it is a name on the Hub."""
+def find_local_data(name: str) -> Path | None:
+    """Finds the local folder or file that a `dataset_name` stands for; returns None for a name on the Hub."""
     path = Path(os.path.expanduser(name))
     return path if path.is_dir() or path.is_file() else None
 
@@ -57,24 +57,26 @@ def load_splits(
     """Loads the training and the evaluation split, as `datasets.Dataset`.
 
     Args:
-        arguments: say which. Their `trained_split` and `judged_split` know from then on which rows they are.
-        labels: returns a class for each row of the training split. What is held out then has of each class
-            its share.
-        spread: `max_train_samples` and `max_eval_samples` take rows from all over a split, not its first.
-        notes: gets a line on rows that the splits of the recipe leave out.
+        arguments: the fields that choose the data. Afterwards their `trained_split` and `judged_split` know
+            the numbers of their rows.
+        labels: returns a class for each row of the training split. The rows held out then have the same
+            share of each class.
+        spread: whether `max_train_samples` and `max_eval_samples` take rows from all over a split, not the
+            first rows.
+        notes: gets a line for each split with rows that are neither trained nor judged on.
 
     Raises:
-        RecipeError: the data set, or one of the splits, is not there or has no rows; or files of the data
-            set number their classes differently.
+        RecipeError: the data set or a split is not there, a split has no rows, or files of the data set
+            number their classes differently.
     """
-    data = _load(arguments)
+    data = _load_dataset(arguments)
     used: dict[str, set[int]] = {}
 
     def choose(field: str, most: str) -> tuple[str, np.ndarray]:
-        name, rows = _part(data, getattr(arguments, field), field, arguments.dataset_name)
+        name, rows = _parse_part(data, getattr(arguments, field), field, arguments.dataset_name)
         used.setdefault(name, set()).update(rows)
         count = min(getattr(arguments, most) or len(rows), len(rows))
-        return name, np.asarray(rows)[_spread(len(rows), count) if spread else slice(count)]
+        return name, np.asarray(rows)[_space_out(len(rows), count) if spread else slice(count)]
 
     split, train = choose("train_split", "max_train_samples")
     arguments._loaded = (split, train), (split, train)  # type: ignore[attr-defined]
@@ -98,7 +100,7 @@ def load_splits(
             )
     chosen = [data[name].select(rows) for name, rows in ((split, train), evaluation)]
     if isinstance(arguments, ImageArguments):
-        chosen = list(map(_with_images, chosen))
+        chosen = list(map(_cast_images, chosen))
     return chosen[0], chosen[1]
 
 
@@ -108,35 +110,39 @@ def _hold_out(
     """Draws the rows that are held out.
 
     Args:
-        rows: how many there are.
-        percent: of them are held out, at least one.
-        field: says so, for messages.
-        seed: of the draw.
-        classes: of the rows; each has its share of what is held out. None: rows have none.
+        rows: the number of rows.
+        percent: the percentage of rows to hold out. At least one row is.
+        field: the recipe's field that holds `percent`, for messages.
+        seed: the seed of the draw.
+        classes: the class of each row. The same share of each class is held out. None: rows have no class.
 
     Returns:
-        The places of the rows that are left, and of those that are held out, in their order.
+        The places of the rows that are left, and of those that are held out, both in ascending order.
 
     Raises:
-        RecipeError: there is one row or none.
+        RecipeError: there are fewer than two rows.
     """
     if rows < 2:
         raise RecipeError(f"{field}: of {rows} training row none can be held out")
     order = np.random.default_rng(seed).permutation(rows)
-    if classes is not None:  # one class after the other: rows at even distances are of each class its share
+    if classes is not None:  # one class after the other: rows at even distances hold each class's share
         _, ids = np.unique(np.asarray(classes), return_inverse=True)
         order = order[np.argsort(ids[order], kind="stable")]
-    held_out = np.sort(order[_spread(rows, max(1, round(rows * percent / 100)))])
+    held_out = np.sort(order[_space_out(rows, max(1, round(rows * percent / 100)))])
     return np.setdiff1d(order, held_out), held_out
 
 
-def _spread(rows: int, count: int) -> list[int]:
-    """Returns `count` of `rows`, at even distances."""
+def _space_out(rows: int, count: int) -> list[int]:
+    """Returns the numbers of `count` of `rows` rows, at even distances."""
     return [int((i + 0.5) * rows / count) for i in range(count)]
 
 
-def _part(data: Mapping[str, Any], spec: str, field: str, dataset: str | None) -> tuple[str, range]:
-    """Parses a split and rows of it, as `datasets` writes them: `train`, `train[:90%]`, `train[100:200]`."""
+def _parse_part(data: Mapping[str, Any], spec: str, field: str, dataset: str | None) -> tuple[str, range]:
+    """Parses a split and its rows, as `datasets` writes them: `train`, `train[:90%]`, `train[100:200]`.
+
+    Raises:
+        RecipeError: there is no such split, or it has no such rows.
+    """
     import datasets
 
     where = f"{field}: {dataset}"
@@ -160,11 +166,11 @@ def _part(data: Mapping[str, Any], spec: str, field: str, dataset: str | None) -
     return name, rows
 
 
-def _load(arguments: DataArguments) -> Mapping[str, Any]:
-    """Loads the data set by its splits.
+def _load_dataset(arguments: DataArguments) -> Mapping[str, Any]:
+    """Loads the splits of the data set, by their names.
 
     Raises:
-        RecipeError: it is not there, or its files number their classes differently.
+        RecipeError: the data set is not there, or its files number their classes differently.
     """
     import datasets
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as formats
@@ -172,7 +178,7 @@ def _load(arguments: DataArguments) -> Mapping[str, Any]:
     name = arguments.dataset_name
     if not name:
         raise RecipeError("dataset_name: the recipe names no data set; add --dataset_name NAME_OR_FOLDER")
-    local = local_data(name)
+    local = find_local_data(name)
     if name in formats and not (local and local.is_dir()):
         # load_dataset would read files of the current folder, and a recipe may be somebody else's.
         raise RecipeError(
@@ -182,27 +188,27 @@ def _load(arguments: DataArguments) -> Mapping[str, Any]:
     options: dict[str, Any] = {"name": arguments.dataset_config_name, "data_files": arguments.data_files}
     try:
         if local and any((local / file).is_file() for file in ("dataset_dict.json", "state.json")):
-            # What save_to_disk of a DatasetDict or of a Dataset has written.
+            # save_to_disk of a DatasetDict or of a Dataset has written the folder.
             saved = datasets.load_from_disk(str(local))
             return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
         if local and local.is_file():
             builder = datasets.load_dataset_builder(str(local.parent), data_files=local.name)
         elif local:
-            # The recipe's are the Hub's: a folder without configurations has none to choose from.
+            # dataset_config_name is one of the Hub: a folder without configurations has the default alone.
             if datasets.get_dataset_config_names(str(local)) == ["default"]:
                 options["name"] = None
             builder = datasets.load_dataset_builder(str(local), **options)
         else:
             builder = datasets.load_dataset_builder(name, revision=arguments.dataset_revision, **options)
         builder.download_and_prepare()
-        data = {  # as_dataset refuses one without rows
+        data = {  # as_dataset refuses a split without rows
             split: builder.as_dataset(split) if info.num_examples else []
             for split, info in builder.info.splits.items()
         }
-        files = list(_class_names_by_file(builder))
-    except Exception as error:  # of many libraries' kinds: the Hub's, HTTP's, the reader's
+        files = list(_read_class_names(builder))
+    except Exception as error:  # the Hub, HTTP and the files' readers raise errors of many kinds
         cause: BaseException = error
-        while local and cause.__cause__:  # datasets' own says no more than that there was one
+        while local and cause.__cause__:  # datasets' own error says only that there was one
             cause = cause.__cause__
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:160]}"
         if local:
@@ -216,8 +222,8 @@ def _load(arguments: DataArguments) -> Mapping[str, Any]:
     return data
 
 
-def _with_images(data: Any) -> Any:
-    """Casts columns of image files' bytes to images: Parquet that others than `datasets` wrote has them."""
+def _cast_images(data: Any) -> Any:
+    """Casts columns of image files' bytes, as Parquet files from other libraries have them, to images."""
     from datasets import Image
 
     for name, feature in data.features.items():
@@ -227,10 +233,10 @@ def _with_images(data: Any) -> Any:
     return data
 
 
-def _class_names_by_file(builder: Any) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """Yields each Parquet file of a data set with its own class names, by column.
+def _read_class_names(builder: Any) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Yields the name of each Parquet file of a data set, and the file's own class names by column.
 
-    `datasets` takes the names of the first file for all, and keeps the others' numbers.
+    `datasets` takes the first file's names for all files, and keeps the other files' numbers.
     """
     import pyarrow.parquet  # type: ignore[import-untyped]
     from datasets import DownloadManager, Features
@@ -242,16 +248,16 @@ def _class_names_by_file(builder: Any) -> Iterator[tuple[str, dict[str, list[str
         # Data sets of the Hub are in the cache by now.
         for file, path in zip(files, DownloadManager().download(list(files)), strict=True):
             features = Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
-            yield PurePosixPath(str(file)).name, dict(_class_names(features))
+            yield PurePosixPath(str(file)).name, dict(_find_class_names(features))
 
 
-def _class_names(feature: Any, column: str = "") -> Iterator[tuple[str, list[str]]]:
+def _find_class_names(feature: Any, column: str = "") -> Iterator[tuple[str, list[str]]]:
     """Yields the names of each ClassLabel within `feature`, with the path of columns and fields to it."""
     if isinstance(feature, dict):
         for name, inner in feature.items():
-            yield from _class_names(inner, f"{column}.{name}" if column else name)
+            yield from _find_class_names(inner, f"{column}.{name}" if column else name)
     elif hasattr(feature, "feature"):
-        yield from _class_names(feature.feature, column)
+        yield from _find_class_names(feature.feature, column)
     elif getattr(feature, "names", None):
         yield column, list(feature.names)
 
@@ -260,7 +266,7 @@ def _check_numbering(files: Sequence[tuple[str, dict[str, list[str]]]]) -> None:
     """Checks that a number is the same class in all files.
 
     Raises:
-        RecipeError: it is not.
+        RecipeError: two files have different classes for a number.
     """
     first: dict[str, tuple[str, list[str]]] = {}
     for file, columns in files:

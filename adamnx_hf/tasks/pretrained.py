@@ -1,4 +1,4 @@
-"""Pretrained models, loaded after a look at what their own files ask for."""
+"""Pretrained models, loaded only if their own files ask for no code of the Hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.plain_values import walk
 
-__all__ = ["check_pretrained", "implementations", "label_maps", "load_pretrained"]
+__all__ = ["check_pretrained", "find_implementations", "label_maps", "load_pretrained"]
 
 
 def label_maps(classes: Sequence[str]) -> dict[str, Any]:
@@ -19,16 +19,15 @@ def label_maps(classes: Sequence[str]) -> dict[str, Any]:
 
 
 def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
-    """Loads a model in float32 to fine-tune; layers of other shapes start anew.
+    """Loads a model in float32, to be fine-tuned. Layers whose shapes differ start anew.
 
     Args:
-        auto_class: Transformers' class for the task.
-        name: on the Hub, or a local folder.
+        auto_class: Transformers' auto class for the task.
+        name: the model's name on the Hub, or a local folder.
         options: further arguments of `from_pretrained`, such as :func:`label_maps`.
 
     Raises:
-        RecipeError: see :func:`check_pretrained`.
-        OSError: see :func:`check_pretrained`.
+        RecipeError, OSError: see :func:`check_pretrained`.
     """
     import torch
 
@@ -37,7 +36,7 @@ def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
         name,
         ignore_mismatched_sizes=True,
         dtype=torch.float32,
-        trust_remote_code=False,  # None would ask whoever sits at the terminal
+        trust_remote_code=False,  # None would ask at the terminal
         **options,
     )
 
@@ -45,17 +44,17 @@ def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
 def check_pretrained(name: str, revision: str | None = None, *, trusted: bool = False) -> None:
     """Checks that loading a model runs no code of the Hub, and loads no other model.
 
-    A config can name an attention that is a kernel of the Hub, which Transformers fetches and runs, whatever
-    `trust_remote_code` and `attn_implementation` say. An adapter names its base, which may be a folder of
-    this machine.
+    A config can name an attention that is a kernel of the Hub. Transformers fetches and runs the kernel,
+    whatever `trust_remote_code` and `attn_implementation` say. An adapter names the model it belongs to,
+    which may be a folder of this machine.
 
     Args:
-        name: on the Hub, or a local folder.
-        revision: branch, tag or commit on the Hub.
-        trusted: the user has passed `trust_remote_code`.
+        name: the model's name on the Hub, or a local folder.
+        revision: the branch, tag or commit on the Hub.
+        trusted: whether the user has passed `trust_remote_code`.
 
     Raises:
-        RecipeError: it would, unless trusted; or the repository on the Hub is an adapter's.
+        RecipeError: code would run, unless `trusted`; or the repository on the Hub is an adapter's.
         OSError: there is no such model, or the Hub cannot be reached.
     """
     from transformers import PretrainedConfig
@@ -69,7 +68,7 @@ def check_pretrained(name: str, revision: str | None = None, *, trusted: bool = 
     if trusted:
         return
     config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
-    for key, implementation in implementations(config):
+    for key, implementation in find_implementations(config):
         if _is_of_the_hub(implementation):
             raise RecipeError(
                 f"model_name_or_path: the config of {name} has {key}: {implementation!r}, a kernel on the "
@@ -79,15 +78,15 @@ def check_pretrained(name: str, revision: str | None = None, *, trusted: bool = 
 
 
 def _is_of_the_hub(implementation: str) -> bool:
-    """Says whether Transformers gets an attention from the Hub, such as one that is not installed."""
+    """Says whether Transformers fetches an attention from the Hub, as it does where none is installed."""
     installed = any(importlib.util.find_spec(package) for package in ("flash_attn", "flash_attn_interface"))
     return "/" in implementation or (implementation.startswith("flash") and not installed)
 
 
-def implementations(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields the attention and other implementations that `values` name at any depth, each with its key.
+def find_implementations(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the implementations, such as of attention, that `values` name at any depth, with their keys.
 
-    Transformers takes one named `owner/repository` for a kernel to load from the Hub.
+    Transformers takes a name such as `owner/repository` for a kernel on the Hub.
     """
     for path, item in walk(values):
         keys = [key for key in path if isinstance(key, str) and "implementation" in key]

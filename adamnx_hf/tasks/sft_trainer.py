@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer as the recipes' Trainer, with what LLM recipes need besides."""
+"""TRL's SFTTrainer as the recipes' Trainer: loss per token, exact match, LoRA+ and merged adapters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import regex  # as re, with a time limit
+import regex  # it has re's syntax, and a time limit
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -30,10 +30,11 @@ MERGED = "merged"
 
 @dataclasses.dataclass
 class RecipeSFTConfig(RecipeTrainingArguments, SFTConfig):
-    """TRL's SFTConfig and what a recipe adds to it.
+    """TRL's SFTConfig with the fields that a recipe adds.
 
-    Where SFTConfig has other defaults than TrainingArguments (bf16, gradient checkpointing, the learning
-    rate), TrainingArguments' hold: a field that no recipe names is what Transformers' documentation says.
+    SFTConfig has other defaults than TrainingArguments for bf16, gradient checkpointing and the learning
+    rate. Here TrainingArguments' defaults hold, so that a field that no recipe names has the value in
+    Transformers' documentation.
     """
 
     dataset_text_field: str = make_field(
@@ -53,26 +54,26 @@ class RecipeSFTConfig(RecipeTrainingArguments, SFTConfig):
 
 
 def normalize_answer(text: str) -> str:
-    """Normalises an answer: without thousands' commas, currency signs, spaces and a last full stop."""
+    """Normalizes an answer: removes commas, dollar signs, spaces and a last `.` or `.0`, and folds case."""
     return re.sub(r"\.0*$", "", re.sub(r"[,$\s]", "", text)).casefold()
 
 
-#: The longest that a pattern may look for an answer in one text, in seconds.
+#: The most seconds that the search for an answer in one text may take.
 SECONDS = 1.0
 
 
 @dataclasses.dataclass
 class ExactMatch:
-    """The check whether greedy generation ends in the reference's answer.
+    """The check that greedy generation gives the reference's answer.
 
     Raises:
         ValueError: the pattern is no regular expression, or has no group.
     """
 
     pattern: str
-    """A regular expression; its first group is the answer. The first match counts."""
+    """The regular expression whose first match counts. The first group is the answer."""
     samples: int
-    """It is over the first so many examples of the evaluation split."""
+    """The number of examples to check: the first ones of the evaluation split."""
     max_new_tokens: int
 
     def __post_init__(self) -> None:
@@ -82,9 +83,8 @@ class ExactMatch:
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"{shown} ({error})") from error
         if re.search(r"\(\?\w*x", self.pattern):
-            raise ValueError(
-                f"{shown} has the flag x; write it without"
-            )  # it hides counts from the check below
+            # The flag allows spaces and comments, which hide counts from the check below.
+            raise ValueError(f"{shown} has the flag x; write it without")
         if not groups:
             raise ValueError(f"{shown} has no group; put the answer in parentheses")
         counts = [int(number) for number in re.findall(r"(?<=[{,])\d+(?=[,}])", self.pattern)]
@@ -96,10 +96,10 @@ class ExactMatch:
             raise ValueError(f"{shown} ({error})") from error
 
     def find_answer(self, text: str) -> str | None:
-        """Returns the answer in `text`, None where there is none.
+        """Finds the answer in `text`; returns None if there is none.
 
         Raises:
-            TimeoutError: the pattern looks for longer than :data:`SECONDS`.
+            TimeoutError: the search takes longer than :data:`SECONDS`.
         """
         found = self._compiled.search(text, timeout=SECONDS)
         return normalize_answer(found.group(1)) if found and found.group(1) is not None else None
@@ -108,15 +108,16 @@ class ExactMatch:
 class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
     """SFTTrainer that evaluates per token, generates for exact match, and knows LoRA+.
 
-    `eval_loss` is the mean over all evaluated tokens, where Transformers has the mean of the batches' means;
-    `eval_perplexity` is its exponential. With several processes the rows that fill up the last batch count
-    twice. What `max_length` takes away is counted in `truncated`, and not in `eval_loss` or perplexity. Exact
-    match is over all that are asked: an example whose prompt fills `max_length` counts as not matched.
+    `eval_loss` is the mean over all evaluated tokens; Transformers has the mean of the batches' means.
+    `eval_perplexity` is the exponential of that loss. With several processes the rows that fill up the last
+    batch count twice. Tokens beyond `max_length` do not count for either; `truncated` counts the examples
+    that have such tokens. Exact match is over the first examples of the split before they are cut: one whose
+    prompt fills `max_length` counts as not matched.
 
     Args:
-        exact_match: None: nothing is generated. Needs an evaluation split of prompts and completions that is
-            not packed.
-        kwargs: SFTTrainer's.
+        exact_match: the check of generated answers. It needs an evaluation split of prompts and completions
+            that is not packed. None: nothing is generated.
+        kwargs: further arguments of SFTTrainer.
     """
 
     args: RecipeSFTConfig
@@ -124,11 +125,11 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
     def __init__(self, *, exact_match: ExactMatch | None = None, **kwargs: Any) -> None:
         self.exact_match = exact_match
         self.asked: Any = None
-        """The examples that exact match is over, tokenized, before any is cut or left out."""
+        """The examples that exact match checks, tokenized, before any is cut or left out."""
         self.truncated: dict[str, dict[str, int]] = {}
-        """How many `examples` each of the splits "train" and "eval" had before `max_length` was applied, how
-        many were `dropped`, since nothing of them that counts for the loss fits, and how many were
-        `shortened`, which lost a part of what counts."""
+        """Counts for the splits "train" and "eval": `examples` before `max_length` was applied, those
+        `dropped` because none of their tokens that count for the loss fits, and those `shortened`, which lost
+        some such tokens."""
         super().__init__(**kwargs)
         self.dropped = {f"{split}_split": counts["dropped"] for split, counts in self.truncated.items()}
 
@@ -141,9 +142,9 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Any:
-        """Prepares a split in two steps, and counts between them what `max_length` takes away.
+        """Prepares a split in two steps, and counts in between the examples that `max_length` cuts.
 
-        An example without a token that counts for the loss is left out also where examples are packed.
+        An example without a token that counts for the loss is left out, also where examples are packed.
         """
         prepare = super()._prepare_dataset
         whole = copy.copy(args)
@@ -152,7 +153,7 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         if dataset_name == "eval" and self.exact_match is not None and self.asked is None:
             self.asked = data.select(range(min(self.exact_match.samples, len(data))))
         cut = _find_kept_part(args)
-        if packing:  # of its strategies bfd alone cuts; the others go on in another sequence
+        if packing:  # only the strategy bfd cuts; the others go on in another sequence
             cut = slice(args.max_length if args.packing_strategy == "bfd" else None)
         kept, shortened = [], 0
         for row, labels in enumerate(data["labels"]):
@@ -166,22 +167,22 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         return prepare(data, processing_class, args, packing, None, dataset_name) if kept else data
 
     def find_fitting(self, rows: Iterable[int]) -> list[Any]:
-        """Returns those `rows` of :attr:`asked` whose prompt leaves room to answer, cut to `max_length`."""
+        """Finds those `rows` of :attr:`asked`, cut to `max_length`, whose prompts leave room to answer."""
         cut = _find_kept_part(self.args)
         asked = (self.asked[i] for i in rows)
         left = [row | {key: row[key][cut] for key in ("input_ids", "labels")} for row in asked]
-        # A prompt comes first, and its labels are -100.
+        # A row starts with its prompt, whose labels are -100.
         return [row for row in left if row["labels"][:1] == [-100] and _count_labels(row["labels"])]
 
     def read_reference(self, row: Any) -> str:
-        """Returns the completion in a row of :attr:`asked`, without the token that TRL ends it with."""
+        """Reads the completion in a row of :attr:`asked`, without the end token that TRL appends."""
         completion = row["completion"]
         if isinstance(completion, str):
             return completion.removesuffix(self.processing_class.eos_token)
         return "\n".join(message["content"] for message in completion)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Creates the optimizer: with `loraplus_lr_ratio` over PEFT's groups for LoRA+ (arXiv:2402.12354)."""
+        """Creates the optimizer; `loraplus_lr_ratio` asks for PEFT's groups for LoRA+ (arXiv:2402.12354)."""
         if self.optimizer is None and self.args.loraplus_lr_ratio is not None:
             from peft.optimizers import create_loraplus_optimizer
 
@@ -200,13 +201,13 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         mask = inputs.get("attention_mask")
         return int(inputs["input_ids"].numel() if mask is None else mask.sum())
 
-    def units_per_example(self) -> float:
-        """Returns the mean number of tokens of a training sequence."""
+    def count_units_per_example(self) -> float:
+        """Counts the tokens of a training sequence on average."""
         return statistics.fmean(map(len, self.train_dataset["input_ids"]))
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Also counts the tokens that the loss is the mean of."""
-        count = (inputs["labels"][:, 1:] != -100).sum()  # the first of a sequence is predicted from nothing
+        """Makes SFTTrainer's step, and counts the tokens that the loss is the mean of."""
+        count = (inputs["labels"][:, 1:] != -100).sum()  # nothing predicts the first token of a sequence
         result = super().prediction_step(model, inputs, *args, **kwargs)
         if result[0] is not None and count:
             self._eval_loss += float(result[0]) * int(count)
@@ -214,7 +215,7 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         return result
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Adds the loss per token, perplexity and exact match to the metrics."""
+        """Evaluates, and adds the loss per token, perplexity and exact match to the metrics."""
         self._eval_loss = self._eval_tokens = 0.0
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
         total, tokens = self._eval_loss, self._eval_tokens
@@ -231,7 +232,7 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
         return output
 
     def _measure_exact_match(self, exact_match: ExactMatch) -> float:
-        """Returns the share of examples, in %, whose generated answer is the reference's."""
+        """Measures the percentage of examples whose generated answer is the reference's."""
         mine = range(self.accelerator.process_index, len(self.asked), self.accelerator.num_processes)
         rows = self.find_fitting(mine)
         right = [False] * (len(mine) - len(rows))
@@ -241,7 +242,7 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
             desc="generating",
             unit=" answers",
             leave=False,
-            disable=self.args.disable_tqdm or not self.is_local_process_zero(),
+            disable=self.args.quiet,
         )
         try:
             with bar, unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
@@ -253,11 +254,12 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
                         expected = exact_match.find_answer(self.read_reference(row))
                         try:
                             right.append(expected is not None and exact_match.find_answer(text) == expected)
-                        except TimeoutError:  # a text that the pattern gets lost in holds no answer
+                        except TimeoutError:  # the pattern gets lost in the text: there is no answer
                             right.append(False)
                     bar.update(len(batch))
         finally:
-            if self.args.gradient_checkpointing:  # TRL has turned it on again without its options, or not
+            if self.args.gradient_checkpointing:
+                # TRL has turned checkpointing off, and perhaps on again, without the options.
                 trained = self.accelerator.unwrap_model(self.model)
                 trained.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
         everyone = gather_object(right) if self.accelerator.num_processes > 1 else right
@@ -265,7 +267,7 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
 
     @torch.no_grad()
     def generate(self, model: Any, rows: list[Any], max_new_tokens: int) -> list[str]:
-        """Generates greedily from the prompts of tokenized `rows`: one batch, padded on the left."""
+        """Generates texts greedily from the prompts of tokenized `rows`: one batch, padded on the left."""
         tokenizer = self.processing_class
         lengths = [next(i for i, label in enumerate(row["labels"]) if label != -100) for row in rows]
         prompts = [row["input_ids"][:length] for row, length in zip(rows, lengths, strict=True)]
@@ -281,50 +283,52 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
                 repetition_penalty=1.0,
                 no_repeat_ngram_size=0,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,  # what completions are trained to end in
+                eos_token_id=tokenizer.eos_token_id,  # completions are trained to end in this token
             )
         width = padded["input_ids"].shape[1]
         texts: list[str] = tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
         return texts
 
     def select_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Returns the logits that predict a token which counts for the loss, (count, vocabulary) float32."""
+        """Returns the logits of the tokens that count for the loss, (count, vocabulary) float32."""
         return logits[:, :-1][labels[:, 1:] != -100].float()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the model or its adapter and, at the end of a run, the model with the adapter merged."""
+        """Saves the model or its adapter; at the end of a run also the model with the adapter merged."""
         super().save_model(output_dir, _internal_call)
         folder = Path(output_dir or self.args.output_dir or ".")
         if not _internal_call and self.args.merge_adapter and (folder / "adapter_config.json").exists():
             if self.is_world_process_zero():
                 try:
                     self._save_merged(folder)
-                except (OSError, RuntimeError, ValueError) as error:  # no room, no Hub: the adapter is there
+                except (
+                    OSError,
+                    RuntimeError,
+                    ValueError,
+                ) as error:  # no room or no Hub: the adapter is saved
                     reason = " ".join(str(error).split())[:200]
                     self.notes.append(
                         f"the adapter is saved, but not merged ({reason}); later: PEFT's merge_and_unload"
                     )
-            if self.args.world_size > 1:
-                self.accelerator.wait_for_everyone()
+            self.accelerator.wait_for_everyone()
 
     def _save_merged(self, folder: Path) -> None:
-        """Merges the adapter into weights that are read anew, as training's may be quantized."""
+        """Merges the adapter into weights that are read anew, because those in training may be quantized."""
         from peft import AutoPeftModelForCausalLM
 
         model = self.accelerator.unwrap_model(self.model)
-        base, tokenizer = model.get_base_model(), self.processing_class
+        base = model.get_base_model()
         dtype = torch.bfloat16 if getattr(base, "is_quantized", False) else base.dtype
         adapted = AutoPeftModelForCausalLM.from_pretrained(
             str(folder), dtype=dtype, trust_remote_code=self.args.trust_remote_code
         )
         merged = adapted.merge_and_unload()
         merged.save_pretrained(str(folder / MERGED))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(folder / MERGED))
+        self.processing_class.save_pretrained(str(folder / MERGED))
 
 
 def _find_kept_part(args: Any) -> slice:
-    """Returns the part of an example that TRL keeps where examples are not packed."""
+    """Finds the part of an example that TRL keeps where examples are not packed."""
     if args.max_length is None:
         return slice(None)
     return slice(-args.max_length, None) if args.truncation_mode == "keep_end" else slice(args.max_length)

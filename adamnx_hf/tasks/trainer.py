@@ -37,15 +37,15 @@ _WORDS = ("decay_type", "warmup_type", "mode", "threshold_mode")
 
 @dataclasses.dataclass
 class RecipeTrainingArguments(TrainingArguments):
-    """TrainingArguments and what a recipe adds to them."""
+    """TrainingArguments with the fields that a recipe adds."""
 
     decay_rule: Literal["trainer", "paper"] = make_field(
         "trainer",
-        "Which parameters decay: 'trainer': as the Transformers Trainer has it; 'paper': the weights "
-        "of convolutions and linear layers only.",
+        "Which parameters decay: 'trainer': those of the Transformers Trainer; 'paper': the weights of "
+        "convolutions and linear layers only.",
     )
     channels_last: bool = make_field(False, "Model and images in the channels_last memory format.")
-    # Transformers 5 has dropped this one.
+    # Transformers 5 has dropped this field.
     overwrite_output_dir: bool = make_field(False, "Write into output_dir even if it holds something.")
 
     def __post_init__(self) -> None:
@@ -105,8 +105,8 @@ class RecipeTrainingArguments(TrainingArguments):
 
 
 @contextlib.contextmanager
-def _set(args: Any, name: str, value: Any) -> Iterator[None]:
-    """Sets a field of `args` to another value for a while."""
+def _replace_field(args: Any, name: str, value: Any) -> Iterator[None]:
+    """Replaces the value of a field of `args` until the context ends."""
     given = getattr(args, name)
     setattr(args, name, value)
     try:
@@ -116,10 +116,10 @@ def _set(args: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def convert_shares(kwargs: dict[str, Any] | None, num_training_steps: int) -> dict[str, Any]:
-    """Returns `lr_scheduler_kwargs` with shares of the run turned into steps.
+    """Returns `lr_scheduler_kwargs` with shares of the run converted to steps.
 
-    A fraction below 1 for `num_decay_steps` and the like is a share of all steps, as it is for Transformers'
-    own `warmup_steps`: a schedule then keeps its shape whatever the length of the run.
+    A fraction below 1 for `num_decay_steps` and the like is a share of all steps, as in Transformers' own
+    `warmup_steps`. The schedule then keeps its shape whatever the length of the run.
     """
     steps = {"num_warmup_steps", "num_stable_steps", "num_decay_steps"}
     return {
@@ -131,15 +131,15 @@ def convert_shares(kwargs: dict[str, Any] | None, num_training_steps: int) -> di
 class RecipeTrainer(Trainer):
     """A Trainer that knows the paper's decay rule, shares in schedules, and transforms on the device.
 
-    From any of its checkpoints it goes on as if it had not been interrupted, bit for bit. A training set that
-    draws random numbers has them from a :class:`adamnx_hf.tasks.randomness.RowRandom`, its `random`.
+    A run that goes on from a checkpoint is bit for bit the uninterrupted one. A training set draws its random
+    numbers from its attribute `random`, a :class:`adamnx_hf.tasks.randomness.RowRandom`.
 
     Args:
-        train_transform, eval_transform: applied to `pixel_values` on the device, batch by batch, in
-            training and in evaluation; with the batch's `draws`, if it has any. None: the data set has done
-            it.
+        train_transform, eval_transform: transform a batch's `pixel_values` on the device, in training and in
+            evaluation. A batch's `draws`, if there are any, are the second argument. None: the data set has
+            transformed the images.
         args: RecipeTrainingArguments.
-        kwargs: Trainer's.
+        kwargs: further arguments of the Trainer.
 
     Raises:
         RecipeError: `label_smoothing_factor` where the loss knows no smoothing, or fewer training examples
@@ -147,14 +147,14 @@ class RecipeTrainer(Trainer):
     """
 
     args: RecipeTrainingArguments
-    # Of many kinds: the Trainer's own hints are too narrow or too wide for them.
+    # The Trainer's own hints are too narrow or too wide for these.
     model: Any
     model_wrapped: Any
     processing_class: Any
     train_dataset: Any
     eval_dataset: Any
 
-    #: Whether the Trainer can smooth the labels: those of one class an example.
+    #: Whether the Trainer can smooth the labels. It can where an example has one class.
     smooths_labels = True
 
     def __init__(
@@ -171,21 +171,21 @@ class RecipeTrainer(Trainer):
             )
         self._check_batches()
         if self.args.device.type == "cpu":
-            self.args.dataloader_pin_memory = False  # nothing to pin it for, and torch would warn
+            self.args.dataloader_pin_memory = False  # torch would warn that there is no device to pin for
         self.order = torch.Generator()
-        """The generator that an order by length is drawn from; seeded at the beginning of each epoch."""
+        """The generator that draws an order by length. A callback seeds the generator in each epoch."""
         self.transforms = {True: train_transform, False: eval_transform}
         if self.args.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.notes: list[str] = []
-        """Notes for the user about the data, in a line each."""
+        """Notes for the user about the data, one line each."""
         self.dropped: dict[str, int] = {}
-        """How many examples nothing is trained or judged on, by the recipe's field of their split."""
+        """The number of examples that are left out, by the recipe's field of their split."""
         self.add_callback(CurvatureCallback(self))
         self.add_callback(ResumingCallback(self))
 
     def _check_batches(self) -> None:
-        """Checks that an epoch has a batch: the Trainer would stop at once, and leave an untrained model."""
+        """Checks that an epoch has a batch: the Trainer would else end at once, with an untrained model."""
         if self.train_dataset is None:  # it only evaluates
             return
         examples, processes = len(self.train_dataset), self.args.world_size
@@ -210,19 +210,19 @@ class RecipeTrainer(Trainer):
         """Creates the learning-rate schedule; see :func:`convert_shares`."""
         kwargs: Any = self.args.lr_scheduler_kwargs
         in_steps = convert_shares(kwargs, num_training_steps)
-        with _set(self.args, "lr_scheduler_kwargs", in_steps), warnings.catch_warnings():
-            # num_stable_steps=0 is meant: decay from the first step on.
+        with _replace_field(self.args, "lr_scheduler_kwargs", in_steps), warnings.catch_warnings():
+            # num_stable_steps=0 is no mistake: the rate decays from the first step on.
             warnings.filterwarnings("ignore", message="Both num_training_steps and num_stable_steps")
             return super().create_scheduler(num_training_steps, optimizer)
 
-    #: Whether it is evaluating, or has failed in it.
+    #: Whether an evaluation is under way, or has failed.
     evaluating = False
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluates as the Trainer does, and leaves random states alone."""
+        """Evaluates as the Trainer does, and restores the random states afterwards."""
         self.evaluating = True
-        # An iterator of a loader draws a number from the generator that dropout uses: a run that goes on from
-        # a checkpoint would lack it, where the checkpoint was written before the evaluation.
+        # A loader's iterator draws a number from dropout's generator. A run that goes on from a checkpoint
+        # which was written before the evaluation would not draw that number.
         with keep_random_states(self.args.device):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         self.evaluating = False
@@ -231,26 +231,26 @@ class RecipeTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """Returns the Trainer's loader, with a generator of its own for the workers' seeds.
 
-        From the global one they would take a number of dropout's, save where workers live on from the epoch
-        before: those of a run that goes on from a checkpoint do not.
+        New workers would take their seeds from the global generator, which dropout uses. Workers that live on
+        from the epoch before take none, but a run that goes on from a checkpoint always starts new ones.
         """
         loader = super().get_train_dataloader()
-        inner = getattr(loader, "base_dataloader", loader)  # in Accelerate's wrapper
+        inner = getattr(loader, "base_dataloader", loader)  # Accelerate may have wrapped the loader
         inner.generator = torch.Generator().manual_seed(self.args.seed)
         return loader
 
     def _get_train_sampler(self, *args: Any) -> Any:
         sampler = super()._get_train_sampler(*args)
-        if isinstance(sampler, LengthGroupedSampler):  # Accelerate seeds RandomSampler by the epoch
+        if isinstance(sampler, LengthGroupedSampler):  # Accelerate itself seeds a RandomSampler by the epoch
             sampler.generator = self.order
         return sampler
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Returns a loader of every example: `dataloader_drop_last` is for training alone."""
-        with _set(self.args, "dataloader_drop_last", False):
+        with _replace_field(self.args, "dataloader_drop_last", False):
             return super().get_eval_dataloader(eval_dataset)
 
-    #: Whether the weights that were loaded last have other names in the file than in the model.
+    #: Whether the weights loaded last have other names in their file than in the model.
     _renamed = False
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -268,33 +268,32 @@ class RecipeTrainer(Trainer):
             super()._issue_warnings_after_load(load_result)
 
     def _load_renamed(self, folder: str) -> None:
-        """Loads weights that Transformers has saved by other names than the model's, as its ViT's are.
+        """Loads weights that Transformers has saved under other names than the model's, such as a ViT's.
 
-        The Trainer itself loads those with names that are alike and leaves the rest of the model as it is.
+        The Trainer itself loads only the weights whose names agree.
 
         Raises:
-            RecipeError: the checkpoint is not one of this model.
+            RecipeError: the checkpoint's weights are not those of this model.
         """
         if not self._renamed:
             return
         self._renamed = False
-        model = self.model
-        read, told = type(model).from_pretrained(
-            folder, config=model.config, dtype=model.dtype, output_loading_info=True
+        read, info = type(self.model).from_pretrained(
+            folder, config=self.model.config, dtype=self.model.dtype, output_loading_info=True
         )
-        if told["missing_keys"] or told["unexpected_keys"]:
-            keys = sorted({*told["missing_keys"], *told["unexpected_keys"]})
+        if keys := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
             raise RecipeError(f"{folder}: its weights are not those of this model ({', '.join(keys)[:200]})")
-        model.load_state_dict(read.state_dict())
+        self.model.load_state_dict(read.state_dict())
 
-    #: The checkpoints that were there when this run saved its first one.
+    #: The checkpoints of earlier runs: those that existed when this run saved its first one.
     _earlier: frozenset[Path] | None = None
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
-        """Writes `checkpoint-N` anew, whatever is there by that name, and keeps `save_total_limit` of them.
+        """Writes `checkpoint-N` into a new folder, and keeps `save_total_limit` checkpoints.
 
-        The Trainer itself writes into a folder that a kill has cut short, counts it among those it keeps,
-        and goes by modification times, which after a change of the clock have it remove the newest.
+        The Trainer itself writes into a folder that a killed run has left, and keeps incomplete checkpoints
+        instead of complete ones. It goes by modification times, so that after a change of the clock it
+        removes the newest checkpoint.
         """
         folder = Path(self._get_output_dir(trial=trial))
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -303,22 +302,21 @@ class RecipeTrainer(Trainer):
         self._earlier -= {checkpoint}
         if self.args.should_save:
             checkpoints.remove(checkpoint)
-        if self.args.world_size > 1:
-            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
         try:
-            with _set(self.args, "save_total_limit", None):
+            with _replace_field(self.args, "save_total_limit", None):
                 super()._save_checkpoint(model, trial)
         except BaseException:
-            if self.args.should_save:  # it would take room on a disk that is full
+            if self.args.should_save:  # the disk may be full
                 with contextlib.suppress(OSError):
                     checkpoints.remove(checkpoint)
             raise
         limit = self.args.save_total_limit or 0
-        if self.args.should_save and limit > 0:  # else all are kept, as the Trainer has it
+        if self.args.should_save and limit > 0:  # without a limit the Trainer keeps all, too
             self._rotate(folder, limit)
 
     def _rotate(self, folder: Path, limit: int) -> None:
-        """Removes checkpoints that are incomplete, then the oldest, but the best one and the last."""
+        """Removes incomplete checkpoints, and the oldest others beyond `limit` save the best and the last."""
         earlier = self._earlier or frozenset()
         there = {path: (path not in earlier, number) for number, path in checkpoints.numbered(folder).items()}
         incomplete = [path for path in there if path in earlier and checkpoints.why_incomplete(path)]
@@ -347,19 +345,19 @@ class RecipeTrainer(Trainer):
         """Counts how many of the task's UNIT a batch holds."""
         return len(inputs["labels"])
 
-    def units_per_example(self) -> float:
-        """Returns how many of the task's UNIT a training example holds on average."""
+    def count_units_per_example(self) -> float:
+        """Counts how many of the task's UNIT a training example holds on average."""
         return 1.0
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Makes a forward and backward pass; keeps the batch for :class:`CurvatureCallback`."""
+        """Makes a forward and backward pass, and keeps the batch for :class:`CurvatureCallback`."""
         self.last_inputs = inputs
         return super().training_step(model, inputs, *args, **kwargs)
 
     def sampled_loss(self, inputs: dict[str, Tensor]) -> tuple[Tensor, int]:
-        """Returns the loss against labels drawn from the model's own prediction, and their number.
+        """Returns the loss against labels drawn from the model's own prediction, and the number of labels.
 
-        What the Gauss-Newton-Bartlett estimate is made of (arXiv:2305.14342, Sec. 2.3).
+        The Gauss-Newton-Bartlett estimate is made of this loss's gradients (arXiv:2305.14342, Sec. 2.3).
         """
         features = {key: value for key, value in inputs.items() if key != "labels"}
         with self.compute_loss_context_manager():
@@ -368,5 +366,5 @@ class RecipeTrainer(Trainer):
         return nn.functional.cross_entropy(logits, labels), len(labels)
 
     def select_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Returns the logits that a loss against `labels` is made of, (count, classes) float32."""
+        """Returns the logits that the loss against `labels` counts, (count, classes) float32."""
         return logits.float().flatten(0, -2)

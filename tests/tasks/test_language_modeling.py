@@ -523,7 +523,7 @@ def test_the_memory_command(capsys):
         ({"attn_implementation": "somebody/attention"}, "'somebody/attention' would run code from the Hub"),
         ({"model_config": {"model_type": "llama", "_attn_implementation": "a/b"}}, "'a/b' would run code"),
         ({"load_in_4bit": True}, "quantized weights do not train; add use_peft"),
-        ({"loraplus_lr_ratio": 4}, "loraplus_lr_ratio: is LoRA's; add use_peft: true"),
+        ({"loraplus_lr_ratio": 4}, "loraplus_lr_ratio: needs LoRA; add use_peft: true"),
         ({"loraplus_lr_ratio": 0.5, "use_peft": True}, "loraplus_lr_ratio: 0.5 is below 1"),
         ({"eos_token": "<|nothing|>"}, "'<|nothing|>'"),
         ({"trust_remote_code": True}, "trust_remote_code cannot stand in a recipe; give it as a flag"),

@@ -41,6 +41,11 @@ class Arguments(ImageArguments):
 
 @functools.cache
 def _check_network(architecture: str, options: str) -> None:
+    """Checks that the options, as JSON, make a network.
+
+    Raises:
+        ValueError: the architecture or an option is not known, or the network cannot be made.
+    """
     from adamnx_hf.models.torchvision_net import nets
 
     changes = json.loads(options)
@@ -49,24 +54,24 @@ def _check_network(architecture: str, options: str) -> None:
         with torch.device("meta"):  # costs no memory, and shows what does not fit
             nets.build(architecture, 2, changes)
     except ModuleNotFoundError:
-        pass  # without torchvision: making the model says what to install
+        pass  # torchvision is not installed: make_model will say what to install
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"architecture_options: do not make a network ({reason})") from error
 
 
 def fast() -> dict[str, Any]:
-    """Returns what `--fast` sets."""
+    """Returns the values of `--fast`."""
     return {
         **train_images_fast(),
         "keep_decoded": True,
         "augment_on_device": True,
-        "dataloader_num_workers": 0,  # picking decoded images out of memory is too little work to share
+        "dataloader_num_workers": 0,  # taking decoded images from memory is too little work to share
     }
 
 
 def smoke(arguments: Arguments) -> dict[str, Any]:
-    """Returns what `--smoke` sets: a tiny network and a few images."""
+    """Returns the values of `--smoke`: a tiny network and a few images."""
     from adamnx_hf.models.torchvision_net import nets
 
     tiny: dict[str, Any] = {

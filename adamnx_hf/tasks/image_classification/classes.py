@@ -1,4 +1,4 @@
-"""The classes of a data set's rows: found, checked and numbered."""
+"""The classes of a data set's rows: read, checked and numbered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adamnx_hf.tasks.image_classification.arguments import Arguments
 __all__ = ["choose_label_column", "describe_gaps", "number_classes", "read_labels"]
 
 
-#: Names of columns that hold classes, where nothing else tells.
+#: Names of columns that hold classes if no column has names of classes.
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target")
 
 
@@ -39,7 +39,7 @@ def read_labels(data: Any, column: str, split: str) -> np.ndarray:
     """Reads a column of class ids or names.
 
     Raises:
-        RecipeError: it holds something else, or a row has none; names the row.
+        RecipeError: the column holds something else, or a row has no class. The message names the row.
     """
     feature = data.features[column]
     kind = str(getattr(feature, "dtype", ""))
@@ -61,17 +61,17 @@ def number_classes(
     """Numbers the classes from 0.
 
     Args:
-        splits: what is trained on and what is judged.
-        arguments: name the column.
-        smoke: whether the rows are a handful, in which classes may be missing.
+        splits: the training and the evaluation split.
+        arguments: the task's arguments, which name the column.
+        smoke: whether there are only a few rows, which may lack classes.
 
     Returns:
-        The classes' names, and the class id of each row of both splits. Names that stand in the rows
-        themselves are numbered in their order; numbers without names are the ids, up to the highest.
+        The classes' names, and the class id of each row of both splits. Names in the rows themselves are
+        numbered in alphabetical order. Numbers without names are the ids, up to the highest.
 
     Raises:
-        RecipeError: a row has no class, or one that no row to train on has and that has no name; both splits
-            number their classes differently; or there is one class alone.
+        RecipeError: a row has no class, or an unnamed one that no training row has; the splits number their
+            classes differently; or there is only one class.
     """
     column, names = arguments.label_column, (arguments.trained_split, arguments.judged_split)
     labels = [read_labels(data, column, name) for data, name in zip(splits, names, strict=True)]
@@ -80,7 +80,7 @@ def number_classes(
     classes = own[0]
     if any(ids.dtype.kind not in "iu" for ids in labels):
         for i, name in enumerate(names):
-            if labels[i].dtype.kind in "iu":  # of a split in which the other's names are numbers
+            if labels[i].dtype.kind in "iu":  # this split has numbers, the other one names
                 if not own[i]:
                     raise RecipeError(
                         f"label_column: {column!r} holds numbers in the split {name!r}, and names in the "
@@ -115,7 +115,11 @@ def number_classes(
 
 
 def _find_ids(labels: np.ndarray, classes: Sequence[str], column: str, split: str) -> np.ndarray:
-    """Returns the class id of each name."""
+    """Finds the class id of each name.
+
+    Raises:
+        RecipeError: a name is not among the classes. The message names the row.
+    """
     places = {name: i for i, name in enumerate(classes)}
     for row, name in enumerate(labels):
         if str(name) not in places:
@@ -126,7 +130,13 @@ def _find_ids(labels: np.ndarray, classes: Sequence[str], column: str, split: st
 
 
 def describe_gaps(classes: Sequence[str], train: np.ndarray, test: np.ndarray, judged: str) -> list[str]:
-    """Describes, in a line each, classes that are not learned, not judged, or hard to tell by name."""
+    """Describes, in a line each, classes without training rows, with similar names, or judged alone.
+
+    Args:
+        classes: the classes' names.
+        train, test: the class id of each row to train on and to judge by.
+        judged: the name of the evaluation split.
+    """
     learned, asked = np.bincount(train, minlength=len(classes)), np.bincount(test, minlength=len(classes))
     unseen = np.flatnonzero((learned == 0) & (asked > 0))
     remedy = "if the rows are sorted by class, pass the whole split with --hold_out 20 --eval_on_held_out"

@@ -18,24 +18,24 @@ __all__ = ["ImageDataset", "keep_batch", "make_up"]
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """A split of a `datasets` data set, whole batches at a time.
+    """A split of a `datasets` data set that hands out whole batches.
 
     Args:
         data: the split.
-        image_column: its name.
+        image_column: the column of images.
         labels: the class id of each row.
-        size: of the images, in pixels; others are resized, and grey ones made RGB.
-        transform: applied to a uint8 batch (n, 3, size, size) and, with `random`, its rows' numbers. None:
-            images stay as they are.
-        keep_decoded: decode all images now and keep them, 3 · size² bytes each.
-        split: its name, for messages.
-        random: gives the numbers that images are augmented by.
+        size: the side of the images, in pixels. Images are resized to it, and grey ones become RGB.
+        transform: changes a uint8 batch (n, 3, size, size). The second argument, with `random`, is the rows'
+            random numbers. None: images stay as they are.
+        keep_decoded: decodes all images now and keeps them, 3 · size² bytes each.
+        split: the split's name, for messages.
+        random: draws the random numbers that images are augmented by.
 
     Raises:
-        RecipeError: an image that cannot be read, when it is; names its row.
+        RecipeError: an image cannot be read, at the time it is needed. The message names the row.
 
-    Batches are `{"pixel_values": (n, 3, size, size), "labels": (n,) int64}` and, with `random` and without a
-    transform, `"draws"`, the rows' numbers, for a transform on the device.
+    Batches are `{"pixel_values": (n, 3, size, size), "labels": (n,) int64}`. With `random` and without
+    `transform` they also have `"draws"`, the rows' random numbers, for a transform on the device.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return {key: value[0] for key, value in batch.items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Returns the batch of these examples; torch's loader calls this where it is defined."""
+        """Returns the batch of these examples. torch's loader prefers this method to `__getitem__`."""
         rows = torch.as_tensor(indices)
         pixels = self._decode(indices) if self.decoded is None else self.decoded[rows]
         batch = {"pixel_values": pixels, "labels": self.labels[rows]}

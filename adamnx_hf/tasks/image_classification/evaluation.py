@@ -7,27 +7,27 @@ from typing import Any
 
 from adamnx_hf import metrics
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.tasks.base import Metric, as_rest
+from adamnx_hf.tasks.base import Metric, convert_error
 
 __all__ = ["METRICS", "make_compute_metrics"]
 
-#: Reported best and last; the best is the lowest.
+#: The metrics that are reported best and last.
 METRICS = {
-    "top1_error": Metric("min", "accuracy", "Accuracy", as_rest),
-    "top5_error": Metric("min", "accuracy", "Top-5 accuracy", as_rest),
+    "top1_error": Metric("min", "accuracy", "Accuracy", convert_error),
+    "top5_error": Metric("min", "accuracy", "Top-5 accuracy", convert_error),
 }
 
 
 def make_compute_metrics(learned: int, best_by: str | None) -> Callable[[Any], dict[str, float]]:
-    """Returns the Trainer's `compute_metrics`: those of :data:`METRICS` that can be wrong at all.
+    """Makes the Trainer's `compute_metrics`: those of :data:`METRICS` that are not always 0.
 
     Args:
-        learned: how many classes have rows to train on. Among the k likeliest of k classes is always the
-            right one.
+        learned: the number of classes that have training rows. The right one is always among the k likeliest
+            of k classes.
         best_by: the recipe's `metric_for_best_model`.
 
     Raises:
-        RecipeError: the best model is to be chosen by a metric that is always 0.
+        RecipeError: `best_by` is a metric that is always 0.
     """
     metric = metrics.load("top_k_error")
     k = [int(name.removeprefix("top").removesuffix("_error")) for name in METRICS]

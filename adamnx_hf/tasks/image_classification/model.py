@@ -26,7 +26,7 @@ def make_model(arguments: Arguments, classes: list[str], recipe: Recipe) -> Any:
     from adamnx_hf.models import TorchvisionNetConfig, TorchvisionNetForImageClassification
 
     labels = label_maps(classes)
-    set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
+    set_seed(recipe.training_arguments.seed)  # every optimizer starts from the same weights
     if arguments.model_name_or_path:
         model = load_pretrained(AutoModelForImageClassification, arguments.model_name_or_path, **labels)
         _check_size(model, arguments.image_size)
@@ -39,10 +39,10 @@ def make_model(arguments: Arguments, classes: list[str], recipe: Recipe) -> Any:
 
 @torch.no_grad()
 def _check_size(model: Any, size: int) -> None:
-    """Checks that a model takes images of `size` pixels, which not every one does.
+    """Checks that a model takes images of `size` pixels a side.
 
     Raises:
-        RecipeError: it does not.
+        RecipeError: the model does not.
     """
     try:
         model.eval()(pixel_values=torch.zeros(1, 3, size, size))
@@ -57,7 +57,7 @@ def _check_size(model: Any, size: int) -> None:
 
 
 def make_processor(arguments: Arguments) -> Any:
-    """Makes the processor that prepares images for the saved model as evaluation does here."""
+    """Makes the processor that prepares images for the saved model, in the way of evaluation here."""
     from transformers import ViTImageProcessor
 
     return ViTImageProcessor(

@@ -1,4 +1,4 @@
-"""Makes the Trainer of a recipe, with its model, its data and its metrics."""
+"""Makes a recipe's Trainer, with its model, its data and its metrics."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
         size=arguments.image_size,
         keep_decoded=arguments.keep_decoded,
     )
-    # Before the model is made and images are decoded, as it refuses a metric that has nothing to choose by.
+    # This may refuse the recipe's metric, so it comes before the model is made and images are decoded.
     compute_metrics = make_compute_metrics(len(np.unique(train_labels)), args.metric_for_best_model)
     trainer = RecipeTrainer(
         model=make_model(arguments, classes, recipe),

@@ -1,6 +1,7 @@
 """Causal language models: supervised fine-tuning and continued pre-training, whole, with LoRA or with QLoRA.
 
-Rows become what TRL's SFTTrainer takes; it does the rest: chat template, loss on completions only, packing.
+This folder turns rows into the columns of TRL's SFTTrainer. SFTTrainer applies chat templates, takes the loss
+on completions alone, and packs.
 """
 
 from adamnx_hf.tasks.base import Metric
@@ -34,12 +35,12 @@ UNIT = "tokens"
 
 _TEMPLATES = ("prompt_template", "completion_template", "use_chat_template", "answer_pattern")
 
-#: Rows are described in one of three ways: by templates, as chats or as texts.
+#: A recipe describes rows in one of three ways: by templates, as chats or as texts.
 DISPLACES = {
     "messages_column": (*_TEMPLATES, "join_rows"),
     "dataset_text_field": (*_TEMPLATES, "messages_column"),
     "prompt_template": ("messages_column", "join_rows"),
 }
 
-#: The task, as the Hub names it.
+#: The Hub's name of the task.
 PIPELINE_TAG = "text-generation"

@@ -20,14 +20,14 @@ class Arguments(DataArguments, ModelConfig):
 
     model_config: dict | str | None = make_field(
         None,
-        "What the model's config.json says of its kind and sizes (model_type and others), for --smoke "
-        "and `adamnx-hf memory`, which do without the Hub.",
+        "The model's kind and sizes from its config.json (model_type and others), for --smoke and "
+        "`adamnx-hf memory`, which do not ask the Hub.",
     )
     prompt_template: str | None = make_field(
         None, "The prompt, with columns in braces: 'Question: {question}\\nAnswer:'.", data=True
     )
     completion_template: str | None = make_field(
-        None, "What the model is to answer, with columns in braces: ' {answer}'.", data=True
+        None, "The answer to learn, with columns in braces: ' {answer}'.", data=True
     )
     use_chat_template: bool = make_field(
         False,
@@ -48,14 +48,14 @@ class Arguments(DataArguments, ModelConfig):
     )
     allow_blank: texts.Blank = make_field(
         "nowhere",
-        "Where a cell without a value is an empty text: 'nowhere', such a row is refused; in the "
-        "'prompt'; or 'anywhere', and then completions and texts may also be empty.",
+        "Where a cell without a value is an empty text: 'nowhere', such a row is refused; in the 'prompt'; "
+        "or 'anywhere', and then completions and texts may also be empty.",
         data=True,
     )
     answer_pattern: str | None = make_field(
         None,
-        "Regular expression whose first group is the answer in a completion: reports exact match by "
-        "greedy generation.",
+        "Regular expression whose first group is the answer in a completion: reports exact match by greedy "
+        "generation.",
     )
     exact_match_samples: int = make_field(
         200, "Exact match is over the first so many examples of the evaluation split."
@@ -81,7 +81,9 @@ class Arguments(DataArguments, ModelConfig):
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
             raise ValueError("load_in_4bit and load_in_8bit: quantized weights do not train; add use_peft")
         if self.load_in_4bit and self.dtype == "auto":
-            raise ValueError("dtype: with load_in_4bit it is what is computed in; name one, such as bfloat16")
+            raise ValueError(
+                "dtype: load_in_4bit computes in it, and auto names none; pass one, such as bfloat16"
+            )
         for name in ("exact_match_samples", "max_new_tokens", "lora_r"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 1")
@@ -90,7 +92,7 @@ class Arguments(DataArguments, ModelConfig):
         self.make_exact_match()  # checks the pattern
 
     def parse_templates(self) -> tuple[texts.Template, texts.Template]:
-        """Parses the templates of the prompt and of the completion; one that is not given is empty.
+        """Parses the templates of the prompt and of the completion. One that is not given is empty.
 
         Raises:
             ValueError: a template cannot be parsed.

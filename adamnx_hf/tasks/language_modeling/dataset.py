@@ -1,4 +1,4 @@
-"""Rows as TRL's SFTTrainer takes them: read from a data set, or made up for a smoke run."""
+"""Rows for TRL's SFTTrainer: read from a data set, or made up for a smoke run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ __all__ = ["make_up", "prepare_rows"]
 def prepare_rows(
     splits: Sequence[Any], arguments: Arguments, args: RecipeSFTConfig
 ) -> tuple[list[Any], list[str]]:
-    """Returns the splits with the columns TRL knows (prompt and completion, messages, or text), and notes."""
+    """Reads the splits into TRL's columns: prompt and completion, messages, or text.
+
+    Returns:
+        The splits, and notes for the user.
+
+    Raises:
+        RecipeError: a split has no rows, or see the functions that read rows in texts.py.
+    """
     names = (arguments.trained_split, arguments.judged_split)
     for field, name, data in zip(("train_split", "eval_split"), names, splits, strict=True):
         if not len(data):

@@ -20,7 +20,16 @@ __all__ = ["configure", "make_model", "make_tokenizer", "meta_model"]
 
 @contextlib.contextmanager
 def _explain_errors(what: str, name: str, field: str = "model_name_or_path") -> Iterator[None]:
-    """Explains in one line why `what` cannot be read from `name`, the value of `field`."""
+    """Explains in one line why `what`, such as "a tokenizer", cannot be read from `name`.
+
+    Args:
+        what: the thing that is read.
+        name: a name on the Hub, or a local folder.
+        field: the recipe's field that holds the name.
+
+    Raises:
+        RecipeError: reading has failed in a known way.
+    """
     from huggingface_hub import errors
 
     try:
@@ -65,8 +74,8 @@ def make_tokenizer(arguments: Arguments, args: RecipeSFTConfig) -> Any:
     """Loads the tokenizer of the recipe's model.
 
     Raises:
-        RecipeError: it cannot be read, or lacks a chat template or an end-of-sequence token that the recipe
-            needs.
+        RecipeError: the tokenizer cannot be read, or lacks a chat template or an end-of-sequence token that
+            the recipe needs.
     """
     from transformers import AutoTokenizer
 
@@ -76,7 +85,7 @@ def make_tokenizer(arguments: Arguments, args: RecipeSFTConfig) -> Any:
             name, revision=arguments.model_revision, trust_remote_code=args.trust_remote_code
         )
     if (template := args.chat_template_path) is not None and not os.path.isfile(template):
-        # TRL leaves trust_remote_code open here, and Transformers then asks whoever sits at the terminal.
+        # TRL leaves trust_remote_code open here, and Transformers would then ask at the terminal.
         with _explain_errors("a tokenizer", template, "chat_template_path"):
             AutoTokenizer.from_pretrained(template, trust_remote_code=args.trust_remote_code)
     chats = arguments.use_chat_template or arguments.messages_column is not None
@@ -95,7 +104,7 @@ def make_model(arguments: Arguments, args: RecipeSFTConfig) -> Any:
     """Loads the recipe's model, quantized if the recipe says so.
 
     Raises:
-        RecipeError: it cannot be read, or see :func:`adamnx_hf.tasks.pretrained.check_pretrained`.
+        RecipeError: the model cannot be read, or see :func:`adamnx_hf.tasks.pretrained.check_pretrained`.
     """
     from transformers import AutoModelForCausalLM
 
@@ -127,14 +136,14 @@ def meta_model(arguments: Arguments) -> tuple[Any, dict[int, int]]:
         model = AutoModelForCausalLM.from_config(configure(arguments), dtype=dtype)
     packed: dict[int, int] = {}
     if arguments.load_in_4bit or arguments.load_in_8bit:
-        head = model.get_output_embeddings()  # stays as it is, as do embeddings and norms
+        head = model.get_output_embeddings()  # is not quantized, nor are embeddings and norms
         for module in model.modules():
             if isinstance(module, torch.nn.Linear) and module is not head:
                 packed[id(module.weight)] = _count_quantized_bytes(module.weight, arguments)
     if (adapter := get_peft_config(arguments)) is not None:
         with torch.device("meta"):
             model = get_peft_model(model, adapter)
-        if packed:  # as TRL has it
+        if packed:  # TRL trains the adapter of quantized weights in bfloat16
             for param in model.parameters():
                 if param.requires_grad:
                     param.data = param.data.to(torch.bfloat16)
@@ -142,14 +151,14 @@ def meta_model(arguments: Arguments) -> tuple[Any, dict[int, int]]:
 
 
 def _count_quantized_bytes(weight: Any, arguments: Arguments) -> int:
-    """Counts the bytes of a weight as bitsandbytes stores it."""
-    if arguments.load_in_8bit:  # a float32 scale a row
+    """Counts the bytes of a weight that bitsandbytes has quantized."""
+    if arguments.load_in_8bit:  # each row has a float32 scale
         return int(weight.numel() + 4 * weight.shape[0])
-    blocks = -(-weight.numel() // 64)  # a scale each, and the table of the 16 values
+    blocks = -(-weight.numel() // 64)  # each has a scale; all share the table of the 16 values
     size = -(-weight.numel() // 2) + 4 * 16
     if not arguments.use_bnb_nested_quant:
         return size + 4 * blocks
-    # The scales in 8 bits: in their turn a scale for 256, a table of 256 values, and their mean.
+    # The scales have 8 bits. They have a scale for 256 of them, a table of 256 values, and a mean.
     return size + blocks + 4 * -(-blocks // 256) + 4 * 256 + 4
 
 
@@ -157,14 +166,16 @@ def configure(arguments: Arguments) -> Any:
     """Makes the configuration that the recipe's `model_config` describes.
 
     Raises:
-        RecipeError: there is none, or no model fits it.
+        RecipeError: there is no `model_config`, or no model fits it.
     """
     from transformers import AutoConfig
 
     fields: Any = arguments.model_config
     if not fields or "model_type" not in fields:
-        raise RecipeError("model_config: the recipe does not say model_type and sizes there")
+        raise RecipeError(
+            "model_config: the recipe names no model_type there; add it, with the model's sizes"
+        )
     try:
         return AutoConfig.for_model(**fields)
-    except Exception as error:  # of as many kinds as there are models
+    except Exception as error:  # each kind of model has errors of its own
         raise RecipeError(f"model_config: makes no model ({' '.join(str(error).split())})") from error

@@ -1,4 +1,4 @@
-"""Makes TRL's SFTTrainer of a recipe, with its model, its data and its metrics."""
+"""Makes a recipe's SFTTrainer, with its model, its data and its metrics."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
         )
     adapter = get_peft_config(arguments)
     if adapter is not None:
-        adapter.revision = arguments.model_revision  # of the base that it belongs to
+        adapter.revision = arguments.model_revision  # the revision of the base that the adapter belongs to
     trainer = RecipeSFTTrainer(
         model=model,
         args=args,
@@ -57,23 +57,34 @@ def make_trainer(recipe: Recipe) -> RecipeSFTTrainer:
 
 
 def _check_fields(arguments: Arguments, args: RecipeSFTConfig) -> None:
-    """Checks what depends on fields of the task and of training together."""
+    """Checks that the task's fields and those of training fit each other.
+
+    Raises:
+        RecipeError: two fields do not.
+    """
     if arguments.answer_pattern is not None:
         if args.packing if args.eval_packing is None else args.eval_packing:
             raise RecipeError("answer_pattern: prompts must not be packed; add eval_packing: false")
         if args.completion_only_loss is False:
-            raise RecipeError("answer_pattern: prompts must be told apart; add completion_only_loss: true")
+            raise RecipeError(
+                "answer_pattern: prompts must be told from completions; add completion_only_loss: true"
+            )
     elif (args.metric_for_best_model or "").removeprefix("eval_") == "exact_match":
         raise RecipeError("metric_for_best_model: exact_match needs answer_pattern, to know the answer")
     if args.loraplus_lr_ratio is not None and not arguments.use_peft:
-        raise RecipeError("loraplus_lr_ratio: is LoRA's; add use_peft: true")
+        raise RecipeError("loraplus_lr_ratio: needs LoRA; add use_peft: true")
     if args.max_length is not None and args.max_length < 2:
-        raise RecipeError(f"max_length: {args.max_length} tokens are none to predict; at least 2")
+        raise RecipeError(f"max_length: {args.max_length} tokens leave none to predict; pass at least 2")
     if args.padding_free and not args.packing:
-        raise RecipeError("padding_free: goes with packing: true")
+        raise RecipeError("padding_free: needs packed examples; add packing: true")
 
 
 def _check_prepared(trainer: RecipeSFTTrainer) -> None:
+    """Checks that `max_length` leaves examples in both splits, and that the pattern finds an answer.
+
+    Raises:
+        RecipeError: a split has no example left, or no answer is found in time.
+    """
     for field, data in (("train_split", trainer.train_dataset), ("eval_split", trainer.eval_dataset)):
         if not len(data):
             raise RecipeError(
@@ -97,7 +108,7 @@ def _check_prepared(trainer: RecipeSFTTrainer) -> None:
 
 
 def _describe_lengths(trainer: RecipeSFTTrainer) -> list[str]:
-    """Describes what `max_length` took away from each split."""
+    """Describes, in a line each, how `max_length` and packing changed the splits."""
     notes = []
     for name, counts in trainer.truncated.items():
         if counts["dropped"] or counts["shortened"]:

@@ -1,4 +1,4 @@
-"""Rows of a data set as TRL takes them: templates filled in, chats, or texts. Errors name the row."""
+"""Rows of a data set, read for TRL: templates filled in, chats, or texts. Errors name the row."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ __all__ = [
     "read_texts",
 ]
 
-#: The column of texts, as TRL gets it.
+#: The column of texts for TRL.
 TEXT = "text"
 
-#: Rows of one text that are joined at a time.
+#: The number of rows of one text that are joined at a time.
 JOINED = 1000
 
-#: Where a cell without a value stands for an empty text: see `allow_blank` of a recipe.
+#: The places where a cell without a value stands for an empty text: see a recipe's `allow_blank`.
 Blank: TypeAlias = Literal["nowhere", "prompt", "anywhere"]
 
-#: The roles of a chat, ShareGPT's among them, and what chat templates call them.
+#: The roles of a chat, with ShareGPT's, and chat templates' words for them.
 ROLES = {
     **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
     "human": "user",
     "gpt": "assistant",
 }
 
-#: Values that a template writes as `str` has them.
+#: The types of values that a template writes by `str`.
 _PLAIN = (str, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
 
 _BRACES = re.compile(r"(\{\{|\}\})|\{([^{}]+)\}|([{}])")
 
-#: Columns that data sets often have, as (prompt, ..., completion).
+#: Names of columns that data sets often have: those of the prompt, and last that of the completion.
 _PAIRS = (
     ("prompt", "completion"),
     ("instruction", "input", "output"),
@@ -61,7 +61,7 @@ _PAIRS = (
 
 
 class Template(NamedTuple):
-    """A template, parsed."""
+    """A parsed template."""
 
     texts: list[str]
     """The plain texts before, between and after the columns."""
@@ -69,14 +69,14 @@ class Template(NamedTuple):
 
 
 def parse_template(field: str, template: str) -> Template:
-    """Parses a template: names of columns in braces, and braces written twice for themselves.
+    """Parses a template, which has columns' names in braces. A brace written twice stands for itself.
 
-    Whatever stands in braces is a name, dots and spaces included, that is looked up among the columns.
-    Nothing reaches into Python's objects, as `str.format` would.
+    Everything between two braces is the name of a column, dots and spaces included. Unlike `str.format`,
+    nothing reaches into Python's objects.
 
     Args:
         field: the recipe's field that holds the template, for messages.
-        template: the text.
+        template: the template's text.
 
     Raises:
         ValueError: a brace stands alone.
@@ -113,15 +113,15 @@ def fill_in(
 
     Args:
         data: the rows.
-        prompt, completion: templates, parsed.
-        split: its name, for messages.
-        allow_blank: where cells without a value become empty texts.
-        as_turns: each is a list of one chat message, the user's or the assistant's, and not a text.
-        whole: columns of decimals that are written in whole numbers, see :func:`find_whole_columns`.
+        prompt, completion: the templates.
+        split: the split's name, for messages.
+        allow_blank: the places where cells without a value become empty texts.
+        as_turns: makes prompt and completion lists of one chat message, the user's and the assistant's.
+        whole: columns of decimals that are written as whole numbers, see :func:`find_whole_columns`.
 
     Raises:
-        RecipeError: a column is not there, a cell has no value or is neither text nor a number, a completion
-            is empty, or all are.
+        RecipeError: a column is not there; a cell has no value, or is neither text nor a number; or a
+            completion, or every completion, is empty.
     """
     templates = {"prompt": prompt, "completion": completion}
     for name, template in templates.items():
@@ -168,16 +168,15 @@ def fill_in(
 def find_whole_columns(splits: Iterable[Any], columns: Iterable[str]) -> tuple[list[str], list[str]]:
     """Finds columns of whole numbers that were read as decimals.
 
-    A CSV file's column of whole numbers is read as decimals if a cell of it is blank. It is one that is to be
-    written in whole numbers: every number of every split is whole, and a cell somewhere is blank. Without a
-    blank, whoever wrote the file may have meant 3.0.
+    A blank cell makes decimals of a CSV file's column of whole numbers. So a column is found if every number
+    of every split is whole and a cell is blank. Without a blank cell, the file's author may have meant 3.0.
 
     Args:
         splits: `datasets` data sets.
-        columns: names; those that are not of decimals are passed over.
+        columns: names of columns. Those that hold no decimals are passed over.
 
     Returns:
-        The columns to write in whole numbers, and notes for the user.
+        The columns to write as whole numbers, and notes for the user.
     """
     whole, notes = [], []
     for column in sorted(set(columns)):
@@ -217,20 +216,22 @@ def read_chats(
     allow_blank: Blank,
     assistant_only: bool,
 ) -> Any:
-    """Reads chats: returns a data set of the column `messages`, as chat templates take them.
+    """Reads chats: returns a data set of the column `messages`, in the form of chat templates.
 
-    Messages of `{role, content}` keep what else they hold; of ShareGPT's `{from, value}` the rest is left.
+    Messages of `{role, content}` keep their other keys. Those of ShareGPT, `{from, value}`, lose them.
 
     Args:
         data: the rows.
-        column: lists of either.
-        split: its name, for messages.
-        allow_blank: where a missing content becomes an empty text; what the assistant says is no prompt.
-        assistant_only: the loss is on what the assistant says alone.
+        column: the column of chats: lists of messages of either form.
+        split: the split's name, for messages of errors.
+        allow_blank: the places where a missing content becomes an empty text. An assistant's content is not
+            in the prompt.
+        assistant_only: whether the loss is on the assistant's contents alone.
 
     Raises:
-        RecipeError: the column is not there; a row is no chat, or has no message, one of an unknown role or
-            without content, or with `assistant_only` none of the assistant's; or all contents are empty.
+        RecipeError: the column is not there; a row is no chat, or has no messages, a message of an unknown
+            role or without content, or, with `assistant_only`, no message of the assistant; or all contents
+            are empty.
     """
     from datasets import Features, List, Value
 
@@ -273,8 +274,12 @@ def read_chats(
 
 
 def _read_message(message: dict[str, Any], where: str, allow_blank: Blank) -> dict[str, Any]:
-    """Reads a message of a chat as chat templates take it."""
-    ours = message.get("role") is not None  # where rows are of both kinds, each has the other's keys as null
+    """Reads a message of a chat into the form of chat templates.
+
+    Raises:
+        RecipeError: the message has no role, an unknown one, or a content that is missing or no text.
+    """
+    ours = message.get("role") is not None  # if rows are of both forms, the other form's keys are null
     role, content = (message.get(key) for key in (("role", "content") if ours else ("from", "value")))
     if role is None:
         raise RecipeError(
@@ -311,14 +316,14 @@ def read_texts(data: Any, *, column: str, split: str, allow_blank: Blank, separa
 
     Args:
         data: the rows.
-        column: of texts.
-        split: its name, for messages.
-        allow_blank: with "anywhere" missing texts are empty ones, and these may stand alone.
-        separator: :data:`JOINED` rows at a time become one text, with this between them; a row may then be
-            empty. None: each row is a text.
+        column: the column of texts.
+        split: the split's name, for messages.
+        allow_blank: "anywhere" makes missing texts empty ones, and allows texts that are empty.
+        separator: joins :data:`JOINED` rows at a time to one text. A row may then be empty. None: each row is
+            a text.
 
     Raises:
-        RecipeError: the column is not there, a row holds no text, or all of them are empty.
+        RecipeError: the column is not there, a row holds no text, or all texts are empty.
     """
     from datasets import Features, Value
 
@@ -356,7 +361,7 @@ def read_texts(data: Any, *, column: str, split: str, allow_blank: Blank, separa
     return texts
 
 
-# What is wrong with a row, and what to do
+# Checks of rows, and remedies
 
 
 def _allows(allow_blank: Blank, in_prompt: bool) -> bool:
@@ -369,10 +374,10 @@ def _suggest_remedy(in_prompt: bool) -> str:
 
 
 def _read_blank(where: str, column: str, allow_blank: Blank, in_prompt: bool) -> str:
-    """Returns the empty text that a cell without a value stands for.
+    """Reads a cell without a value as an empty text.
 
     Raises:
-        RecipeError: such a cell is not allowed there.
+        RecipeError: `allow_blank` refuses such a cell there.
     """
     if _allows(allow_blank, in_prompt):
         return ""
@@ -394,7 +399,11 @@ def _check_some_text(texts: Iterable[str], field: str, split: str) -> None:
 
 
 def _check_column(data: Any, field: str, column: str) -> None:
-    """Checks that the column is there; where no name is near, the error has flags for those that are."""
+    """Checks that the column is there.
+
+    Raises:
+        RecipeError: the column is not. If no name is similar, the message suggests flags.
+    """
     try:
         check_columns(data, {field: column})
     except RecipeError as error:
@@ -405,7 +414,7 @@ def _check_column(data: Any, field: str, column: str) -> None:
 
 
 def _suggest_flags(data: Any) -> str | None:
-    """Returns the flags to train on `data` with; None where its columns do not tell."""
+    """Suggests the flags to train on `data` with; returns None if the columns' names do not tell."""
     for column, feature in data.features.items():
         keys = getattr(feature, "feature", None)
         kinds = ({"role", "content"}, {"from", "value"})

@@ -1,4 +1,4 @@
-"""The model of --smoke: toy width, bytes for tokens, and a chat template that marks the assistant's turns."""
+"""The model of --smoke: narrow, with bytes as tokens and a chat template that marks the assistant's turns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ CHAT_TEMPLATE = (
 
 
 def smoke(arguments: Arguments) -> dict[str, Any]:
-    """Returns what `--smoke` sets: the model at toy width, and a few short sequences."""
+    """Returns the values of `--smoke`: the model at a toy's width, and a few short sequences.
+
+    Raises:
+        RecipeError: the recipe has no `model_config`.
+    """
     if arguments.model_config is None:
         raise RecipeError("--smoke: needs the recipe to have model_config, to make a model like it")
     published: Any = arguments.model_config
@@ -55,12 +59,12 @@ def smoke(arguments: Arguments) -> dict[str, Any]:
         "max_eval_samples": 8,
         "exact_match_samples": 4,
         "max_new_tokens": 16,
-        "use_cpu": not torch.accelerator.is_available(),  # bf16 without a GPU has to be asked for
+        "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused without a GPU
     }
 
 
 def make_toy_tokenizer(eos_token: str) -> Any:
-    """Makes a tokenizer whose tokens are bytes, and whose texts end in `eos_token`."""
+    """Makes a tokenizer whose tokens are bytes and whose end token is `eos_token`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -75,7 +79,7 @@ def make_toy_tokenizer(eos_token: str) -> Any:
 
 
 def write_toy(arguments: Arguments, args: RecipeSFTConfig) -> Path:
-    """Writes a model and a tokenizer as a smoke run has them, to be read like any other's."""
+    """Writes a smoke run's model and tokenizer into a folder, which is then read like any other."""
     from transformers import AutoModelForCausalLM, set_seed
 
     folder = Path(str(args.output_dir)) / BASE
