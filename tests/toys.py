@@ -5,8 +5,8 @@ import dataclasses
 import torch
 from torch import nn
 
-from adamnx_hf.tasks.base import Metric
-from adamnx_hf.tasks.data import DataArguments, doc, train_fast
+from adamnx_hf.tasks.base import Metric, make_field
+from adamnx_hf.tasks.data import DataArguments, train_fast
 from adamnx_hf.tasks.loading import load_data
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
@@ -19,7 +19,7 @@ fast = train_fast
 class Arguments(DataArguments):
     """The fields of a recipe that fits a line."""
 
-    slope: float = dataclasses.field(default=2.0, metadata=doc("Slope of the line."))
+    slope: float = make_field(2.0, "Slope of the line.")
 
 
 def smoke(arguments):

@@ -11,7 +11,7 @@ from adamnx_hf.common.plain_values import read_json
 from adamnx_hf.common.splits import PartOfSplit
 from adamnx_hf.tasks.base import check_range, make_field
 
-__all__ = ["IMAGES_DISPLACE", "DataArguments", "ImageArguments", "doc", "train_fast", "train_images_fast"]
+__all__ = ["IMAGES_DISPLACE", "DataArguments", "ImageArguments", "train_fast", "train_images_fast"]
 
 
 #: Fields of image tasks that leave other fields of the recipe without effect, where a flag gives them.
@@ -19,19 +19,6 @@ IMAGES_DISPLACE = {
     "architecture": ("model_name_or_path", "architecture_options"),
     "model_name_or_path": ("architecture", "architecture_options"),
 }
-
-
-def doc(text: str, data: bool = False, neutral: bool = False) -> dict[str, Any]:
-    """The `metadata` of a field whose help `text` is.
-
-    Args:
-        text: of the help.
-        data: whether the field says which data, or how they are read. Of a run with other values a title or
-            a table for the recipe's own data would be untrue.
-        neutral: whether the field only says where the same data are, so that another value may give the same
-            run.
-    """
-    return {"help": text, "data": data, "neutral": neutral}
 
 
 @dataclasses.dataclass

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adamnx_hf.common.errors import nearest
+from adamnx_hf.tasks.base import make_field
 from adamnx_hf.tasks.columns import check_class_names
-from adamnx_hf.tasks.data import ImageArguments, doc, train_images_fast
+from adamnx_hf.tasks.data import ImageArguments, train_images_fast
 from adamnx_hf.tasks.semantic_segmentation import masks
 
 __all__ = ["Arguments", "configure", "fast", "smoke"]
@@ -19,62 +20,45 @@ __all__ = ["Arguments", "configure", "fast", "smoke"]
 class Arguments(ImageArguments):
     """The fields of a recipe for semantic segmentation."""
 
-    mask_column: str = dataclasses.field(
-        default="mask",
-        metadata=doc(
-            "Column of the masks: images of one channel that holds class ids, or see mask_values.",
-            data=True,
-            neutral=True,
-        ),
+    mask_column: str = make_field(
+        "mask",
+        "Column of the masks: images of one channel that holds class ids, or see mask_values.",
+        data=True,
+        neutral=True,
     )
-    class_names: list[str] | None = dataclasses.field(
-        default=None,
-        metadata=doc(
-            "Names of the classes 0, 1, ... Default: numbers, as many as mask_values has, or up to the "
-            "highest id in the training split.",
-            data=True,
-        ),
+    class_names: list[str] | None = make_field(
+        None,
+        "Names of the classes 0, 1, ... Default: numbers, as many as mask_values has, or up to the "
+        "highest id in the training split.",
+        data=True,
     )
-    mask_values: list[int] | None = dataclasses.field(
-        default=None,
-        metadata=doc(
-            "The values that stand in the masks for the classes 0, 1, ..., in that order: 0 255 for masks of "
-            "0 and 255. Default: the ids themselves.",
-            data=True,
-        ),
+    mask_values: list[int] | None = make_field(
+        None,
+        "The values that stand in the masks for the classes 0, 1, ..., in that order: 0 255 for masks of "
+        "0 and 255. Default: the ids themselves.",
+        data=True,
     )
-    ignore_index: int = dataclasses.field(
-        default=255,
-        metadata=doc(
-            "Value of pixels in the masks that count neither in training nor in evaluation. One that "
-            "mask_values has is its class's.",
-            data=True,
-        ),
+    ignore_index: int = make_field(
+        255,
+        "Value of pixels in the masks that count neither in training nor in evaluation. One that "
+        "mask_values has is its class's.",
+        data=True,
     )
-    architecture: str | None = dataclasses.field(
-        default=None,
-        metadata=doc("A network, from scratch: `unet`, or the model_type of one that Transformers has."),
+    architecture: str | None = make_field(
+        None, "A network, from scratch: `unet`, or the model_type of one that Transformers has."
     )
-    class_balance: float = dataclasses.field(
-        default=0.0,
-        metadata=doc(
-            "In a U-Net's cross-entropy a pixel counts its class's share of the training pixels to the power "
-            "of minus this: 0, all pixels alike, to 1, all classes alike."
-        ),
+    class_balance: float = make_field(
+        0.0,
+        "In a U-Net's cross-entropy a pixel counts its class's share of the training pixels to the power "
+        "of minus this: 0, all pixels alike, to 1, all classes alike.",
     )
-    image_size: int = dataclasses.field(
-        default=384,
-        metadata=doc(
-            "The shorter side of images, to which they are resized, in pixels. Judged is at their own size."
-        ),
+    image_size: int = make_field(
+        384, "The shorter side of images, to which they are resized, in pixels. Judged is at their own size."
     )
-    scale_range: list[float] = dataclasses.field(
-        default_factory=lambda: [0.5, 2.0],
-        metadata=doc("For training image_size is multiplied by a number drawn from this range."),
+    scale_range: list[float] = make_field(
+        [0.5, 2.0], "For training image_size is multiplied by a number drawn from this range."
     )
-    crop_size: int = dataclasses.field(
-        default=320, metadata=doc("Training takes a random square of so many pixels a side.")
-    )
+    crop_size: int = make_field(320, "Training takes a random square of so many pixels a side.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
