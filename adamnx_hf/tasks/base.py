@@ -76,7 +76,8 @@ class Task(Protocol):
 
     - `DISPLACES`: fields that leave others without meaning. Where a flag gives one, the recipe's others are
       dropped: `{"model_name_or_path": ("architecture", ...)}`.
-    - `PIPELINE_TAG`: the Hub's name of the task, or None. The default is the task's name with hyphens.
+    - `PIPELINE_TAG`: the Hub's name of the task, or None if it has none. The default is the task's name with
+      hyphens.
     - `TrainingArguments`: a subclass of :class:`adamnx_hf.tasks.trainer.RecipeTrainingArguments`.
     - `draw_predictions(recipe, trainer, path)`: draws the trained model's predictions for some of the
       evaluation split, as a PNG.
@@ -133,7 +134,7 @@ class Recipe:
 
     name: str
     values: dict[str, Any]
-    """The fields that the file, an option or a flag set. `adamnx-hf run` takes a file of these."""
+    """The fields that the file, `--fast`, `--smoke` or a flag sets. `adamnx-hf run` takes a file of these."""
     changes: dict[str, Any]
     """The fields that flags changed and that may matter for the outcome."""
     data_changes: dict[str, Any]

@@ -48,24 +48,26 @@ class DataArguments:
         "train", "Split to train on, or a part of it by its rows: train[:90%%]; see also hold_out.", data=True
     )
     eval_split: str = make_field(
-        "test", "Split to evaluate on; of a data set without one, see hold_out.", data=True
+        "test", "Split to evaluate on; for a data set without one, see hold_out.", data=True
     )
-    max_train_samples: int | None = make_field(None, "Train on the first so many examples only.", data=True)
-    max_eval_samples: int | None = make_field(None, "Evaluate on the first so many examples only.", data=True)
+    max_train_samples: int | None = make_field(None, "Train on so many examples, the first ones.", data=True)
+    max_eval_samples: int | None = make_field(
+        None, "Evaluate on so many examples, the first ones.", data=True
+    )
     hold_out: int = make_field(
         0,
         "Percent of the training rows to leave out: drawn at random, the same share of each class.",
         data=True,
     )
     hold_out_seed: int = make_field(
-        0, "Which rows hold_out draws. The seed of the run does not change them.", data=True
+        0, "Seed of the rows that hold_out draws. The seed of the run does not change them.", data=True
     )
     eval_on_held_out: bool = make_field(
         False, "Evaluate on the rows that hold_out takes out, not on eval_split.", data=True
     )
     sweep_hold_out: int = make_field(
         0,
-        "Percent of the rows left by hold_out to hold out, too: `compare` chooses settings by these.",
+        "Percent of the rows left by hold_out to leave out, too: `compare` chooses settings by them.",
         data=True,
     )
     eval_on_sweep_rows: bool = make_field(

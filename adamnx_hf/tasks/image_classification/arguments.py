@@ -25,7 +25,7 @@ class Arguments(ImageArguments):
     architecture: str | None = make_field(
         None, "A torchvision network, from scratch, one of adamnx_hf.models.torchvision_net.nets.NETS."
     )
-    image_size: int = make_field(32, "Images of another size are resized to it, in pixels.")
+    image_size: int = make_field(32, "Side of the images, in pixels. Images of another size are resized.")
     jitter_probability: float = make_field(0.5, "Probability of the HSV jitter of a training image.")
     augment_on_device: bool = make_field(
         False, "Augment whole batches on the training device, not in the data loader."

@@ -130,7 +130,7 @@ def _find_ids(labels: np.ndarray, classes: Sequence[str], column: str, split: st
 
 
 def describe_gaps(classes: Sequence[str], train: np.ndarray, test: np.ndarray, judged: str) -> list[str]:
-    """Describes, in a line each, classes without training rows, with similar names, or judged alone.
+    """Describes, in a line each, classes without training rows, similar names, and a split of one class.
 
     Args:
         classes: the classes' names.

@@ -57,7 +57,7 @@ def _check_size(model: Any, size: int) -> None:
 
 
 def make_processor(arguments: Arguments) -> Any:
-    """Makes the processor that prepares images for the saved model, in the way of evaluation here."""
+    """Makes the processor that prepares images for the saved model as evaluation does here."""
     from transformers import ViTImageProcessor
 
     return ViTImageProcessor(

@@ -58,9 +58,9 @@ class Arguments(DataArguments, ModelConfig):
         "generation.",
     )
     exact_match_samples: int = make_field(
-        200, "Exact match is over the first so many examples of the evaluation split."
+        200, "Check so many answers for exact match: the first of the evaluation split."
     )
-    max_new_tokens: int = make_field(256, "Generate at most so many tokens an answer.")
+    max_new_tokens: int = make_field(256, "Generate no more than so many tokens for an answer.")
 
     def __post_init__(self) -> None:
         DataArguments.__post_init__(self)

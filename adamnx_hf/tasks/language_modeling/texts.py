@@ -216,7 +216,7 @@ def read_chats(
     allow_blank: Blank,
     assistant_only: bool,
 ) -> Any:
-    """Reads chats: returns a data set of the column `messages`, in the form of chat templates.
+    """Reads chats: returns a data set of the column `messages`, in the form that chat templates take.
 
     Messages of `{role, content}` keep their other keys. Those of ShareGPT, `{from, value}`, lose them.
 
@@ -274,7 +274,7 @@ def read_chats(
 
 
 def _read_message(message: dict[str, Any], where: str, allow_blank: Blank) -> dict[str, Any]:
-    """Reads a message of a chat into the form of chat templates.
+    """Reads a message of a chat into the form that chat templates take.
 
     Raises:
         RecipeError: the message has no role, an unknown one, or a content that is missing or no text.
