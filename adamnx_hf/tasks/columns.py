@@ -12,7 +12,6 @@ __all__ = [
     "HIGHEST_ID",
     "check_class_names",
     "check_columns",
-    "check_images",
     "check_same_classes",
     "choose_column",
     "choose_image_column",
@@ -117,7 +116,11 @@ def choose_image_column(
     chosen = choose_column(data, field, wanted, given=given, fits=fits, what="images", notes=notes)
     setattr(arguments, field, chosen)
     for split in data:
-        check_images(split, field, chosen)
+        if not _holds_images(split.features[chosen]):
+            images = [name for name, feature in split.features.items() if _holds_images(feature)]
+            raise RecipeError(
+                f"{field}: {chosen!r} does not hold images; those that do: {', '.join(images) or 'none'}"
+            )
 
 
 def _holds_images(feature: Any) -> bool:
@@ -141,16 +144,3 @@ def check_columns(data: Any, columns: dict[str, str]) -> None:
             raise RecipeError(
                 f"{field}: the data set has no column {column!r}{nearest(column, data.column_names)}"
             )
-
-
-def check_images(data: Any, field: str, column: str) -> None:
-    """Checks that a column holds images.
-
-    Raises:
-        RecipeError: the column does not; the message lists the columns that do.
-    """
-    if not _holds_images(data.features[column]):
-        images = [name for name, feature in data.features.items() if _holds_images(feature)]
-        raise RecipeError(
-            f"{field}: {column!r} does not hold images; those that do: {', '.join(images) or 'none'}"
-        )

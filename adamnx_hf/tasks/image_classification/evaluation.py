@@ -38,11 +38,6 @@ def make_compute_metrics(learned: int, best_by: str | None) -> Callable[[Any], d
             f"metric_for_best_model: {by} is always 0 with {learned} classes; pass "
             "--metric_for_best_model top1_error"
         )
-
-    def compute_metrics(prediction: Any) -> dict[str, float]:
-        scores: dict[str, float] = metric.compute(
-            predictions=prediction.predictions, references=prediction.label_ids, k=k
-        )
-        return scores
-
-    return compute_metrics
+    return lambda prediction: metric.compute(
+        predictions=prediction.predictions, references=prediction.label_ids, k=k
+    )
