@@ -150,10 +150,10 @@ def of_recipe(name: str, flags: Sequence[str] = ()) -> tuple[Memory, int, int]:
     from adamnx_hf.runs.trial import make_optimizer  # imports the Trainer, which is slow
 
     recipe = resolve(name, [*flags, "--use_cpu=true"])  # it asks for no device
-    if not hasattr(recipe.task, "meta_model"):
+    if not hasattr(recipe.task, "make_meta_model"):
         raise RecipeError(f"{name}: its task {recipe.arguments.task} does not tell a model's size beforehand")
     try:
-        model, packed = recipe.task.meta_model(recipe.task_arguments)
+        model, packed = recipe.task.make_meta_model(recipe.task_arguments)
         optimizer = functools.partial(make_optimizer, recipe.training_arguments)
         return expected(model, optimizer, packed), *count_parameters(model)
     except Exception as error:  # of Transformers', PEFT's and optimizers' kinds

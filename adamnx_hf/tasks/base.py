@@ -79,6 +79,8 @@ class Task(Protocol):
     - `PIPELINE_TAG`: the Hub's name of the task, or None if it has none. The default is the task's name with
       hyphens.
     - `TrainingArguments`: a subclass of :class:`adamnx_hf.tasks.trainer.RecipeTrainingArguments`.
+    - `make_meta_model(arguments)`: makes the model on the meta device, and says how many bytes each quantized
+      parameter takes, by `id`. `adamnx-hf memory` counts by these.
     - `draw_predictions(recipe, trainer, path)`: draws the trained model's predictions for some of the
       evaluation split, as a PNG.
     """

@@ -118,7 +118,7 @@ def test_every_recipe_resolves_and_has_the_published_size(name):
     assert (
         recipes.resolve(name, ["--use_cpu", "true", "--optim", "adamw"]).training_arguments.optim_args is None
     )
-    model, _ = task.meta_model(resolved.task_arguments)
+    model, _ = task.make_meta_model(resolved.task_arguments)
     own = sum(p.numel() for n, p in model.named_parameters() if "lora_" not in n)
     assert own == PUBLISHED[name]
     assert resolved.task_arguments.use_peft == name.endswith("lora")

@@ -7,7 +7,7 @@ on completions alone, and packs.
 from adamnx_hf.tasks.base import Metric
 from adamnx_hf.tasks.data import train_fast as fast
 from adamnx_hf.tasks.language_modeling.arguments import Arguments
-from adamnx_hf.tasks.language_modeling.model import meta_model
+from adamnx_hf.tasks.language_modeling.model import make_meta_model
 from adamnx_hf.tasks.language_modeling.task import make_trainer
 from adamnx_hf.tasks.language_modeling.toy import smoke
 from adamnx_hf.tasks.sft_trainer import RecipeSFTConfig as TrainingArguments
@@ -20,12 +20,12 @@ __all__ = [
     "Arguments",
     "TrainingArguments",
     "fast",
+    "make_meta_model",
     "make_trainer",
-    "meta_model",
     "smoke",
 ]
 
-#: Reported best and last.
+#: The metrics that are reported best and last.
 METRICS = {
     "perplexity": Metric("min", "perplexity", "Perplexity", float),
     "exact_match": Metric("max", "exact_match", "Exact match"),

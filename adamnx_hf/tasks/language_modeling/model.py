@@ -15,7 +15,7 @@ from adamnx_hf.tasks.language_modeling.arguments import Arguments
 from adamnx_hf.tasks.pretrained import check_pretrained
 from adamnx_hf.tasks.sft_trainer import RecipeSFTConfig
 
-__all__ = ["configure", "make_model", "make_tokenizer", "meta_model"]
+__all__ = ["configure", "make_meta_model", "make_model", "make_tokenizer"]
 
 
 @contextlib.contextmanager
@@ -119,7 +119,7 @@ def make_model(arguments: Arguments, args: RecipeSFTConfig) -> Any:
         )
 
 
-def meta_model(arguments: Arguments) -> tuple[Any, dict[int, int]]:
+def make_meta_model(arguments: Arguments) -> tuple[Any, dict[int, int]]:
     """Makes the recipe's model, with its adapter, on the meta device, where it takes no memory.
 
     Returns:
