@@ -8,7 +8,23 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from adamnx_hf.common.plain_values import plain_value, read_json
 
-__all__ = ["Metric", "Recipe", "RecipeArguments", "Task", "find_field"]
+__all__ = ["Metric", "Recipe", "RecipeArguments", "Task", "find_field", "make_field"]
+
+
+def make_field(default: Any, text: str, **flags: bool) -> Any:
+    """Makes a dataclass's field that a recipe can set.
+
+    Args:
+        default: its default value; a list is copied for each instance.
+        text: its help.
+        flags: `data=True` for a field that says which data, or how they are read. A title or a table for the
+            recipe's own data would be untrue for a run with another value. `neutral=True` for a field that
+            only says where the same data are, so that another value may give the same run.
+    """
+    metadata = {"help": text, **flags}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def as_share(percent: float) -> float:

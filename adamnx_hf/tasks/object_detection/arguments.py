@@ -7,91 +7,70 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from adamnx_hf.common.errors import nearest
+from adamnx_hf.models.options import check_options
+from adamnx_hf.models.yolov7_tiny.configuration import Yolov7TinyConfig
+from adamnx_hf.tasks.base import make_field
 from adamnx_hf.tasks.columns import check_class_names
-from adamnx_hf.tasks.data import ImageArguments, doc, train_images_fast
+from adamnx_hf.tasks.data import ImageArguments
 from adamnx_hf.tasks.pretrained import label_maps
 
-__all__ = ["Arguments", "configure", "fast", "smoke"]
+__all__ = ["Arguments", "configure", "smoke"]
 
 
 @dataclasses.dataclass
 class Arguments(ImageArguments):
     """The fields of a recipe for object detection."""
 
-    objects_column: str = dataclasses.field(
-        default="objects",
-        metadata=doc(
-            "Column of each image's objects: their boxes, classes and so on.", data=True, neutral=True
-        ),
+    objects_column: str = make_field(
+        "objects", "Column of each image's objects: their boxes, classes and so on.", data=True, neutral=True
     )
-    box_field: str = dataclasses.field(
-        default="bbox", metadata=doc("Where among them the boxes are.", data=True, neutral=True)
+    box_field: str = make_field("bbox", "Where among them the boxes are.", data=True, neutral=True)
+    box_format: Literal["xywh", "xyxy", "cxcywh", "voc"] = make_field(
+        "xywh",
+        "What the four numbers mean: left, top, width, height; or two corners; or centre x, centre y, "
+        "width, height, as YOLO has them; or corners as VOC writes them, whose pixels count from 1 and "
+        "belong to the box.",
+        data=True,
+        neutral=True,
     )
-    box_format: Literal["xywh", "xyxy", "cxcywh", "voc"] = dataclasses.field(
-        default="xywh",
-        metadata=doc(
-            "What the four numbers mean: left, top, width, height; or two corners; or centre x, centre y, "
-            "width, height, as YOLO has them; or corners as VOC writes them, whose pixels count from 1 and "
-            "belong to the box.",
-            data=True,
-            neutral=True,
-        ),
+    box_unit: Literal["pixels", "shares"] = make_field(
+        "pixels",
+        "What they count: pixels, or shares of the image's width and height, from 0 to 1.",
+        data=True,
+        neutral=True,
     )
-    box_unit: Literal["pixels", "shares"] = dataclasses.field(
-        default="pixels",
-        metadata=doc(
-            "What they count: pixels, or shares of the image's width and height, from 0 to 1.",
-            data=True,
-            neutral=True,
-        ),
+    category_field: str = make_field(
+        "category",
+        "Where among them the classes are: ids, or names, whose ids are in the order of the alphabet.",
+        data=True,
+        neutral=True,
     )
-    category_field: str = dataclasses.field(
-        default="category",
-        metadata=doc(
-            "Where among them the classes are: ids, or names, whose ids are in the order of the alphabet.",
-            data=True,
-            neutral=True,
-        ),
+    class_names: list[str] | None = make_field(
+        None, "Names of the ids 0, 1, ... Default: the data set's own.", data=True
     )
-    class_names: list[str] | None = dataclasses.field(
-        default=None, metadata=doc("Names of the ids 0, 1, ... Default: the data set's own.", data=True)
+    difficult_field: str = make_field(
+        "difficult",
+        "Where among them it is marked that one need not be found; may be missing.",
+        data=True,
+        neutral=True,
     )
-    difficult_field: str = dataclasses.field(
-        default="difficult",
-        metadata=doc(
-            "Where among them it is marked that one need not be found; may be missing.",
-            data=True,
-            neutral=True,
-        ),
+    train_on_difficult: bool = make_field(False, "Train on objects that need not be found, too.")
+    architecture: str | None = make_field(None, "A network, from scratch: yolov7_tiny.")
+    architecture_options: dict | str | None = make_field(
+        None, "What to change of it: fields of Yolov7TinyConfig, as JSON on the command line."
     )
-    train_on_difficult: bool = dataclasses.field(
-        default=False, metadata=doc("Train on objects that need not be found, too.")
+    model_name_or_path: str | None = make_field(
+        None, "Instead of architecture: a YOLOv7-tiny of the Hub, or a saved one, to fine-tune."
     )
-    architecture: str | None = dataclasses.field(
-        default=None, metadata=doc("A network, from scratch: yolov7_tiny.")
+    image_size: int = make_field(
+        640, "Pixels along a side of the square that images are put into, a multiple of 32."
     )
-    architecture_options: dict | str | None = dataclasses.field(
-        default=None,
-        metadata=doc("What to change of it: fields of Yolov7TinyConfig, as JSON on the command line."),
+    scale_range: list[float] = make_field(
+        [0.5, 1.5], "A training image is scaled by a factor between these, then padded or cut at random."
     )
-    model_name_or_path: str | None = dataclasses.field(
-        default=None,
-        metadata=doc("Instead of architecture: a YOLOv7-tiny of the Hub, or a saved one, to fine-tune."),
-    )
-    image_size: int = dataclasses.field(
-        default=640,
-        metadata=doc("Pixels along a side of the square that images are put into, a multiple of 32."),
-    )
-    scale_range: list[float] = dataclasses.field(
-        default_factory=lambda: [0.5, 1.5],
-        metadata=doc("A training image is scaled by a factor between these, then padded or cut at random."),
-    )
-    jitter_probability: float = dataclasses.field(
-        default=0.5, metadata=doc("Probability of the HSV jitter of a training image.")
-    )
-    keep_decoded: bool = dataclasses.field(
-        default=False,
-        metadata=doc("Decode and letterbox every image once and keep them all in memory."),
+    jitter_probability: float = make_field(0.5, "Probability of the HSV jitter of a training image.")
+    keep_decoded: bool = make_field(
+        False, "Decode and letterbox every image once and keep them all in memory."
     )
 
     def __post_init__(self) -> None:
@@ -110,11 +89,6 @@ class Arguments(ImageArguments):
             configure(self, ["a class"])
 
 
-def fast() -> dict[str, Any]:
-    """Returns what `--fast` sets. The loss, whose shapes vary, is not compiled."""
-    return train_images_fast()
-
-
 def smoke(arguments: Arguments) -> dict[str, Any]:
     """Returns what `--smoke` sets: a tiny network and a few small images."""
     tiny: dict[str, Any] = {"max_train_samples": 64, "max_eval_samples": 32, "image_size": 64}
@@ -125,20 +99,16 @@ def smoke(arguments: Arguments) -> dict[str, Any]:
 
 
 def configure(arguments: Arguments, classes: Sequence[str]) -> Any:
-    """Makes the configuration of the network, its options checked."""
-    import inspect
+    """Makes the configuration of the network.
 
-    from adamnx_hf.models import Yolov7TinyConfig
-
-    if arguments.architecture != Yolov7TinyConfig.model_type:
-        near = nearest(str(arguments.architecture), [Yolov7TinyConfig.model_type])
-        raise ValueError(f"architecture: {arguments.architecture!r} is not known{near}")
+    Raises:
+        ValueError: the architecture, an option or the value of an option does not fit.
+    """
+    name, known = str(arguments.architecture), Yolov7TinyConfig.model_type
+    if name != known:
+        raise ValueError(f"architecture: {name!r} is not known{nearest(name, [known])}")
     options: Any = arguments.architecture_options or {}
-    known = set(inspect.signature(Yolov7TinyConfig.__init__).parameters)
-    valid = sorted(known - {"self", "kwargs", "image_size", "num_channels"})
-    for key in options:
-        if key not in valid:
-            raise ValueError(f"architecture_options: yolov7_tiny has no {key!r}{nearest(key, valid)}")
+    check_options(name, options, Yolov7TinyConfig.__init__, ("image_size", "num_channels"))
     try:
         return Yolov7TinyConfig(image_size=arguments.image_size, **options, **label_maps(classes))
     except (TypeError, ValueError) as error:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.ops import box_convert
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
 from adamnx_hf.common import images
+from adamnx_hf.models.yolov7_tiny.image_processor import GREY, letterbox, letterbox_boxes
 from adamnx_hf.tasks.object_detection.arguments import Arguments
 from adamnx_hf.tasks.object_detection.boxes import read_objects
 from adamnx_hf.tasks.randomness import RowRandom
+from adamnx_hf.tasks.transforms import HSVJitter
 
 __all__ = ["Augmentation", "DetectionDataset", "collate"]
 
 
 #: A box is learned if the training image has it so many pixels wide and high, and such a share of its side.
 LEAST_PIXELS, LEAST_SHARE = 2.0, 0.01
-
-
-def _third(parts: Sequence[Any]) -> Any:
-    return parts[2]
 
 
 class Augmentation:
@@ -37,11 +40,6 @@ class Augmentation:
     """
 
     def __init__(self, size: int, scale_range: Sequence[float], jitter: float, flip: float) -> None:
-        from torchvision.transforms import v2
-
-        from adamnx_hf.models.yolov7_tiny.image_processor import GREY
-        from adamnx_hf.tasks.transforms import HSVJitter
-
         self.jitter = HSVJitter(jitter)
         self.min_size = max(LEAST_PIXELS, LEAST_SHARE * size)
         self.geometry = v2.Compose(
@@ -52,21 +50,15 @@ class Augmentation:
                 v2.ClampBoundingBoxes(),
                 # What is left of an object at a cut edge is often too little to tell what it is; nor can what
                 # is as small by itself be told.
-                v2.SanitizeBoundingBoxes(min_size=self.min_size, labels_getter=_third),
+                v2.SanitizeBoundingBoxes(min_size=self.min_size, labels_getter=itemgetter(2)),
             ]
         )
 
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Augments (3, size, size) uint8, (n, 4) xyxy in pixels and (n,); the image becomes floats."""
-        from torchvision import tv_tensors
-
         size = (image.shape[-2], image.shape[-1])
-        parts = (
-            tv_tensors.Image(image),
-            tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
-            labels,
-        )
-        image, boxes, labels = self.geometry(*parts)
+        corners = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
+        image, boxes, labels = self.geometry(tv_tensors.Image(image), corners, labels)
         return self.jitter(image.as_subclass(Tensor).float() / 255), boxes.as_subclass(Tensor), labels
 
 
@@ -107,8 +99,8 @@ class DetectionDataset(torch.utils.data.Dataset):
         self.random = random
         self.images = data.select_columns([arguments.image_column])
         self.image_column, self.split, self.size = arguments.image_column, split, arguments.image_size
-        self.mean, self.std = arguments.image_mean, arguments.image_std
         self.augment, self.with_difficult = augment, with_difficult
+        self.normalize = v2.Normalize(arguments.image_mean, arguments.image_std)
         self.objects, self.sizes = read_objects(data, arguments, split, classes, quiet)
         self.decoded: Tensor | None = None
         if arguments.keep_decoded:
@@ -120,9 +112,6 @@ class DetectionDataset(torch.utils.data.Dataset):
         return len(self.objects)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        from torchvision.ops import box_convert
-        from torchvision.transforms.v2 import functional
-
         labels, boxes = self.learned(index)
         image = self._decode(index) if self.decoded is None else self.decoded[index]
         if self.augment is not None:
@@ -132,7 +121,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         else:
             image = image.float() / 255
         return {
-            "pixel_values": functional.normalize(image, self.mean, self.std),
+            "pixel_values": self.normalize(image),
             "labels": {
                 "class_labels": labels,
                 "boxes": box_convert(boxes, "xyxy", "cxcywh"),
@@ -147,8 +136,6 @@ class DetectionDataset(torch.utils.data.Dataset):
         Returns:
             Class ids, (n,) int64, and corners, (n, 4) float32, as shares of the letterbox's side.
         """
-        from adamnx_hf.models.yolov7_tiny.image_processor import letterbox_boxes
-
         objects, (height, width) = self.objects[index], self.sizes[index]
         if not self.with_difficult:
             objects = objects[objects[:, 1] == 0]
@@ -159,10 +146,6 @@ class DetectionDataset(torch.utils.data.Dataset):
         return images.read_image(self.images, self.image_column, index, self.split)
 
     def _decode(self, index: int) -> Tensor:
-        from torchvision.transforms.v2 import functional
-
-        from adamnx_hf.models.yolov7_tiny.image_processor import letterbox
-
         return letterbox(functional.pil_to_tensor(self.picture(index)), self.size)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adamnx_hf import metrics
+from adamnx_hf.models.yolov7_tiny.loss import STRIDES, Priors, sampled_loss
 from adamnx_hf.tasks.base import Metric
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
@@ -38,8 +39,6 @@ class DetectionTrainer(RecipeTrainer):
 
     def sampled_loss(self, inputs: dict[str, Any]) -> tuple[Tensor, int]:
         """Returns :func:`adamnx_hf.models.yolov7_tiny.loss.sampled_loss`, a sum whose terms count once."""
-        from adamnx_hf.models.yolov7_tiny.loss import STRIDES, Priors, sampled_loss
-
         pixels = inputs["pixel_values"]
         height, width = pixels.shape[-2:]
         model: Any = self.model
@@ -76,9 +75,7 @@ def _fill_up(rows: Sequence[Tensor]) -> Tensor:
     return padded[1:].contiguous()
 
 
-@functools.cache
-def _load_metric() -> Any:
-    return metrics.load("voc_map")
+_load_metric = functools.cache(metrics.load)
 
 
 def compute_metrics(prediction: Any) -> dict[str, float]:
@@ -87,7 +84,7 @@ def compute_metrics(prediction: Any) -> dict[str, float]:
         [rows[rows[:, 0] >= 0] for rows in images]
         for images in (prediction.predictions, prediction.label_ids)
     )
-    scores: dict[str, float] = _load_metric().compute(
+    scores: dict[str, float] = _load_metric("voc_map").compute(
         predictions=[
             {"boxes": rows[:, 2:], "scores": rows[:, 1], "labels": rows[:, 0].astype(np.int64)}
             for rows in found

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from adamnx_hf.tasks.object_detection.arguments import Arguments
 
 __all__ = ["make_up"]
 
 
-def make_up(arguments: Arguments, classes: int = 20) -> tuple[Any, Any]:
+def make_up(arguments: Arguments) -> tuple[Any, Any]:
     """Makes coloured rectangles on noise in the recipe's columns, for smoke runs."""
-    from datasets import ClassLabel, Dataset, Features, Image, List, Value
-
-    names = arguments.class_names or [f"class {i}" for i in range(classes)]
+    names = arguments.class_names or [f"class {i}" for i in range(20)]
     features = Features(
         {
             arguments.image_column: Image(),

@@ -6,10 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from adamnx_hf.common.errors import RecipeError, nearest
-from adamnx_hf.tasks.columns import (
-    HIGHEST_ID,
-    check_same_classes,
-)
+from adamnx_hf.tasks.columns import HIGHEST_ID, check_columns, check_same_classes
 from adamnx_hf.tasks.object_detection.arguments import Arguments
 
 __all__ = [
@@ -18,7 +15,6 @@ __all__ = [
     "columns_of",
     "fields_of",
     "find_fields",
-    "holds_text",
     "name_classes",
     "own_names",
 ]
@@ -60,7 +56,7 @@ def own_names(data: Any, arguments: Arguments) -> list[str]:
     return list(getattr(_kind_of(data, arguments), "names", None) or [])
 
 
-def holds_text(data: Any, arguments: Arguments) -> bool:
+def _holds_text(data: Any, arguments: Arguments) -> bool:
     """Says whether classes are given by name, as text without ids."""
     return getattr(_kind_of(data, arguments), "dtype", None) in ("string", "large_string")
 
@@ -105,11 +101,12 @@ def _holds_boxes(data: Any, column: str, arguments: Arguments) -> bool:
 
 
 def check_features(data: Any, arguments: Arguments) -> None:
-    """Checks that a split has objects with boxes and classes.
+    """Checks that a split has the column of objects, and those have boxes and classes.
 
     Raises:
         RecipeError: it has not, or they are of another kind.
     """
+    check_columns(data, {"objects_column": arguments.objects_column})
     fields = fields_of(data, arguments.objects_column)
     if not fields:
         raise RecipeError(
@@ -117,14 +114,14 @@ def check_features(data: Any, arguments: Arguments) -> None:
             f"but {data.features[arguments.objects_column]}"
         )
     for name in ("box_field", "category_field"):
-        if getattr(arguments, name) not in fields:
+        if (field := getattr(arguments, name)) not in fields:
             raise RecipeError(
-                f"{name}: the objects of {arguments.objects_column!r} have no {getattr(arguments, name)!r}"
-                f"{nearest(getattr(arguments, name), fields)}"
+                f"{name}: the objects of {arguments.objects_column!r} have no {field!r}"
+                f"{nearest(field, fields)}"
             )
     kind = _kind_of(data, arguments)
     is_id = hasattr(kind, "names") or str(getattr(kind, "dtype", "")).startswith(("int", "uint"))
-    if not is_id and not holds_text(data, arguments):
+    if not is_id and not _holds_text(data, arguments):
         raise RecipeError(
             f"category_field: {arguments.category_field!r} does not hold class ids or names but {kind}"
         )
@@ -147,7 +144,7 @@ def name_classes(data: Any, arguments: Arguments) -> list[str]:
     for objects in data.select_columns([arguments.objects_column])[arguments.objects_column]:
         found.update(columns_of(objects, arguments)[arguments.category_field])
     found.discard(None)
-    if holds_text(data, arguments):
+    if _holds_text(data, arguments):
         return sorted(found)
     most = int(max(found, default=-1))
     if most > HIGHEST_ID:
@@ -168,7 +165,7 @@ def check_classes(train: Any, test: Any, classes: Sequence[str], arguments: Argu
         RecipeError: an id is another class in the evaluation split.
     """
     pairs = [(own_names(train, arguments), own_names(test, arguments))]
-    if not holds_text(test, arguments):  # text has no ids of its own
+    if not _holds_text(test, arguments):  # text has no ids of its own
         pairs.append((list(classes), name_classes(test, arguments)))
     for names, others in pairs:
         check_same_classes(names, others)

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoConfig, set_seed
 
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.tasks.columns import check_columns, choose_image_column
+from adamnx_hf.models import Yolov7TinyConfig, Yolov7TinyForObjectDetection, Yolov7TinyImageProcessor
+from adamnx_hf.tasks.columns import choose_image_column
 from adamnx_hf.tasks.loading import load_data
-from adamnx_hf.tasks.object_detection.arguments import Arguments
+from adamnx_hf.tasks.object_detection.arguments import Arguments, configure
 from adamnx_hf.tasks.object_detection.dataset import LEAST_SHARE, Augmentation, DetectionDataset, collate
 from adamnx_hf.tasks.object_detection.evaluation import DetectionTrainer, compute_metrics
 from adamnx_hf.tasks.object_detection.made_up import make_up
-from adamnx_hf.tasks.object_detection.model import make_model, make_processor
 from adamnx_hf.tasks.object_detection.schema import (
     check_classes,
     check_features,
@@ -24,6 +25,7 @@ from adamnx_hf.tasks.object_detection.schema import (
     name_classes,
     own_names,
 )
+from adamnx_hf.tasks.pretrained import check_pretrained, label_maps
 from adamnx_hf.tasks.randomness import RowRandom
 
 if TYPE_CHECKING:
@@ -45,7 +47,6 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
     notes += find_fields(train, arguments, recipe.given)
     choose_image_column((train, test), arguments, recipe.given, notes)
     for data in (train, test):
-        check_columns(data, {"objects_column": arguments.objects_column})
         check_features(data, arguments)
     classes = name_classes(train, arguments)
     check_classes(train, test, classes, arguments)
@@ -66,13 +67,15 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
     if all((objects[:, 1] > 0).all() for objects in judged.objects):
         raise RecipeError("eval_split: there is no object in it that has to be found")
     trainer = DetectionTrainer(
-        model=make_model(arguments, classes, recipe),
+        model=_make_model(arguments, classes, recipe),
         args=recipe.training_arguments,
         train_dataset=learned,
         eval_dataset=judged,
         data_collator=collate,
         compute_metrics=compute_metrics,
-        processing_class=make_processor(arguments),
+        processing_class=Yolov7TinyImageProcessor(
+            arguments.image_size, image_mean=arguments.image_mean, image_std=arguments.image_std
+        ),
     )
     pairs = zip(classes, own_names(train, arguments), strict=False)
     if renamed := [f"{name!r} for {own!r}" for name, own in pairs if name != own]:
@@ -85,6 +88,30 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
         )
     trainer.notes += notes
     return trainer
+
+
+def _make_model(arguments: Arguments, classes: Sequence[str], recipe: Recipe) -> Any:
+    """Makes the network, or loads one to fine-tune.
+
+    Raises:
+        RecipeError: the model to load is no YOLOv7-tiny, or one for images of another size, or see
+            :func:`adamnx_hf.tasks.pretrained.check_pretrained`.
+    """
+    set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
+    name = arguments.model_name_or_path
+    if name is None:
+        return Yolov7TinyForObjectDetection(configure(arguments, classes))
+    check_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if not isinstance(config, Yolov7TinyConfig):
+        raise RecipeError(f"model_name_or_path: {name} is a {config.model_type}, not a yolov7_tiny")
+    if config.image_size != arguments.image_size:
+        raise RecipeError(
+            f"model_name_or_path: {name} has anchors for {config.image_size} pixels; set --image_size to that"
+        )
+    return Yolov7TinyForObjectDetection.from_pretrained(
+        name, ignore_mismatched_sizes=True, dtype=torch.float32, **label_maps(classes)
+    )
 
 
 def _check_learned(
