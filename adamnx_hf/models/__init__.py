@@ -109,10 +109,9 @@ def _register_networks(auto: Any) -> None:
 def _register_image_processors(auto: Any) -> None:
     register = auto.AutoImageProcessor.register
     for model in _importable():
-        if model.image_processor is None:
-            continue
-        kind = __getattr__(model.image_processor)
-        processor: dict[str, Any] = {"slow_image_processor_class": kind}
-        if "image_processor_classes" in inspect.signature(register).parameters:  # Transformers 5
-            processor = {"image_processor_classes": {"torchvision": kind}}
-        register(__getattr__(model.configuration), exist_ok=True, **processor)
+        if model.image_processor is not None:
+            kind = __getattr__(model.image_processor)
+            processor: dict[str, Any] = {"slow_image_processor_class": kind}
+            if "image_processor_classes" in inspect.signature(register).parameters:  # Transformers 5
+                processor = {"image_processor_classes": {"torchvision": kind}}
+            register(__getattr__(model.configuration), exist_ok=True, **processor)

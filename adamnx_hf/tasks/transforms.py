@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-__all__ = [
-    "Chain",
-    "FlipEach",
-    "HSVJitter",
-    "eval_transform",
-    "hsv_to_rgb",
-    "rgb_to_hsv",
-    "train_transform",
-]
+__all__ = ["Chain", "FlipEach", "HSVJitter", "eval_transform", "hsv_to_rgb", "rgb_to_hsv", "train_transform"]
 
 
 def rgb_to_hsv(image: Tensor) -> Tensor:
@@ -51,7 +43,7 @@ class _PerImage(v2.Transform):
 
     draws = 1
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         self.p = p
 
@@ -123,9 +115,6 @@ class HSVJitter(_PerImage):
 class FlipEach(_PerImage):
     """Mirrors each image from left to right with probability `p`."""
 
-    def __init__(self, p: float = 0.5) -> None:
-        super().__init__(p)
-
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Returns the images, some of them mirrored."""
         return torch.where(params["chosen"], inpt.flip(-1), inpt)
@@ -143,10 +132,9 @@ class Chain(v2.Compose):
 
         None: each transform draws its own.
         """
-        left = uniform
         for transform in self.transforms:
-            if left is not None and isinstance(transform, _PerImage):
-                own, left = left[..., : transform.draws], left[..., transform.draws :]
+            if uniform is not None and isinstance(transform, _PerImage):
+                own, uniform = uniform[..., : transform.draws], uniform[..., transform.draws :]
                 image = transform.transform(image, transform.params(own))
             else:
                 image = transform(image)

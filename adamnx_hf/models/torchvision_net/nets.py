@@ -6,7 +6,6 @@ A network is added by a line in :data:`NETS`; a family by a function beside the 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from adamnx_hf.common.errors import nearest
+from adamnx_hf.models.options import check_options
 
 __all__ = ["NETS", "Net", "build", "convnext", "efficientnet_v2", "options_of", "swin_v2", "tiny_options"]
 
@@ -181,10 +181,7 @@ _convnext = partial(Net, convnext, tiny={"depths": (1, 1, 2, 1), "widths": (8, 8
 #: By torchvision's own names. A test holds each to torchvision's.
 NETS: dict[str, Net] = {
     "efficientnet_v2_s": _efficientnet(
-        tiny_stages=6,
-        depths=(2, 4, 4, 6, 9, 15),
-        widths=(24, 24, 48, 64, 128, 160, 256),
-        dropout=0.2,
+        tiny_stages=6, depths=(2, 4, 4, 6, 9, 15), widths=(24, 24, 48, 64, 128, 160, 256), dropout=0.2
     ),
     "efficientnet_v2_m": _efficientnet(
         depths=(3, 5, 5, 7, 14, 18, 5), widths=(24, 24, 48, 80, 160, 176, 304, 512), dropout=0.3
@@ -221,10 +218,7 @@ def options_of(name: str, changes: Mapping[str, Any] | None = None) -> dict[str,
     """
     if name not in NETS:
         raise ValueError(f"architecture: {name!r} is not known{nearest(name, NETS)}")
-    valid = [key for key in inspect.signature(NETS[name].family).parameters if key != "num_classes"]
-    for key in changes or {}:
-        if key not in valid:
-            raise ValueError(f"architecture_options: {name} has no {key!r}{nearest(key, valid)}")
+    check_options(name, changes or {}, NETS[name].family, ("num_classes",))
     return {**NETS[name].options, **(changes or {})}
 
 

@@ -50,11 +50,7 @@ class TorchvisionNetForImageClassification(PreTrainedModel):
                 nn.init.zeros_(module.bias)
 
     @can_return_tuple
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-    ) -> ImageClassifierOutput:
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         """Classifies images.
 
         Args:

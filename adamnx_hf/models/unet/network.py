@@ -78,11 +78,7 @@ class UNetForSemanticSegmentation(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
     @can_return_tuple
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-    ) -> SemanticSegmenterOutput:
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> SemanticSegmenterOutput:
         """Classifies pixels.
 
         Args:
@@ -109,8 +105,7 @@ class UNetForSemanticSegmentation(PreTrainedModel):
         loss = None
         if labels is not None:
             dice, ignore = self.config.dice_weight, self.config.semantic_loss_ignore_index
-            full = logits.float()
-            weight = self.config.class_weights
+            full, weight = logits.float(), self.config.class_weights
             weight = None if weight is None else torch.tensor(weight, device=full.device)
             loss = (1 - dice) * cross_entropy_loss(full, labels, ignore, weight)
             loss = loss + dice * dice_loss(full, labels, ignore)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, one_hot
 from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
 
 from adamnx_hf.models.yolov7_tiny.configuration import Yolov7TinyConfig
@@ -117,11 +117,7 @@ def candidates(boxes: Tensor, priors: Priors, ratio: float = 4.0) -> Tensor:
 
 @torch.no_grad()
 def match(
-    boxes: Tensor,
-    objectness: Tensor,
-    logits: Tensor,
-    true_boxes: Tensor,
-    true_classes: Tensor,
+    boxes: Tensor, objectness: Tensor, logits: Tensor, true_boxes: Tensor, true_classes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Matches an image's candidates with the objects that they learn, by SimOTA (arXiv:2107.08430, Sec. 2.1).
 
@@ -181,42 +177,34 @@ def yolov7_loss(
     """
     images, chosen, targets, classes = [], [], [], []
     for i, (own_boxes, own_classes) in enumerate(zip(true_boxes, true_classes, strict=True)):
-        if not len(own_boxes):
-            continue
         near = candidates(own_boxes, priors, anchor_ratio)
-        if not len(near):
-            continue
-        which, objects = match(boxes[i, near], objectness[i, near], logits[i, near], own_boxes, own_classes)
-        images.append(torch.full_like(which, i))
-        chosen.append(near[which])
-        targets.append(own_boxes[objects])
-        classes.append(own_classes[objects])
+        if len(near):
+            which, objects = match(
+                boxes[i, near], objectness[i, near], logits[i, near], own_boxes, own_classes
+            )
+            images.append(torch.full_like(which, i))
+            chosen.append(near[which])
+            targets.append(own_boxes[objects])
+            classes.append(own_classes[objects])
 
     target = torch.zeros_like(objectness)
     zero = boxes.sum() * 0 + logits.sum() * 0  # so that every parameter has a gradient
     losses = {"loss_box": zero, "loss_objectness": zero, "loss_class": zero}
-    level = torch.repeat_interleave(
-        torch.arange(len(STRIDES), device=boxes.device), torch.tensor(priors.counts, device=boxes.device)
-    )
     if images:
         image, anchor = torch.cat(images), torch.cat(chosen)
         xyxy = [box_convert(b, "cxcywh", "xyxy") for b in (boxes[image, anchor], torch.cat(targets))]
         off = complete_box_iou_loss(*xyxy)
         target[image, anchor] = (1 - off.detach()).clamp(min=0)
         known = logits[image, anchor]
-        right = torch.nn.functional.one_hot(torch.cat(classes), known.shape[1]).to(known.dtype)
+        right = one_hot(torch.cat(classes), known.shape[1]).to(known.dtype)
         wrong = cross_entropy(known, right, reduction="none").mean(1)
-        share = torch.zeros(len(STRIDES), device=boxes.device).index_add_(
-            0, level[anchor], torch.ones_like(off)
-        )
-        weight = 1 / share[level[anchor]]  # the mean over each scale's matches, then the sum over scales
+        level = torch.repeat_interleave(torch.tensor(priors.counts, device=boxes.device))[anchor]
+        weight = 1 / level.bincount()[level]  # the mean over each scale's matches, then the sum over scales
         losses["loss_box"] = zero + (weight * off).sum()
         losses["loss_class"] = zero + (weight * wrong).sum()
     surprise = cross_entropy(objectness, target, reduction="none").mean(0)
-    per_level = [part.mean() for part in surprise.split(priors.counts)]
-    losses["loss_objectness"] = torch.stack(
-        [balance * part for balance, part in zip(BALANCE, per_level, strict=True)]
-    ).sum()
+    per_level = zip(BALANCE, surprise.split(priors.counts), strict=True)
+    losses["loss_objectness"] = torch.stack([balance * part.mean() for balance, part in per_level]).sum()
     return losses
 
 

@@ -193,9 +193,7 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
     # torch.compile sees the network alone: it would compile the loss again for every number of objects.
     @torch.compiler.disable(recursive=False)
     def forward(
-        self,
-        pixel_values: Tensor,
-        labels: list[dict[str, Tensor]] | None = None,
+        self, pixel_values: Tensor, labels: list[dict[str, Tensor]] | None = None
     ) -> Yolov7TinyOutput:
         """Detects objects.
 
