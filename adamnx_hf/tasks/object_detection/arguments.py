@@ -24,10 +24,12 @@ class Arguments(ImageArguments):
     objects_column: str = make_field(
         "objects", "Column of each image's objects: their boxes, classes and so on.", data=True, neutral=True
     )
-    box_field: str = make_field("bbox", "Where among them the boxes are.", data=True, neutral=True)
+    box_field: str = make_field(
+        "bbox", "Field of the objects that holds their boxes.", data=True, neutral=True
+    )
     box_format: Literal["xywh", "xyxy", "cxcywh", "voc"] = make_field(
         "xywh",
-        "What the four numbers mean: left, top, width, height; or two corners; or centre x, centre y, "
+        "Meaning of a box's four numbers: left, top, width, height; or two corners; or centre x, centre y, "
         "width, height, as YOLO has them; or corners as VOC writes them, whose pixels count from 1 and "
         "belong to the box.",
         data=True,
@@ -35,13 +37,13 @@ class Arguments(ImageArguments):
     )
     box_unit: Literal["pixels", "shares"] = make_field(
         "pixels",
-        "What they count: pixels, or shares of the image's width and height, from 0 to 1.",
+        "Unit of these numbers: pixels, or shares of the image's width and height, from 0 to 1.",
         data=True,
         neutral=True,
     )
     category_field: str = make_field(
         "category",
-        "Where among them the classes are: ids, or names, whose ids are in the order of the alphabet.",
+        "Field of the objects that holds their classes: ids, or names, which are numbered alphabetically.",
         data=True,
         neutral=True,
     )
@@ -50,14 +52,14 @@ class Arguments(ImageArguments):
     )
     difficult_field: str = make_field(
         "difficult",
-        "Where among them it is marked that one need not be found; may be missing.",
+        "Field of the objects that marks those that need not be found; may be missing.",
         data=True,
         neutral=True,
     )
     train_on_difficult: bool = make_field(False, "Train on objects that need not be found, too.")
     architecture: str | None = make_field(None, "A network, from scratch: yolov7_tiny.")
     architecture_options: dict | str | None = make_field(
-        None, "What to change of it: fields of Yolov7TinyConfig, as JSON on the command line."
+        None, "What to change of the network: fields of Yolov7TinyConfig, as JSON on the command line."
     )
     model_name_or_path: str | None = make_field(
         None, "Instead of architecture: a YOLOv7-tiny of the Hub, or a saved one, to fine-tune."

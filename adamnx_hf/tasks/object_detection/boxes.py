@@ -1,4 +1,4 @@
-"""Each row's objects, read and checked: corners in pixels, class ids and marks of difficult ones."""
+"""The objects of each row, read and checked: corners in pixels, class ids and marks of difficult ones."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from adamnx_hf.common.errors import RecipeError, nearest
 from adamnx_hf.common.images import find_size, open_image
 from adamnx_hf.common.splits import find_row
 from adamnx_hf.tasks.object_detection.arguments import Arguments
-from adamnx_hf.tasks.object_detection.schema import columns_of
+from adamnx_hf.tasks.object_detection.schema import split_fields
 
 __all__ = ["read_objects"]
 
 
-#: A box may reach so many pixels out of its image, as rounding has it; it is cut off there.
+#: Pixels by which rounding may move a box out of its image. The box is cut off at the edge.
 ROUNDING = 1.0
 
-#: Shares of an image may leave the range from 0 to 1 by so much, as rounding has it.
+#: Amount by which rounding may move a share out of the range from 0 to 1.
 SHARE_ROUNDING = 0.01
 
 
@@ -33,12 +33,11 @@ def read_objects(
 ) -> tuple[list[Tensor], list[tuple[int, int]]]:
     """Reads each row's objects, (n, 6) as in a DetectionDataset, and each image's height and width.
 
-    Reads the images' headers alone.
+    Of the images only the headers are read.
 
     Raises:
-        RecipeError: an image that is not there or that RGB does not hold, objects that are no numbers, boxes
-            in another unit, a box without area or reaching out of its image, or an unknown class; names the
-            row.
+        RecipeError: an image is missing, or RGB cannot hold it; objects are no numbers; a box has another
+            unit, has no area or reaches out of its image; or a class is unknown. The message names the row.
     """
     column = arguments.image_column
     headers = data.select_columns([column, arguments.objects_column]).cast_column(column, Image(decode=False))
@@ -59,9 +58,9 @@ def _check_pixels(boxes: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]],
     """Checks that boxes in pixels are not shares of their images.
 
     Args:
-        boxes: (n, 4) of each image, as they are in the data.
-        sizes: each image's height and width. A single pixel says nothing: its boxes are from 0 to 1.
-        split: their split.
+        boxes: the boxes of each image, (n, 4), as they are in the data.
+        sizes: each image's height and width. Boxes of an image of one pixel are from 0 to 1 anyway.
+        split: the name of the split.
 
     Raises:
         RecipeError: all numbers are from 0 to 1.
@@ -79,7 +78,7 @@ def _to_corners(boxes: np.ndarray, arguments: Arguments, height: int, width: int
     """Turns an image's boxes (n, 4), as they are in the data, into corners in pixels.
 
     Raises:
-        RecipeError: a box without area, reaching out of the image, or in pixels instead of shares.
+        RecipeError: a box has no area, reaches out of the image, or is in pixels instead of shares.
     """
     shares = arguments.box_unit == "shares"
     corners = boxes * np.array([width, height] * 2 if shares else [1] * 4)
@@ -115,11 +114,11 @@ def _read_numbers(objects: Any, arguments: Arguments, classes: Sequence[str], wh
     """Reads a row's objects, (n, 6): class id, difficult or not, and the box as the data have it.
 
     Raises:
-        RecipeError: they are no numbers, do not match each other, or a class is not known.
+        RecipeError: objects are no numbers or do not match each other, or a class is not known.
     """
     arrays: list[np.ndarray] = []
     kinds = (np.float64, np.int64, np.bool_)
-    for (name, values), kind in zip(columns_of(objects, arguments).items(), kinds, strict=True):
+    for (name, values), kind in zip(split_fields(objects, arguments).items(), kinds, strict=True):
         if kind is np.int64 and any(isinstance(label, str) for label in values):
             values = _find_ids(values, classes, where)
         try:
@@ -154,10 +153,10 @@ def _read_numbers(objects: Any, arguments: Arguments, classes: Sequence[str], wh
 
 
 def _find_ids(labels: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
-    """Returns the ids of classes that are given by name.
+    """Finds the ids of classes that are given by name.
 
     Raises:
-        RecipeError: a name that is not among `classes`.
+        RecipeError: a name is not among `classes`.
     """
     ids = {name: i for i, name in enumerate(classes)}
     for label in labels:

@@ -40,7 +40,7 @@ def draw_predictions(recipe: Recipe, trainer: DetectionTrainer, path: Path) -> N
         title += "; ? marks what need not be found"
     with canvas(path, 2, count, size=(4 * count, 6.6), dpi=110, style={}, squeeze=False) as (figure, axes):
         for i in range(count):
-            picture = data.picture(i)
+            picture = data.read_picture(i)
             known = [(row, "?" if row[1] else "") for row in data.objects[i]]
             found = [(row, f" {row[1]:.2f}") for row in predicted[i].cpu() if row[1] > LEAST_SCORE]
             for axis, boxes in zip(axes[:, i], (known, found), strict=True):

@@ -18,27 +18,27 @@ from adamnx_hf.tasks.trainer import RecipeTrainer
 __all__ = ["METRICS", "DetectionTrainer", "compute_metrics"]
 
 
-#: Reported best and last, in percent.
+#: The metrics that are reported best and last, in percent.
 METRICS = {
     "map_50": Metric("max", "map", "mAP at IoU 0.5"),
     "map_75": Metric("max", "map", "mAP at IoU 0.75"),
 }
 
-#: Boxes less likely than this are not judged: so few are right that they cost time alone.
+#: Boxes less likely than this are not judged: hardly any is right, and all cost time.
 LEAST_SCORE = 0.001
 
 
 class DetectionTrainer(RecipeTrainer):
-    """A RecipeTrainer whose evaluation hands on boxes, not what the network gives for every anchor.
+    """A RecipeTrainer whose evaluation hands on boxes, not the network's output for every anchor.
 
     Predictions are (images, most, 6): class id, likelihood, two corners in pixels of the image itself. Labels
-    are :class:`DetectionDataset`'s `objects`. Both are filled up with rows of -100.
+    are :class:`DetectionDataset`'s `objects`. Rows of -100 fill up both.
     """
 
     smooths_labels = False
 
     def sampled_loss(self, inputs: dict[str, Any]) -> tuple[Tensor, int]:
-        """Returns :func:`adamnx_hf.models.yolov7_tiny.loss.sampled_loss`, a sum whose terms count once."""
+        """Returns :func:`adamnx_hf.models.yolov7_tiny.loss.sampled_loss`, and 1: the sum counts once."""
         pixels = inputs["pixel_values"]
         height, width = pixels.shape[-2:]
         model: Any = self.model

@@ -20,10 +20,10 @@ from adamnx_hf.tasks.object_detection.made_up import make_up
 from adamnx_hf.tasks.object_detection.schema import (
     check_classes,
     check_features,
-    fields_of,
     find_fields,
+    find_own_names,
+    list_fields,
     name_classes,
-    own_names,
 )
 from adamnx_hf.tasks.pretrained import check_pretrained, label_maps
 from adamnx_hf.tasks.randomness import RowRandom
@@ -77,12 +77,12 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
             arguments.image_size, image_mean=arguments.image_mean, image_std=arguments.image_std
         ),
     )
-    pairs = zip(classes, own_names(train, arguments), strict=False)
+    pairs = zip(classes, find_own_names(train, arguments), strict=False)
     if renamed := [f"{name!r} for {own!r}" for name, own in pairs if name != own]:
         notes.append(
             f"class_names: {len(renamed)} classes have other names than in the data set, such as {renamed[0]}"
         )
-    if arguments.difficult_field not in fields_of(test, arguments.objects_column):
+    if arguments.difficult_field not in list_fields(test, arguments.objects_column):
         notes.append(
             f"objects have no field {arguments.difficult_field!r}: every one of them has to be found"
         )
@@ -94,7 +94,7 @@ def _make_model(arguments: Arguments, classes: Sequence[str], recipe: Recipe) ->
     """Makes the network, or loads one to fine-tune.
 
     Raises:
-        RecipeError: the model to load is no YOLOv7-tiny, or one for images of another size, or see
+        RecipeError: the model to load is no YOLOv7-tiny or is for images of another size, or see
             :func:`adamnx_hf.tasks.pretrained.check_pretrained`.
     """
     set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
@@ -120,13 +120,13 @@ def _check_learned(
     """Checks that there are boxes to learn.
 
     Returns:
-        What is to be said of boxes that are too small to be learned, and of classes without a box.
+        Notes on boxes that are too small to be learned, and on classes without a box.
 
     Raises:
-        RecipeError: there is no box, or all are too small.
+        RecipeError: there is no box, or every box is too small.
     """
     split = f"the split {data.split!r}"
-    rows = [data.learned(i) for i in range(len(data)) if len(data.objects[i])]
+    rows = [data.select_learned(i) for i in range(len(data)) if len(data.objects[i])]
     learned = sum(len(labels) for labels, _ in rows)
     if not learned:
         why = "all of them are marked difficult; pass --train_on_difficult" if rows else "no row has one"
@@ -134,7 +134,7 @@ def _check_learned(
     labels, boxes = (torch.cat(parts) for parts in zip(*rows, strict=True))
     corners, largest = boxes * data.size, arguments.scale_range[1]
     scale = min(1.0, largest)
-    sides = scale * (corners[:, 2:] - corners[:, :2]).amin(1)  # the shorter one of each box
+    sides = scale * (corners[:, 2:] - corners[:, :2]).amin(1)  # the shorter side of each box
     notes = []
     if small := int((sides < augment.min_size).sum()):
         tiny = int((sides < LEAST_SHARE * data.size).sum())
