@@ -102,7 +102,7 @@ def check_masks(data):
         lambda data: classified(data).__getitems__([0, 1]),
         lambda data: classified(data, keep_decoded=True),
         lambda data: segmented(data)[1],
-        lambda data: segmented(data).picture(1),
+        lambda data: segmented(data).read_picture(1),
         lambda data: segmented(data, keep_decoded=True),
         lambda data: detected(data)[1],
         lambda data: detected(data, keep_decoded=True),
