@@ -35,7 +35,7 @@ from sybil.parsers.abstract.doctest import DocTestStringParser  # noqa: E402
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser  # noqa: E402
 
 from adamnx_hf import cli  # noqa: E402
-from adamnx_hf.tasks.semantic_segmentation.made_up import synthetic  # noqa: E402
+from adamnx_hf.tasks.semantic_segmentation.made_up import make_pairs  # noqa: E402
 from adamnx_hf.tasks.semantic_segmentation.masks import PairFormat  # noqa: E402
 from trainer_patches import registered_optimizers, registry  # noqa: E402
 
@@ -320,7 +320,7 @@ def two_pictures(namespace, patch):
 def made_up_pairs(namespace, patch):
     """In the place of images that are not ours to give away."""
     for split in ("train", "validation"):
-        pairs = synthetic(5, PairFormat("image", "mask"), classes=3, ignore_index=255)
+        pairs = make_pairs(5, PairFormat("image", "mask"), classes=3, ignore_index=255)
         pairs.to_parquet(f"path/to/voc2007_seg/data/{split}-00000-of-00001.parquet")
 
 

@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.models.torchvision_net.nets import efficientnet_v2
-from adamnx_hf.tasks.transforms import eval_transform, train_transform
+from adamnx_hf.tasks.transforms import make_eval_transform, make_train_transform
 
 #: The authors': values in [0, 1] less a half, over a half.
 NORMAL = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -78,7 +78,7 @@ def images_in(folder: Path, split: str) -> tuple[Tensor, Tensor]:
 
 def augmentation(jitter: float = 0.5, flip: float = 0.5) -> v2.Compose:
     """Bytes to the network's input, each image of a batch augmented on its own."""
-    return train_transform(**NORMAL, jitter=jitter, flip=flip)
+    return make_train_transform(**NORMAL, jitter=jitter, flip=flip)
 
 
 class Vision(Task):
@@ -129,7 +129,7 @@ class Vision(Task):
             "test": (test_images.to(device), test_labels.to(device)),
         }
         self.count = len(train) // plan.batch * plan.batch
-        self.augment, prepare = augmentation(), eval_transform(**NORMAL)
+        self.augment, prepare = augmentation(), make_eval_transform(**NORMAL)
         # bfloat16 is what autocast makes of them before the first convolution.
         self.prepared = {
             name: prepare(self.rows[name][0]).to(torch.bfloat16, memory_format=torch.channels_last)

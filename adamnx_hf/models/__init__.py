@@ -31,7 +31,7 @@ __all__ = [
 
 
 class Model(NamedTuple):
-    """The classes of a model, by name. Each lives in the file of its folder that the field names."""
+    """The names of a model's classes. Each lives in the file of the model's folder that its field names."""
 
     auto_class: str
     """Transformers' Auto class for its task."""
@@ -70,7 +70,7 @@ __getattr__ = import_on_access(
 
 
 def is_ours(model_type: str | None) -> bool:
-    """Says whether Transformers knows a model type by us alone."""
+    """Says whether a model type is one of ours."""
     return model_type in MODELS
 
 
@@ -88,7 +88,8 @@ def register() -> None:
         register_post_import_hook(register_classes, f"transformers.models.auto.{module}")
 
 
-def _importable() -> list[Model]:
+def _list_importable() -> list[Model]:
+    """Lists the models whose packages are installed."""
     return [m for m in MODELS.values() if m.needs is None or importlib.util.find_spec(m.needs) is not None]
 
 
@@ -98,21 +99,20 @@ def _register_configurations(auto: Any) -> None:
 
 
 def _register_networks(auto: Any) -> None:
-    for model in _importable():
+    for model in _list_importable():
         configuration, network = __getattr__(model.configuration), __getattr__(model.network)
         getattr(auto, model.auto_class).register(configuration, network, exist_ok=True)
-        # Pipelines go by these names alone, and would call the model unsupported.
+        # Pipelines look here alone, and would call the model unsupported.
         task = re.sub("(?<!^)(?=[A-Z])", "_", model.auto_class.removeprefix("Auto")).upper()
         getattr(auto, f"{task}_MAPPING_NAMES")[configuration.model_type] = model.network
 
 
 def _register_image_processors(auto: Any) -> None:
     register = auto.AutoImageProcessor.register
-    for model in _importable():
-        if model.image_processor is None:
-            continue
-        kind = __getattr__(model.image_processor)
-        processor: dict[str, Any] = {"slow_image_processor_class": kind}
-        if "image_processor_classes" in inspect.signature(register).parameters:  # Transformers 5
-            processor = {"image_processor_classes": {"torchvision": kind}}
-        register(__getattr__(model.configuration), exist_ok=True, **processor)
+    for model in _list_importable():
+        if model.image_processor is not None:
+            kind = __getattr__(model.image_processor)
+            processor: dict[str, Any] = {"slow_image_processor_class": kind}
+            if "image_processor_classes" in inspect.signature(register).parameters:  # Transformers 5
+                processor = {"image_processor_classes": {"torchvision": kind}}
+            register(__getattr__(model.configuration), exist_ok=True, **processor)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from adamnx_hf.tasks.randomness import generator_of
+from adamnx_hf.tasks.randomness import make_generator
 from trainer_patches import unwrap_optimizer
 
 __all__ = ["CurvatureCallback", "ResumingCallback"]
@@ -52,7 +52,7 @@ class ResumingCallback(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tells the training set and the sampler which epoch it is."""
         epoch = int(state.epoch or 0)  # a run that goes on within an epoch has a fraction
-        self.trainer.order.set_state(generator_of(args.seed, epoch).get_state())
+        self.trainer.order.set_state(make_generator(args.seed, epoch).get_state())
         random = getattr(self.trainer.train_dataset, "random", None)
         if random is not None:
             random.epoch = epoch

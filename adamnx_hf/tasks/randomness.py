@@ -1,4 +1,4 @@
-"""Random numbers of training, such that a resumed run draws what it would have drawn."""
+"""Random numbers of training. A resumed run draws the same ones as an unbroken run."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RowRandom", "generator_of", "keep_random_states"]
+__all__ = ["RowRandom", "keep_random_states", "make_generator"]
 
 
-def generator_of(seed: int, epoch: int) -> torch.Generator:
-    """Returns a generator of the CPU that is a function of the two, both at least 0.
+def make_generator(seed: int, epoch: int) -> torch.Generator:
+    """Makes a generator of the CPU from a seed and an epoch, both at least 0.
 
-    They are mixed: epoch 1 of seed 0 is not epoch 0 of seed 1.
+    Both are mixed: epoch 1 of seed 0 is not epoch 0 of seed 1.
     """
     (mixed,) = np.random.SeedSequence([seed, epoch]).generate_state(1)
     return torch.Generator().manual_seed(int(mixed))
 
 
 @functools.lru_cache(maxsize=1)  # asked for each batch of an epoch
-def _uniform(seed: int, epoch: int, rows: int, numbers: int) -> Tensor:
-    return torch.rand(rows, numbers, generator=generator_of(seed, epoch))
+def _draw_uniform(seed: int, epoch: int, rows: int, numbers: int) -> Tensor:
+    return torch.rand(rows, numbers, generator=make_generator(seed, epoch))
 
 
 @functools.lru_cache(maxsize=1)
-def _seeds(seed: int, epoch: int, rows: int) -> Tensor:
+def _draw_seeds(seed: int, epoch: int, rows: int) -> Tensor:
     # 32 bits, since a generator of the CPU takes no more of its seed.
-    return torch.randint(2**32, (rows,), generator=generator_of(seed, epoch))
+    return torch.randint(2**32, (rows,), generator=make_generator(seed, epoch))
 
 
 class RowRandom:
     """Random numbers of a data set's rows, each a function of seed, epoch and row alone.
 
-    So whichever process draws them, in whatever order, and how often, they are the same. Reads and changes no
-    global random state.
+    They are the same in every process and every order, however often they are drawn. Global random states
+    stay as they are.
 
     Args:
-        rows: of the data set.
+        rows: number of rows of the data set.
         seed: at least 0.
-        numbers: of :meth:`uniform`, for a row.
+        numbers: how many :meth:`uniform` draws for a row.
     """
 
     def __init__(self, rows: int, seed: int, numbers: int = 1) -> None:
@@ -62,18 +62,18 @@ class RowRandom:
         self._epoch.fill_(epoch)
 
     def uniform(self, rows: Sequence[int] | Tensor) -> Tensor:
-        """Returns (len(rows), numbers) float32, uniform in [0, 1)."""
-        return _uniform(self.seed, self.epoch, self.rows, self.numbers)[torch.as_tensor(rows)]
+        """Draws (len(rows), numbers) float32, uniform in [0, 1)."""
+        return _draw_uniform(self.seed, self.epoch, self.rows, self.numbers)[torch.as_tensor(rows)]
 
     @contextlib.contextmanager
     def seed_row(self, row: int) -> Iterator[None]:
         """Seeds torch's global generator of the CPU, which torchvision draws from, by the row.
 
-        Afterwards it is as it was.
+        Restores the generator afterwards.
         """
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed the devices' generators, too.
-            torch.default_generator.manual_seed(int(_seeds(self.seed, self.epoch, self.rows)[row]))
+            torch.default_generator.manual_seed(int(_draw_seeds(self.seed, self.epoch, self.rows)[row]))
             yield
 
 

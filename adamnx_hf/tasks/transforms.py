@@ -13,10 +13,10 @@ __all__ = [
     "Chain",
     "FlipEach",
     "HSVJitter",
-    "eval_transform",
     "hsv_to_rgb",
+    "make_eval_transform",
+    "make_train_transform",
     "rgb_to_hsv",
-    "train_transform",
 ]
 
 
@@ -46,29 +46,31 @@ def hsv_to_rgb(image: Tensor) -> Tensor:
 class _PerImage(v2.Transform):
     """Changes each image of a batch in its own way, where torchvision's transforms draw once for all.
 
-    What is drawn, `draws` numbers an image, is apart from what is made of it, so that it can be given.
+    `draws` numbers are drawn for an image. A caller may draw them and give them to :meth:`compute_params`.
     """
 
     draws = 1
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         self.p = p
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draws :meth:`params` from the global generator of the image's device."""
+        """Draws numbers for :meth:`compute_params` from the global generator of the image's device."""
         image = flat_inputs[0]
-        return self.params(torch.rand(*image.shape[:-3], self.draws, dtype=image.dtype, device=image.device))
+        return self.compute_params(
+            torch.rand(*image.shape[:-3], self.draws, dtype=image.dtype, device=image.device)
+        )
 
-    def params(self, uniform: Tensor) -> dict[str, Tensor]:
-        """Returns how to change images, (..., 1, 1, 1) each, by uniform numbers in [0, 1), (..., draws).
+    def compute_params(self, uniform: Tensor) -> dict[str, Tensor]:
+        """Computes how to change images, (..., 1, 1, 1) each, from uniform numbers in [0, 1), (..., draws).
 
         `chosen` says which images to change.
         """
-        return {"chosen": _numbers(uniform)[0] < self.p}
+        return {"chosen": _split_numbers(uniform)[0] < self.p}
 
 
-def _numbers(uniform: Tensor) -> list[Tensor]:
+def _split_numbers(uniform: Tensor) -> list[Tensor]:
     """Splits (..., draws) into tensors of (..., 1, 1, 1)."""
     return list(uniform[..., None, None, None].unbind(-4))
 
@@ -82,7 +84,7 @@ class HSVJitter(_PerImage):
         p: probability for each image.
         hue: the shift is uniform in ±hue, in turns of the colour circle.
         saturation: multiplied or divided, with equal chance, by a factor uniform in [1, saturation].
-        value: as saturation.
+        value: like saturation.
     """
 
     draws = 6
@@ -91,23 +93,23 @@ class HSVJitter(_PerImage):
         super().__init__(p)
         self.hue, self.saturation, self.value = hue, saturation, value
 
-    def params(self, uniform: Tensor) -> dict[str, Tensor]:
-        """Returns `chosen` and `hue`, `saturation`, `value` of each image."""
-        chosen, hue, *factors = _numbers(uniform)
+    def compute_params(self, uniform: Tensor) -> dict[str, Tensor]:
+        """Computes `chosen` and `hue`, `saturation`, `value` of each image."""
+        chosen, hue, *factors = _split_numbers(uniform)
 
-        def factor(most: float, size: Tensor, direction: Tensor) -> Tensor:
+        def make_factor(most: float, size: Tensor, direction: Tensor) -> Tensor:
             size = 1 + (most - 1) * size
             return torch.where(direction < 0.5, size, 1 / size)
 
         return {
             "chosen": chosen < self.p,
             "hue": (2 * hue - 1) * self.hue,
-            "saturation": factor(self.saturation, *factors[:2]),
-            "value": factor(self.value, *factors[2:]),
+            "saturation": make_factor(self.saturation, *factors[:2]),
+            "value": make_factor(self.value, *factors[2:]),
         }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Returns the jittered images."""
+        """Jitters the chosen images."""
         hue, saturation, value = rgb_to_hsv(inpt).split(1, -3)
         jittered = torch.cat(
             [
@@ -123,50 +125,46 @@ class HSVJitter(_PerImage):
 class FlipEach(_PerImage):
     """Mirrors each image from left to right with probability `p`."""
 
-    def __init__(self, p: float = 0.5) -> None:
-        super().__init__(p)
-
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Returns the images, some of them mirrored."""
+        """Mirrors the chosen images."""
         return torch.where(params["chosen"], inpt.flip(-1), inpt)
 
 
 class Chain(v2.Compose):
-    """Transforms one after the other, whose random numbers can be given: `draws` of them an image."""
+    """Transforms one after the other. A caller may give their random numbers, `draws` for an image."""
 
     def __init__(self, transforms: Sequence[Any]) -> None:
         super().__init__(transforms)
         self.draws = sum(one.draws for one in transforms if isinstance(one, _PerImage))
 
     def forward(self, image: Tensor, uniform: Tensor | None = None) -> Tensor:
-        """The images (..., 3, height, width), changed as numbers in [0, 1), (..., draws), say.
+        """Changes images, (..., 3, height, width), by numbers in [0, 1), (..., draws).
 
-        None: each transform draws its own.
+        Without numbers, each transform draws its own.
         """
-        left = uniform
         for transform in self.transforms:
-            if left is not None and isinstance(transform, _PerImage):
-                own, left = left[..., : transform.draws], left[..., transform.draws :]
-                image = transform.transform(image, transform.params(own))
+            if uniform is not None and isinstance(transform, _PerImage):
+                own, uniform = uniform[..., : transform.draws], uniform[..., transform.draws :]
+                image = transform.transform(image, transform.compute_params(own))
             else:
                 image = transform(image)
         return image
 
 
-def train_transform(
+def make_train_transform(
     *, mean: Sequence[float], std: Sequence[float], jitter: float = 0.5, flip: float = 0.5
 ) -> Chain:
     """Makes a transform from uint8 RGB to the model's input, augmented as by the authors.
 
     Args:
-        mean, std: of the normalisation, for values in [0, 1].
+        mean, std: mean and standard deviation that normalise values in [0, 1].
         jitter: probability of :class:`HSVJitter`.
         flip: probability of :class:`FlipEach`.
     """
-    changes = [HSVJitter(jitter)] if jitter else []  # it computes for all images what it then keeps of some
+    changes = [HSVJitter(jitter)] if jitter else []  # it changes all images, then keeps some of them
     return Chain([v2.ToDtype(torch.float32, scale=True), *changes, FlipEach(flip), v2.Normalize(mean, std)])
 
 
-def eval_transform(*, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
+def make_eval_transform(*, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
     """Makes a transform from uint8 RGB to the model's input."""
     return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])

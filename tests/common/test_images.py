@@ -15,7 +15,7 @@ from adamnx_hf.common.errors import RecipeError, in_one_line
 from adamnx_hf.tasks import object_detection
 from adamnx_hf.tasks.image_classification.dataset import ImageDataset, keep_batch
 from adamnx_hf.tasks.object_detection.dataset import DetectionDataset
-from adamnx_hf.tasks.semantic_segmentation.dataset import SegmentationDataset, eval_transform
+from adamnx_hf.tasks.semantic_segmentation.dataset import SegmentationDataset, make_eval_transform
 from adamnx_hf.tasks.semantic_segmentation.masks import PairFormat, check_pairs
 
 COLUMNS = PairFormat("image", "mask")
@@ -82,7 +82,7 @@ def classified(data, **options):
 
 
 def segmented(data, **options):
-    transform = eval_transform(image_size=48, mean=[0] * 3, std=[1] * 3)
+    transform = make_eval_transform(image_size=48, mean=[0] * 3, std=[1] * 3)
     return SegmentationDataset(data, COLUMNS, split="test", transform=transform, quiet=True, **options)
 
 
@@ -102,7 +102,7 @@ def check_masks(data):
         lambda data: classified(data).__getitems__([0, 1]),
         lambda data: classified(data, keep_decoded=True),
         lambda data: segmented(data)[1],
-        lambda data: segmented(data).picture(1),
+        lambda data: segmented(data).read_picture(1),
         lambda data: segmented(data, keep_decoded=True),
         lambda data: detected(data)[1],
         lambda data: detected(data, keep_decoded=True),

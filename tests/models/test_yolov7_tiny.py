@@ -17,8 +17,8 @@ from adamnx_hf.models.yolov7_tiny.image_processor import letterbox, letterbox_bo
 from adamnx_hf.models.yolov7_tiny.loss import (
     STRIDES,
     Priors,
-    candidates,
     decode,
+    find_candidates,
     match,
     sampled_loss,
     yolov7_loss,
@@ -96,7 +96,7 @@ def test_boxes_start_from_their_cells_and_anchors():
 def test_candidates_are_of_the_cell_and_its_nearest_neighbours():
     known = priors(640)
     # 20 x 20 at (100, 203): cell (12, 25) of stride 8, at 0.5 and 0.375 of it.
-    found = candidates(torch.tensor([[99.0, 203.0, 20.0, 20.0]]), known)
+    found = find_candidates(torch.tensor([[99.0, 203.0, 20.0, 20.0]]), known)
     of_first = [i for i in found.tolist() if i < known.counts[0]]
     cells = {tuple(map(int, known.cells[i])) for i in of_first}
     assert cells == {(12, 25), (11, 25), (12, 24)}  # to the left, and above
@@ -108,9 +108,9 @@ def test_candidates_are_of_the_cell_and_its_nearest_neighbours():
     }  # 59 x 119 is six times as high
     assert all(i < sum(known.counts[:2]) for i in found.tolist())
     # In a corner there are no neighbours outside; a box that fits no anchor has no candidates.
-    corner = candidates(torch.tensor([[1.0, 1.0, 10.0, 13.0]]), known)
+    corner = find_candidates(torch.tensor([[1.0, 1.0, 10.0, 13.0]]), known)
     assert {tuple(map(int, known.cells[i])) for i in corner.tolist()} == {(0, 0)}
-    assert not len(candidates(torch.tensor([[320.0, 320.0, 600.0, 2.0]]), known))
+    assert not len(find_candidates(torch.tensor([[320.0, 320.0, 600.0, 2.0]]), known))
 
 
 def slow_match(boxes, objectness, logits, true_boxes, true_classes):
@@ -158,7 +158,7 @@ def test_a_perfect_prediction_costs_nothing():
     """Raw values that are the objects: the box and class parts vanish, the objectness almost."""
     known = priors(64)
     true = torch.tensor([[20.0, 36.0, 6.0, 9.0]])  # stride 16's second... whatever anchors fit
-    near = candidates(true, known)
+    near = find_candidates(true, known)
     boxes = decode(torch.zeros(1, 252, 4), known)
     boxes[0, near] = true
     objectness, logits = torch.full((1, 252), -30.0), torch.full((1, 252, 3), -30.0)

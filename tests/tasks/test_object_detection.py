@@ -356,7 +356,7 @@ def test_an_image_that_its_camera_says_to_turn():
         features=dataset(rows(1)).features,
     )
     turned = DetectionDataset(data, arguments(), "train", NAMES)
-    assert turned.sizes == [(64, 48)] and turned.picture(0).size == (48, 64)
+    assert turned.sizes == [(64, 48)] and turned.read_picture(0).size == (48, 64)
 
 
 def test_augmentation_carries_the_boxes_along():

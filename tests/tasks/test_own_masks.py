@@ -14,7 +14,7 @@ from adamnx_hf.recipes import policy
 from adamnx_hf.tasks import loading
 from adamnx_hf.tasks import semantic_segmentation as task
 from adamnx_hf.tasks.semantic_segmentation import charts, masks
-from adamnx_hf.tasks.semantic_segmentation.made_up import synthetic
+from adamnx_hf.tasks.semantic_segmentation.made_up import make_pairs
 from adamnx_hf.tasks.semantic_segmentation.masks import PairFormat, check_pairs
 
 COLUMNS = PairFormat("image", "mask")
@@ -79,14 +79,19 @@ def trainer_for(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_the_ids_of_values_by_hand(values, mask_values, ids, times):
-    found = masks.class_ids(np.tile(values, (times, 1)), mask_values)
+    found = masks.find_class_ids(np.tile(values, (times, 1)), mask_values)
     assert found.tolist() == [ids] * times and found.dtype in (np.uint8, np.int64)
 
 
 def test_no_class_has_the_id_of_void():
-    assert masks.void_id(0) == 0 and masks.void_id(-100) == -100
-    assert masks.void_id(0, [0, 1]) == masks.void_id(255, [0, 255]) == masks.void_id(-1, [5, 9]) == 255
-    assert masks.void_id(255, range(300)) == 300
+    assert masks.find_void_id(0) == 0 and masks.find_void_id(-100) == -100
+    assert (
+        masks.find_void_id(0, [0, 1])
+        == masks.find_void_id(255, [0, 255])
+        == masks.find_void_id(-1, [5, 9])
+        == 255
+    )
+    assert masks.find_void_id(255, range(300)) == 300
 
 
 @pytest.mark.parametrize(
@@ -268,7 +273,7 @@ def test_void_is_no_class_without_a_pixel(trainer_for):
      (255, [0, 255, 7], {0, 255, 7}), (0, [9, 4, 7], {9, 4, 7, 0})],
 )  # fmt: skip
 def test_made_up_masks_hold_the_recipes_values(ignore_index, mask_values, values):
-    data = synthetic(
+    data = make_pairs(
         8,
         COLUMNS._replace(mask_values=mask_values),
         classes=3,

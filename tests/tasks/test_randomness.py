@@ -14,7 +14,7 @@ from adamnx_hf.tasks.image_classification.dataset import ImageDataset, keep_batc
 from adamnx_hf.tasks.object_detection.dataset import DetectionDataset
 from adamnx_hf.tasks.randomness import RowRandom, keep_random_states
 from adamnx_hf.tasks.semantic_segmentation.dataset import SegmentationDataset
-from adamnx_hf.tasks.transforms import FlipEach, HSVJitter, train_transform
+from adamnx_hf.tasks.transforms import FlipEach, HSVJitter, make_train_transform
 
 RECIPES = {
     "classification": "cifar100_efficientnetv2_tiny",
@@ -140,15 +140,15 @@ def test_the_device_augments_as_the_loader_does(tmp_path):
 
 
 def test_given_numbers_are_used_as_drawn_ones():
-    chain = train_transform(mean=[0.5] * 3, std=[0.25] * 3)
+    chain = make_train_transform(mean=[0.5] * 3, std=[0.25] * 3)
     uniform = torch.rand(9, chain.draws, generator=torch.Generator().manual_seed(0))
     images = torch.randint(256, (9, 3, 5, 6), dtype=torch.uint8)
     before = states()
     got = chain(images, uniform)
     assert states() == before
     jitter, flip = HSVJitter(), FlipEach()
-    jittered = jitter.transform(images / 255, jitter.params(uniform[:, :6]))
-    expected = (flip.transform(jittered, flip.params(uniform[:, 6:])) - 0.5) / 0.25
+    jittered = jitter.transform(images / 255, jitter.compute_params(uniform[:, :6]))
+    expected = (flip.transform(jittered, flip.compute_params(uniform[:, 6:])) - 0.5) / 0.25
     assert torch.allclose(got, expected, atol=1e-6)
     for one, image, numbers in zip(got, images, uniform, strict=True):
         assert torch.allclose(chain(image, numbers), one, atol=1e-6)

@@ -18,17 +18,17 @@ from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.models import UNetConfig, UNetForSemanticSegmentation
 from adamnx_hf.tasks import semantic_segmentation as task
 from adamnx_hf.tasks.loading import load_splits
-from adamnx_hf.tasks.semantic_segmentation.charts import colours
+from adamnx_hf.tasks.semantic_segmentation.charts import make_colours
 from adamnx_hf.tasks.semantic_segmentation.dataset import (
     SegmentationDataset,
     collate,
-    eval_transform,
-    train_transform,
+    make_eval_transform,
+    make_train_transform,
 )
-from adamnx_hf.tasks.semantic_segmentation.evaluation import SegmentationTrainer, scores, segment
-from adamnx_hf.tasks.semantic_segmentation.made_up import synthetic
+from adamnx_hf.tasks.semantic_segmentation.evaluation import SegmentationTrainer, compute_scores, segment
+from adamnx_hf.tasks.semantic_segmentation.made_up import make_pairs
 from adamnx_hf.tasks.semantic_segmentation.masks import PairFormat, check_pairs
-from adamnx_hf.tasks.semantic_segmentation.model import balanced_weights
+from adamnx_hf.tasks.semantic_segmentation.task import balance_weights
 from adamnx_hf.tasks.trainer import RecipeTrainingArguments
 
 VOID = 255
@@ -63,7 +63,7 @@ def write(root, **splits):
 
 
 def made_up(count, seed):
-    return synthetic(count, COLUMNS, classes=3, ignore_index=VOID, seed=seed)
+    return make_pairs(count, COLUMNS, classes=3, ignore_index=VOID, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -86,24 +86,24 @@ def test_scores_by_hand():
     """Two images of two pixels that count: the total matrix decides, not the mean over images."""
     first = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 0, 0]])
     second = torch.tensor([[0, 0, 0], [0, 2, 0], [0, 0, 0]])
-    together = scores(first + second)
+    together = compute_scores(first + second)
     # Class 0: 1 right of 2 in the union. Class 1: 2 right, 1 wrongly taken for it. Class 2 is nowhere.
     assert together["mean_iou"] == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
     assert together["pixel_accuracy"] == pytest.approx(75)
-    apart = [scores(one)["mean_iou"] for one in (first, second)]
+    apart = [compute_scores(one)["mean_iou"] for one in (first, second)]
     assert apart == [pytest.approx(25), pytest.approx(100)]
     assert together["mean_iou"] != pytest.approx(sum(apart) / 2)
 
 
 def test_a_class_that_is_predicted_but_not_there_counts():
     confusion = torch.tensor([[3, 0, 1], [0, 0, 0], [0, 0, 0]])
-    assert scores(confusion)["mean_iou"] == pytest.approx(100 * (3 / 4 + 0) / 2)
-    assert scores(torch.zeros(3, 3)) == {"mean_iou": 0, "pixel_accuracy": 0}
+    assert compute_scores(confusion)["mean_iou"] == pytest.approx(100 * (3 / 4 + 0) / 2)
+    assert compute_scores(torch.zeros(3, 3)) == {"mean_iou": 0, "pixel_accuracy": 0}
 
 
 def test_many_pixels_are_counted_exactly():
     confusion = torch.tensor([[2**24 + 1, 0], [0, 1]])  # float32 would round
-    assert scores(confusion) == {"mean_iou": 100, "pixel_accuracy": 100}
+    assert compute_scores(confusion) == {"mean_iou": 100, "pixel_accuracy": 100}
 
 
 @pytest.mark.parametrize("void", [0, 1, 3, -1, 4, 255])
@@ -116,15 +116,15 @@ def test_the_id_of_void_counts_nowhere(void):
         predicted = torch.randint(4, (200,), generator=draws)  # also the void id, where it is one of the four
         confusion = multiclass_confusion_matrix(predicted, true, 4, ignore_index=void)
         expected = multiclass_jaccard_index(predicted, true, 4, average="macro", ignore_index=void)
-        assert scores(confusion, void)["mean_iou"] == pytest.approx(100 * expected.item(), rel=1e-6)
+        assert compute_scores(confusion, void)["mean_iou"] == pytest.approx(100 * expected.item(), rel=1e-6)
 
 
 def test_void_among_the_ids_by_hand():
     """Of class 1's four pixels one is taken for the void id 0: 3 of 4. Class 2: 2 of 2. Not a third for 0."""
     confusion = torch.tensor([[0, 0, 0], [1, 3, 0], [0, 0, 2]])
-    assert scores(confusion, 0)["mean_iou"] == pytest.approx(100 * (3 / 4 + 1) / 2)
-    assert scores(confusion, 0)["pixel_accuracy"] == pytest.approx(100 * 5 / 6)
-    assert scores(confusion)["mean_iou"] == pytest.approx(100 * (0 + 3 / 4 + 1) / 3)
+    assert compute_scores(confusion, 0)["mean_iou"] == pytest.approx(100 * (3 / 4 + 1) / 2)
+    assert compute_scores(confusion, 0)["pixel_accuracy"] == pytest.approx(100 * 5 / 6)
+    assert compute_scores(confusion)["mean_iou"] == pytest.approx(100 * (0 + 3 / 4 + 1) / 3)
 
 
 def trainer_of(tmp_path, data, batch, size=24, void=VOID, model=None, **more):
@@ -149,7 +149,7 @@ def trainer_of(tmp_path, data, batch, size=24, void=VOID, model=None, **more):
             **more,
         ),
         eval_dataset=SegmentationDataset(
-            data, COLUMNS, transform=eval_transform(image_size=size, **normal), keep_mask=True
+            data, COLUMNS, transform=make_eval_transform(image_size=size, **normal), keep_mask=True
         ),
         data_collator=lambda examples: collate(examples, ignore_index=void),
     )
@@ -256,7 +256,7 @@ def test_curvature_is_of_the_pixels_that_count(tmp_path):
 
 def test_image_and_mask_are_changed_alike():
     """The mask can be read off the image, before and after."""
-    transform = train_transform(
+    transform = make_train_transform(
         image_size=48,
         scale_range=(0.5, 2.0),
         crop_size=40,
@@ -295,7 +295,7 @@ def test_image_and_mask_are_changed_alike():
 
 def test_examples_for_evaluation_keep_the_mask_as_it_is():
     data = made_up(3, 0)
-    transform = eval_transform(image_size=20, mean=[0.5] * 3, std=[0.5] * 3)
+    transform = make_eval_transform(image_size=20, mean=[0.5] * 3, std=[0.5] * 3)
     examples = [
         SegmentationDataset(data, COLUMNS, transform=transform, keep_mask=True, keep_decoded=kept)[1]
         for kept in (True, False)
@@ -346,14 +346,14 @@ def test_palette_and_grey_masks_are_ids():
 
 def test_vocs_colours():
     """The development kit's first, 19th and last but one."""
-    assert colours(21)[[0, 1, 2, 15, 20]].tolist() == [
+    assert make_colours(21)[[0, 1, 2, 15, 20]].tolist() == [
         [0, 0, 0],
         [128, 0, 0],
         [0, 128, 0],
         [192, 128, 128],
         [0, 64, 128],
     ]
-    assert colours(256)[255].tolist() == [224, 224, 192]
+    assert make_colours(256)[255].tolist() == [224, 224, 192]
 
 
 # Data that do not fit
@@ -536,7 +536,7 @@ def test_a_run_and_its_model_in_a_pipeline(tiny, tmp_path, folder, capsys):
         for one, other in zip(truth[truth != VOID], predicted[truth != VOID], strict=True):
             confusion[one, other] += 1
     # Pillow and torchvision resize a little differently.
-    assert scores(confusion)["mean_iou"] == pytest.approx(mean_iou["last"], abs=1.0)
+    assert compute_scores(confusion)["mean_iou"] == pytest.approx(mean_iou["last"], abs=1.0)
 
 
 def test_an_optimizer_that_needs_curvature_trains(tiny, tmp_path):
@@ -567,12 +567,12 @@ def test_fine_tuning_a_model_of_transformers(tiny, tmp_path):
 
 def test_balanced_weights_by_hand():
     pixels = np.array([75, 25, 0])
-    assert balanced_weights(pixels, 0.0) == pytest.approx([1, 1, 1])
-    whole = balanced_weights(pixels, 1.0)
+    assert balance_weights(pixels, 0.0) == pytest.approx([1, 1, 1])
+    whole = balance_weights(pixels, 1.0)
     assert whole == pytest.approx(
         [1 / 1.5, 2, 2]
     )  # 75 and 25 pixels have the same sum; the rest the rarest's
-    half = balanced_weights(pixels, 0.5)
+    half = balance_weights(pixels, 0.5)
     assert half[1] / half[0] == pytest.approx(3**0.5) and 0.75 * half[0] + 0.25 * half[1] == pytest.approx(1)
 
 
@@ -586,7 +586,7 @@ def test_rare_classes_count_more(tiny, tmp_path, folder, capsys):
         minlength=256,
     )[:3]
     weights = json.loads((first / "config.json").read_text())["class_weights"]
-    assert weights == pytest.approx(balanced_weights(pixels, 0.5)) and weights[0] < 1 < min(weights[1:])
+    assert weights == pytest.approx(balance_weights(pixels, 0.5)) and weights[0] < 1 < min(weights[1:])
     path = tmp_path / "tune.yaml"
     values = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
     values = {key: value for key, value in values.items() if not key.startswith("architecture")}

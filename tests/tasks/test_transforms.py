@@ -8,10 +8,10 @@ import torch
 from adamnx_hf.tasks.transforms import (
     FlipEach,
     HSVJitter,
-    eval_transform,
     hsv_to_rgb,
+    make_eval_transform,
+    make_train_transform,
     rgb_to_hsv,
-    train_transform,
 )
 
 
@@ -94,7 +94,9 @@ def test_whole_chains_take_one_image_or_a_batch(shape):
     image = torch.randint(256, shape, dtype=torch.uint8)
     expected = image.double() / 255 * 2 - 1
     settings = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    assert torch.allclose(eval_transform(**settings)(image).double(), expected, atol=1e-6)
-    assert torch.allclose(train_transform(**settings, jitter=0, flip=0)(image).double(), expected, atol=1e-6)
-    augmented = train_transform(**settings)(image)
+    assert torch.allclose(make_eval_transform(**settings)(image).double(), expected, atol=1e-6)
+    assert torch.allclose(
+        make_train_transform(**settings, jitter=0, flip=0)(image).double(), expected, atol=1e-6
+    )
+    augmented = make_train_transform(**settings)(image)
     assert augmented.shape == shape and augmented.min() >= -1 and augmented.max() <= 1

@@ -4,8 +4,5 @@ from adamnx_hf.common.lazy import import_on_access
 
 __getattr__ = import_on_access(
     __name__,
-    {
-        "TorchvisionNetConfig": "configuration",
-        "TorchvisionNetForImageClassification": "network",
-    },
+    {"TorchvisionNetConfig": "configuration", "TorchvisionNetForImageClassification": "network"},
 )

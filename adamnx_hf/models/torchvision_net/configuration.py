@@ -14,8 +14,8 @@ class TorchvisionNetConfig(PretrainedConfig):
 
     Args:
         architecture: torchvision's name, one of :data:`adamnx_hf.models.torchvision_net.nets.NETS`.
-        options: what to change of it; see the functions in :mod:`adamnx_hf.models.torchvision_net.nets`.
-        image_size: pixels along a side of the images the network is made for.
+        options: options that differ from torchvision's; see :mod:`adamnx_hf.models.torchvision_net.nets`.
+        image_size: pixels along a side of the images that the network is made for.
         num_channels: always 3.
         kwargs: `id2label`, `num_labels` and whatever else every configuration takes.
     """

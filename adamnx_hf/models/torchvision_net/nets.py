@@ -6,7 +6,6 @@ A network is added by a line in :data:`NETS`; a family by a function beside the 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,8 +13,18 @@ from typing import Any
 from torch import nn
 
 from adamnx_hf.common.errors import nearest
+from adamnx_hf.models.options import check_options
 
-__all__ = ["NETS", "Net", "build", "convnext", "efficientnet_v2", "options_of", "swin_v2", "tiny_options"]
+__all__ = [
+    "NETS",
+    "Net",
+    "build",
+    "change_options",
+    "convnext",
+    "efficientnet_v2",
+    "shrink_options",
+    "swin_v2",
+]
 
 
 def efficientnet_v2(
@@ -34,16 +43,16 @@ def efficientnet_v2(
     """Makes torchvision's EfficientNetV2 (arXiv:2104.00298).
 
     Args:
-        num_classes: outputs.
+        num_classes: number of outputs.
         depths: blocks of each stage.
         widths: channels of the stem, then of each stage.
-        expand_ratios: of each stage.
-        strides: of each stage's first block. torchvision has 1, 2, 2, 2, 1, 2, 1.
-        stem_stride: torchvision has 2.
-        fused_stages: how many of the first stages are of Fused-MBConv blocks.
+        expand_ratios: expansion in each stage's blocks.
+        strides: stride of each stage's first block. torchvision has 1, 2, 2, 2, 1, 2, 1.
+        stem_stride: stride of the first convolution. torchvision has 2.
+        fused_stages: number of stages, from the first on, that have Fused-MBConv blocks.
         head_width: channels of the last convolution.
-        dropout: before the last layer.
-        stochastic_depth: of the last block, rising linearly from 0.
+        dropout: probability before the last layer.
+        stochastic_depth: probability in the last block, rising linearly from 0 in the first.
 
     Raises:
         ValueError: the lists differ in length.
@@ -86,13 +95,13 @@ def swin_v2(
     """Makes torchvision's Swin Transformer V2 (arXiv:2111.09883).
 
     Args:
-        num_classes: outputs.
+        num_classes: number of outputs.
         depths: blocks of each stage.
         width: channels of the first stage; each stage has twice as many as the last.
         heads: attention heads of each stage.
         patch_size: pixels along a side of a patch.
         window_size: patches along a side of an attention window.
-        stochastic_depth: of the last block, rising linearly from 0.
+        stochastic_depth: probability in the last block, rising linearly from 0 in the first.
     """
     from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
@@ -126,14 +135,14 @@ def convnext(
     """Makes torchvision's ConvNeXt (arXiv:2201.03545).
 
     Args:
-        num_classes: outputs.
+        num_classes: number of outputs.
         depths: blocks of each stage.
         widths: channels of each stage.
-        stem_kernel, stem_stride, stem_padding: of the first convolution.
-        block_kernel: of the depthwise convolutions, odd; padded to keep the size.
-        downsample_kernel, downsample_padding: of the convolutions of stride 2 between stages.
-        stochastic_depth: of the last block, rising linearly from 0.
-        layer_scale: its initial value.
+        stem_kernel, stem_stride, stem_padding: geometry of the first convolution.
+        block_kernel: odd kernel size of the depthwise convolutions, which are padded to keep the size.
+        downsample_kernel, downsample_padding: geometry of the convolutions of stride 2 between stages.
+        stochastic_depth: probability in the last block, rising linearly from 0 in the first.
+        layer_scale: initial value of the layer scale.
     """
     from torchvision.models.convnext import CNBlock, CNBlockConfig, ConvNeXt
 
@@ -161,7 +170,7 @@ def convnext(
 
 @dataclasses.dataclass(frozen=True)
 class Net:
-    """A network: its family's function, the options that make it, and what makes it tiny."""
+    """A network: its family's function, its options, and those that make it tiny."""
 
     family: Callable[..., nn.Module]
     options: Mapping[str, Any]
@@ -169,22 +178,25 @@ class Net:
     """Options of a network of the same shape that trains in no time, for smoke runs."""
 
 
+def _make_net(family: Callable[..., nn.Module], tiny: Mapping[str, Any], **options: Any) -> Net:
+    """Makes the record of a network from its options as keywords."""
+    return Net(family, options, tiny)
+
+
 def _efficientnet(*, tiny_stages: int = 7, **options: Any) -> Net:
+    """Makes the record of an EfficientNetV2."""
     ratios, strides = (1, 4, 4, 4, 6, 6, 6)[:tiny_stages], (1, 2, 2, 2, 1, 2, 1)[:tiny_stages]
     tiny = {"depths": (1,) * tiny_stages, "widths": (8,) * (tiny_stages + 1), "head_width": 16}
     return Net(efficientnet_v2, {"expand_ratios": ratios, "strides": strides, **options}, tiny)
 
 
-_swin = partial(Net, swin_v2, tiny={"depths": (1, 1, 2, 1), "width": 8, "heads": (1, 1, 2, 2)})
-_convnext = partial(Net, convnext, tiny={"depths": (1, 1, 2, 1), "widths": (8, 8, 16, 16)})
+_swin = partial(_make_net, swin_v2, {"depths": (1, 1, 2, 1), "width": 8, "heads": (1, 1, 2, 2)})
+_convnext = partial(_make_net, convnext, {"depths": (1, 1, 2, 1), "widths": (8, 8, 16, 16)})
 
-#: By torchvision's own names. A test holds each to torchvision's.
+#: The networks by torchvision's names. A test holds each to torchvision's own.
 NETS: dict[str, Net] = {
     "efficientnet_v2_s": _efficientnet(
-        tiny_stages=6,
-        depths=(2, 4, 4, 6, 9, 15),
-        widths=(24, 24, 48, 64, 128, 160, 256),
-        dropout=0.2,
+        tiny_stages=6, depths=(2, 4, 4, 6, 9, 15), widths=(24, 24, 48, 64, 128, 160, 256), dropout=0.2
     ),
     "efficientnet_v2_m": _efficientnet(
         depths=(3, 5, 5, 7, 14, 18, 5), widths=(24, 24, 48, 80, 160, 176, 304, 512), dropout=0.3
@@ -192,48 +204,33 @@ NETS: dict[str, Net] = {
     "efficientnet_v2_l": _efficientnet(
         depths=(4, 7, 7, 10, 19, 25, 7), widths=(32, 32, 64, 96, 192, 224, 384, 640), dropout=0.4
     ),
-    "swin_v2_t": _swin(
-        {"depths": (2, 2, 6, 2), "width": 96, "heads": (3, 6, 12, 24), "stochastic_depth": 0.2}
-    ),
-    "swin_v2_s": _swin(
-        {"depths": (2, 2, 18, 2), "width": 96, "heads": (3, 6, 12, 24), "stochastic_depth": 0.3}
-    ),
-    "swin_v2_b": _swin(
-        {"depths": (2, 2, 18, 2), "width": 128, "heads": (4, 8, 16, 32), "stochastic_depth": 0.5}
-    ),
-    "convnext_tiny": _convnext(
-        {"depths": (3, 3, 9, 3), "widths": (96, 192, 384, 768), "stochastic_depth": 0.1}
-    ),
-    "convnext_small": _convnext(
-        {"depths": (3, 3, 27, 3), "widths": (96, 192, 384, 768), "stochastic_depth": 0.4}
-    ),
-    "convnext_base": _convnext(
-        {"depths": (3, 3, 27, 3), "widths": (128, 256, 512, 1024), "stochastic_depth": 0.5}
-    ),
+    "swin_v2_t": _swin(depths=(2, 2, 6, 2), width=96, heads=(3, 6, 12, 24), stochastic_depth=0.2),
+    "swin_v2_s": _swin(depths=(2, 2, 18, 2), width=96, heads=(3, 6, 12, 24), stochastic_depth=0.3),
+    "swin_v2_b": _swin(depths=(2, 2, 18, 2), width=128, heads=(4, 8, 16, 32), stochastic_depth=0.5),
+    "convnext_tiny": _convnext(depths=(3, 3, 9, 3), widths=(96, 192, 384, 768), stochastic_depth=0.1),
+    "convnext_small": _convnext(depths=(3, 3, 27, 3), widths=(96, 192, 384, 768), stochastic_depth=0.4),
+    "convnext_base": _convnext(depths=(3, 3, 27, 3), widths=(128, 256, 512, 1024), stochastic_depth=0.5),
 }
 
 
-def options_of(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def change_options(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the options of the network `name`, changed by `changes`.
 
     Raises:
-        ValueError: a name or an option there is not, with the nearest there is.
+        ValueError: the name or an option is not known; the message names the nearest.
     """
     if name not in NETS:
         raise ValueError(f"architecture: {name!r} is not known{nearest(name, NETS)}")
-    valid = [key for key in inspect.signature(NETS[name].family).parameters if key != "num_classes"]
-    for key in changes or {}:
-        if key not in valid:
-            raise ValueError(f"architecture_options: {name} has no {key!r}{nearest(key, valid)}")
+    check_options(name, changes or {}, NETS[name].family, ("num_classes",))
     return {**NETS[name].options, **(changes or {})}
 
 
-def tiny_options(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def shrink_options(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns `changes` and the options that make the network `name` tiny, for the same number of stages.
 
     A network of more stages than the tiny one stays as it is.
     """
-    options, tiny = options_of(name, changes), NETS[name].tiny
+    options, tiny = change_options(name, changes), NETS[name].tiny
     fitted = {
         key: value[: len(options[key])] if isinstance(value, tuple) else value for key, value in tiny.items()
     }
@@ -246,14 +243,14 @@ def build(name: str, num_classes: int, changes: Mapping[str, Any] | None = None)
 
     Args:
         name: of :data:`NETS`.
-        num_classes: outputs.
-        changes: options that differ from the network's own; the family's function lists them.
+        num_classes: number of outputs.
+        changes: options that differ from the network's own; see the family's function.
 
     Raises:
         ModuleNotFoundError: torchvision is not installed.
-        ValueError: see :func:`options_of`.
+        ValueError: see :func:`change_options`.
     """
-    options = options_of(name, changes)
+    options = change_options(name, changes)
     try:
         return NETS[name].family(num_classes, **options)
     except ModuleNotFoundError as error:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import can_return_tuple
 
+from adamnx_hf.models.base import ImageModel
 from adamnx_hf.models.torchvision_net import nets
 from adamnx_hf.models.torchvision_net.configuration import TorchvisionNetConfig
 
 __all__ = ["TorchvisionNetForImageClassification"]
 
 
-class TorchvisionNetForImageClassification(PreTrainedModel):
+class TorchvisionNetForImageClassification(ImageModel):
     """A network of :data:`adamnx_hf.models.torchvision_net.nets.NETS` with a classification loss.
 
     Args:
@@ -29,10 +29,7 @@ class TorchvisionNetForImageClassification(PreTrainedModel):
     """
 
     config_class = TorchvisionNetConfig
-    main_input_name = "pixel_values"
     base_model_prefix = "net"
-    _supports_sdpa = False
-    accepts_loss_kwargs = False  # the loss is the mean over the batch it is given: the Trainer has to average
 
     def __init__(self, config: TorchvisionNetConfig) -> None:
         super().__init__(config)
@@ -43,18 +40,14 @@ class TorchvisionNetForImageClassification(PreTrainedModel):
         """Does nothing: the paper keeps torchvision's initialisation."""
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Only for what a checkpoint lacks: a new head.
+        # Transformers calls this for layers that a checkpoint lacks: a new head.
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
     @can_return_tuple
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-    ) -> ImageClassifierOutput:
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         """Classifies images.
 
         Args:

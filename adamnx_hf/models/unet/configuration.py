@@ -12,20 +12,20 @@ __all__ = ["UNetConfig"]
 
 
 class UNetConfig(PretrainedConfig):
-    """The size of a U-Net and what its loss is made of.
+    """The size of a U-Net and the weights of its loss.
 
     Args:
         base_width: channels at full resolution; each level below has twice as many as the one above.
         depth: how many times the resolution is halved.
-        num_channels: of the images.
-        dice_weight: of the Dice loss, in [0, 1]; the rest is cross-entropy's.
-        class_weights: what a pixel of each class counts in the cross-entropy, `num_labels` numbers. None: all
-            alike.
+        num_channels: channels of the images.
+        dice_weight: weight of the Dice loss, in [0, 1]; cross-entropy has the rest.
+        class_weights: weight of a pixel of each class in the cross-entropy, `num_labels` numbers. None: all
+            count alike.
         semantic_loss_ignore_index: the id of pixels that do not count, as in Transformers' own models.
         kwargs: `id2label`, `num_labels` and whatever else every configuration takes.
 
     Raises:
-        ValueError: a width, a depth or a weight that is out of range.
+        ValueError: a width, a depth or a weight is out of range.
     """
 
     model_type = "unet"

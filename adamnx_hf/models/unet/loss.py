@@ -17,7 +17,7 @@ def cross_entropy_loss(
         logits: (batch, classes, height, width), floating point.
         labels: (batch, height, width), int64 class ids.
         ignore_index: the id of pixels that do not count.
-        weight: (classes,), what a pixel of each class counts. Default: 1.
+        weight: (classes,), the weight of a pixel of each class. Default: 1.
     """
     total = nn.functional.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="sum")
     counts = labels != ignore_index
@@ -29,8 +29,8 @@ def cross_entropy_loss(
 def dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
     """Returns 1 less the soft Dice coefficient 2 Σpg / (Σp² + Σg²), averaged over the classes that occur.
 
-    V-Net's (arXiv:1606.04797, Sec. 3), with sums over the whole batch. A class that no pixel has is left out:
-    its coefficient is 0 whatever is predicted. A pixel that does not count is left out of every sum.
+    The coefficient is V-Net's (arXiv:1606.04797, Sec. 3), with sums over the whole batch. A class that no
+    pixel has is left out: its coefficient is 0 whatever is predicted. So are pixels that do not count.
 
     Args:
         logits: (batch, classes, height, width), floating point.

@@ -6,10 +6,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import can_return_tuple
 
+from adamnx_hf.models.base import ImageModel
 from adamnx_hf.models.unet.configuration import UNetConfig
 from adamnx_hf.models.unet.loss import cross_entropy_loss, dice_loss
 
@@ -30,14 +30,14 @@ class ConvBlock(nn.Sequential):
         super().__init__(*layers)
 
 
-class UNetForSemanticSegmentation(PreTrainedModel):
+class UNetForSemanticSegmentation(ImageModel):
     """A U-Net with padded convolutions and batch norm; the loss is cross-entropy and Dice.
 
-    Takes images of any size: what is lacking to a multiple of 2^depth is added by repeating the border, and
-    cut off again from the logits. Weights start as RegNet's do (arXiv:2003.13678, pycls and torchvision).
+    Takes images of any size: repeats their border up to a multiple of 2^depth, and cuts the logits back to
+    the images' size. Weights start as RegNet's do (arXiv:2003.13678, pycls and torchvision).
 
     Args:
-        config: its size, its classes and the weight of the Dice loss.
+        config: the size of the network, its classes and the weights of its loss.
 
     Examples:
         >>> model = UNetForSemanticSegmentation(UNetConfig(base_width=16, depth=3, num_labels=21))
@@ -46,10 +46,7 @@ class UNetForSemanticSegmentation(PreTrainedModel):
     """
 
     config_class = UNetConfig
-    main_input_name = "pixel_values"
     base_model_prefix = ""
-    _supports_sdpa = False
-    accepts_loss_kwargs = False  # the loss is the mean over the batch it is given: the Trainer has to average
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)
@@ -78,11 +75,7 @@ class UNetForSemanticSegmentation(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
     @can_return_tuple
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-    ) -> SemanticSegmenterOutput:
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> SemanticSegmenterOutput:
         """Classifies pixels.
 
         Args:
@@ -109,9 +102,8 @@ class UNetForSemanticSegmentation(PreTrainedModel):
         loss = None
         if labels is not None:
             dice, ignore = self.config.dice_weight, self.config.semantic_loss_ignore_index
-            full = logits.float()
-            weight = self.config.class_weights
+            full, weight = logits.float(), self.config.class_weights
             weight = None if weight is None else torch.tensor(weight, device=full.device)
-            loss = (1 - dice) * cross_entropy_loss(full, labels, ignore, weight)
-            loss = loss + dice * dice_loss(full, labels, ignore)
+            cross_entropy = cross_entropy_loss(full, labels, ignore, weight)
+            loss = (1 - dice) * cross_entropy + dice * dice_loss(full, labels, ignore)
         return SemanticSegmenterOutput(loss=loss, logits=logits)

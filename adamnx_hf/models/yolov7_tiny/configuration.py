@@ -14,21 +14,21 @@ class Yolov7TinyConfig(PretrainedConfig):
     """YOLOv7-tiny: its size, its anchors and the weights of its loss.
 
     Args:
-        image_size: pixels along a side of the square the network is made for, a multiple of 32.
-        width: of all layers, as a share of YOLOv7-tiny's channels; 1 is YOLOv7-tiny.
+        image_size: pixels along a side of the square that the network is made for, a multiple of 32.
+        width: channels of all layers as a share of YOLOv7-tiny's.
         anchors: for each of the strides 8, 16 and 32 three pairs of width and height, in pixels of the
             input. Default: the published ones, which are for 640 pixels, in proportion to `image_size`.
-        anchor_ratio: an anchor is a candidate for a box whose width and height are at most so many times
-            larger or smaller.
+        anchor_ratio: an anchor may learn a box whose width and height are at most so many times larger or
+            smaller than its own.
         box_loss_coefficient: weight of 1 - CIoU.
         objectness_loss_coefficient: weight of the objectness' cross-entropy, times (input size / 640)².
         class_loss_coefficient: weight of the classes' cross-entropy, times classes / 80.
-        num_channels: of the images.
+        num_channels: channels of the images.
         kwargs: `id2label`, `num_labels` and whatever else every configuration takes.
 
     Raises:
-        ValueError: `image_size` is not a multiple of 32, `width` not above 0, or `anchors` not of three times
-            three pairs of positive numbers.
+        ValueError: `image_size` is not a multiple of 32, `width` is not above 0, or `anchors` are not three
+            times three pairs of positive numbers.
     """
 
     model_type = "yolov7_tiny"

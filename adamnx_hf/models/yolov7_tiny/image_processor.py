@@ -17,7 +17,7 @@ from adamnx_hf.common.images import to_rgb
 
 __all__ = ["Yolov7TinyImageProcessor", "letterbox", "letterbox_boxes", "unletterbox_boxes"]
 
-#: The border of letterboxed images, as YOLO has it: of 255.
+#: Grey level, of 255, of the border of letterboxed images, as YOLO has it.
 GREY = 114
 
 
@@ -32,32 +32,33 @@ def letterbox(image: Tensor, size: int) -> Tensor:
         uint8, (3, size, size).
     """
     height, width = image.shape[-2:]
-    rows, columns, top, left = _place(height, width, size)
+    rows, columns, top, left = _place_image(height, width, size)
     if (rows, columns) != (height, width):
         image = functional.resize(image, [rows, columns], antialias=True)
     return functional.pad(image, [left, top, size - columns - left, size - rows - top], fill=GREY)
 
 
-def _place(height: int, width: int, size: int) -> tuple[int, int, int, int]:
-    """Returns the image's height, width, top and left in its letterbox, in pixels."""
+def _place_image(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Places an image in its letterbox; returns its height, width, top and left there, in pixels."""
     rows, columns = (max(1, round(side * size / max(height, width))) for side in (height, width))
     return rows, columns, (size - rows) // 2, (size - columns) // 2
 
 
-def _scale_and_offset(boxes: Tensor, height: int, width: int, size: int) -> tuple[Tensor, Tensor]:
-    rows, columns, top, left = _place(height, width, size)
+def _find_scale_and_offset(boxes: Tensor, height: int, width: int, size: int) -> tuple[Tensor, Tensor]:
+    """Finds what turns corners in an image into corners in its letterbox: (4,) each, in pixels."""
+    rows, columns, top, left = _place_image(height, width, size)
     return boxes.new_tensor([columns / width, rows / height] * 2), boxes.new_tensor([left, top] * 2)
 
 
 def letterbox_boxes(boxes: Tensor, height: int, width: int, size: int) -> Tensor:
     """Turns boxes (n, 4), xyxy in pixels of the image, into shares of its letterbox's side."""
-    scale, offset = _scale_and_offset(boxes, height, width, size)
+    scale, offset = _find_scale_and_offset(boxes, height, width, size)
     return (boxes * scale + offset) / size
 
 
 def unletterbox_boxes(boxes: Tensor, height: int, width: int, size: int) -> Tensor:
     """Inverts :func:`letterbox_boxes`, and clips boxes to the image."""
-    scale, offset = _scale_and_offset(boxes, height, width, size)
+    scale, offset = _find_scale_and_offset(boxes, height, width, size)
     most = boxes.new_tensor([width, height] * 2)
     return ((boxes * size - offset) / scale).clamp(min=0).minimum(most)
 
@@ -67,10 +68,10 @@ class Yolov7TinyImageProcessor(BaseImageProcessor):
 
     Args:
         size: `{"height": n, "width": n}`, or n: pixels along a side of the square, a multiple of 32.
-        image_mean, image_std: of the normalisation, for values in [0, 1].
+        image_mean, image_std: mean and standard deviation that normalise values in [0, 1].
         nms_threshold: of two boxes of one class that overlap by more (IoU), the less likely one is dropped.
-        max_detections: boxes kept of an image, the likeliest.
-        kwargs: BaseImageProcessor's.
+        max_detections: how many boxes of an image are kept at most, the likeliest.
+        kwargs: BaseImageProcessor's arguments.
 
     Raises:
         ValueError: the size is not a square of a multiple of 32 pixels.
@@ -101,18 +102,19 @@ class Yolov7TinyImageProcessor(BaseImageProcessor):
         Args:
             images: one or a list: PIL images, or uint8 arrays or tensors with the channels first or last.
             return_tensors: `"pt"` or `"np"`; None for a list.
-            kwargs: nothing else is known; it is ignored, as pipelines pass what other processors take.
+            kwargs: ignored, as pipelines pass arguments of other processors.
 
         Returns:
             `pixel_values`, float32, (images, 3, size, size).
 
         Raises:
-            ValueError: images of more than 8 bits a channel, or not of 1 or 3 channels.
+            ValueError: an image has more than 8 bits a channel, or neither 1 nor 3 channels.
         """
-        pixels = [self._pixels(image) for image in make_list_of_images(images)]
+        pixels = [self._prepare_pixels(image) for image in make_list_of_images(images)]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
-    def _pixels(self, image: Any) -> np.ndarray:
+    def _prepare_pixels(self, image: Any) -> np.ndarray:
+        """Letterboxes, scales and normalises an image."""
         if hasattr(image, "convert"):
             image = functional.pil_to_tensor(to_rgb(image))
         else:
@@ -139,10 +141,10 @@ class Yolov7TinyImageProcessor(BaseImageProcessor):
         """Turns predictions into boxes, as Transformers' other detectors do.
 
         Args:
-            outputs: the model's, for images of this processor.
-            threshold: boxes that are less likely are left out; the likelihood is that of an object times its
-                class's.
-            target_sizes: (images, 2): height and width of each image as it was. None: boxes stay in shares of
+            outputs: the model's outputs for images of this processor.
+            threshold: less likely boxes are left out. The likelihood of a box is the product of its object's
+                and its class's.
+            target_sizes: (images, 2): original height and width of each image. None: boxes stay in shares of
                 the letterbox's side.
 
         Returns:
@@ -159,7 +161,7 @@ class Yolov7TinyImageProcessor(BaseImageProcessor):
         for i, own in enumerate(scores):
             anchor, label = (own > threshold).nonzero(as_tuple=True)
             score = own[anchor, label]
-            if len(score) > 30 * self.max_detections:  # NMS takes time by the square of them
+            if len(score) > 30 * self.max_detections:  # the time of NMS rises with their square
                 score, best = score.topk(30 * self.max_detections)
                 anchor, label = anchor[best], label[best]
             box = boxes[i, anchor]

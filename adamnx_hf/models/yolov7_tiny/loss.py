@@ -1,4 +1,4 @@
-"""YOLOv7's boxes, which anchors learn which object, and the loss.
+"""YOLOv7's boxes, the objects that its anchors learn, and the loss.
 
 Shapes: every image has `anchors` predictions, three for each cell of the strides 8, 16 and 32. Boxes are
 centre x, centre y, width and height in pixels of the input.
@@ -12,22 +12,22 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, one_hot
 from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
 
 from adamnx_hf.models.yolov7_tiny.configuration import Yolov7TinyConfig
 
-__all__ = ["Priors", "candidates", "decode", "match", "sampled_loss", "yolov7_loss"]
+__all__ = ["Priors", "decode", "find_candidates", "match", "sampled_loss", "yolov7_loss"]
 
 STRIDES = Yolov7TinyConfig.strides
 
-#: How much the objectness of each scale counts: fine scales have most cells and fewest objects.
+#: Weight of the objectness of each scale: fine scales have most cells and fewest objects.
 BALANCE = (4.0, 1.0, 0.4)
 
-#: A prediction's cost is that of its classes and so many times that of its box.
+#: Weight of the box in the cost of a prediction; the classes have 1.
 BOX_COST = 3.0
 
-#: An object takes as many predictions as the best ten overlaps with it add up to.
+#: Number of the best overlaps with an object. Their sum is how many predictions the object takes.
 MOST_MATCHES = 10
 
 
@@ -36,11 +36,11 @@ class Priors:
     """The cell and the anchor that each prediction starts from."""
 
     cells: Tensor
-    """(anchors, 2): column and row of its cell."""
+    """(anchors, 2): column and row of the cell."""
     sizes: Tensor
-    """(anchors, 2): width and height of its anchor, in pixels."""
+    """(anchors, 2): width and height of the anchor, in pixels."""
     strides: Tensor
-    """(anchors, 1): pixels along a side of its cell."""
+    """(anchors, 1): pixels along a side of the cell."""
     shapes: tuple[tuple[int, int], ...]
     """Rows and columns of each scale."""
     anchors: Tensor
@@ -53,18 +53,18 @@ class Priors:
         anchors: Sequence[Sequence[Sequence[float]]],
         device: torch.device | None = None,
     ) -> Priors:
-        """Makes the priors of scales of `shapes` (rows, columns), by scale, anchor, row and column."""
-        cells, sizes, strides = [], [], []
+        """Makes the priors of scales with `shapes` (rows, columns), by scale, anchor, row and column."""
+        parts = []
         table = torch.tensor(anchors, dtype=torch.float32, device=device)
         for (rows, columns), level, stride in zip(shapes, table, STRIDES, strict=True):
             row, column = torch.meshgrid(
                 torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
             )
             grid = torch.stack([column, row], -1).float().flatten(0, 1)
-            cells.append(grid.repeat(3, 1))
-            sizes.append(level.repeat_interleave(rows * columns, 0))
-            strides.append(torch.full((3 * rows * columns, 1), float(stride), device=device))
-        return cls(torch.cat(cells), torch.cat(sizes), torch.cat(strides), tuple(shapes), table)
+            side = torch.full((3 * rows * columns, 1), float(stride), device=device)
+            parts.append((grid.repeat(3, 1), level.repeat_interleave(rows * columns, 0), side))
+        cells, sizes, strides = map(torch.cat, zip(*parts, strict=True))
+        return cls(cells, sizes, strides, tuple(shapes), table)
 
     @property
     def counts(self) -> list[int]:
@@ -84,15 +84,16 @@ def decode(raw: Tensor, priors: Priors) -> Tensor:
     return torch.cat([centre, sides], -1)
 
 
-def candidates(boxes: Tensor, priors: Priors, ratio: float = 4.0) -> Tensor:
-    """Returns which predictions of an image may learn one of its objects: (n,) sorted, distinct indices.
+def find_candidates(boxes: Tensor, priors: Priors, ratio: float = 4.0) -> Tensor:
+    """Finds the predictions of an image that may learn one of its objects: (n,) sorted, distinct indices.
 
-    Those of the cell that holds the object's centre, of the nearest cell beside it and of the nearest above
-    or below it, with an anchor whose sides are less than `ratio` times larger or smaller than the object's.
+    They belong to the cell that holds the object's centre, to the nearest cell beside it or to the nearest
+    above or below it. The sides of their anchors are less than `ratio` times larger or smaller than the
+    object's.
 
     Args:
         boxes: (objects, 4).
-        priors: of the predictions.
+        priors: where the predictions start from.
         ratio: see above.
     """
     found, start = [], 0
@@ -104,7 +105,7 @@ def candidates(boxes: Tensor, priors: Priors, ratio: float = 4.0) -> Tensor:
         last = torch.tensor([columns - 1, rows - 1], device=boxes.device)
         cell = centre.long().clamp(min=0).minimum(last)
         nearer = centre - cell < 0.5  # to the left, to the top
-        reached = torch.cat([torch.ones_like(nearer[:, :1]), nearer, ~nearer], 1)  # as in `moves`
+        reached = torch.cat([torch.ones_like(nearer[:, :1]), nearer, ~nearer], 1)  # by each of `moves`
         cells = cell[:, None] + moves  # (objects, 5, 2)
         inside = ((cells >= 0) & (cells <= last)).all(-1) & reached
         ok = fits[:, :, None] & inside[:, None]  # (objects, 3, 5)
@@ -117,11 +118,7 @@ def candidates(boxes: Tensor, priors: Priors, ratio: float = 4.0) -> Tensor:
 
 @torch.no_grad()
 def match(
-    boxes: Tensor,
-    objectness: Tensor,
-    logits: Tensor,
-    true_boxes: Tensor,
-    true_classes: Tensor,
+    boxes: Tensor, objectness: Tensor, logits: Tensor, true_boxes: Tensor, true_classes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Matches an image's candidates with the objects that they learn, by SimOTA (arXiv:2107.08430, Sec. 2.1).
 
@@ -170,53 +167,43 @@ def yolov7_loss(
         boxes: (batch, anchors, 4), with gradients.
         objectness: (batch, anchors), logits.
         logits: (batch, anchors, classes).
-        true_boxes: of each image, (objects, 4).
-        true_classes: of each image, (objects,).
-        priors: of the predictions.
-        anchor_ratio: see :func:`candidates`.
+        true_boxes: the boxes of each image, (objects, 4).
+        true_classes: the class ids of each image, (objects,).
+        priors: where the predictions start from.
+        anchor_ratio: see :func:`find_candidates`.
 
     Returns:
         `loss_box`: 1 - CIoU of the matches. `loss_objectness`: cross-entropy against the CIoU where there is
         a match and 0 where not. `loss_class`: cross-entropy of the matches' classes.
     """
-    images, chosen, targets, classes = [], [], [], []
+    matches = []
     for i, (own_boxes, own_classes) in enumerate(zip(true_boxes, true_classes, strict=True)):
-        if not len(own_boxes):
-            continue
-        near = candidates(own_boxes, priors, anchor_ratio)
-        if not len(near):
-            continue
-        which, objects = match(boxes[i, near], objectness[i, near], logits[i, near], own_boxes, own_classes)
-        images.append(torch.full_like(which, i))
-        chosen.append(near[which])
-        targets.append(own_boxes[objects])
-        classes.append(own_classes[objects])
+        near = find_candidates(own_boxes, priors, anchor_ratio)
+        if len(near):
+            which, objects = match(
+                boxes[i, near], objectness[i, near], logits[i, near], own_boxes, own_classes
+            )
+            image = torch.full_like(which, i)
+            matches.append((image, near[which], own_boxes[objects], own_classes[objects]))
 
     target = torch.zeros_like(objectness)
     zero = boxes.sum() * 0 + logits.sum() * 0  # so that every parameter has a gradient
     losses = {"loss_box": zero, "loss_objectness": zero, "loss_class": zero}
-    level = torch.repeat_interleave(
-        torch.arange(len(STRIDES), device=boxes.device), torch.tensor(priors.counts, device=boxes.device)
-    )
-    if images:
-        image, anchor = torch.cat(images), torch.cat(chosen)
-        xyxy = [box_convert(b, "cxcywh", "xyxy") for b in (boxes[image, anchor], torch.cat(targets))]
+    if matches:
+        image, anchor, targets, classes = map(torch.cat, zip(*matches, strict=True))
+        xyxy = [box_convert(b, "cxcywh", "xyxy") for b in (boxes[image, anchor], targets)]
         off = complete_box_iou_loss(*xyxy)
         target[image, anchor] = (1 - off.detach()).clamp(min=0)
         known = logits[image, anchor]
-        right = torch.nn.functional.one_hot(torch.cat(classes), known.shape[1]).to(known.dtype)
+        right = one_hot(classes, known.shape[1]).to(known.dtype)
         wrong = cross_entropy(known, right, reduction="none").mean(1)
-        share = torch.zeros(len(STRIDES), device=boxes.device).index_add_(
-            0, level[anchor], torch.ones_like(off)
-        )
-        weight = 1 / share[level[anchor]]  # the mean over each scale's matches, then the sum over scales
+        level = torch.repeat_interleave(torch.tensor(priors.counts, device=boxes.device))[anchor]
+        weight = 1 / level.bincount()[level]  # the mean over each scale's matches, then the sum over scales
         losses["loss_box"] = zero + (weight * off).sum()
         losses["loss_class"] = zero + (weight * wrong).sum()
     surprise = cross_entropy(objectness, target, reduction="none").mean(0)
-    per_level = [part.mean() for part in surprise.split(priors.counts)]
-    losses["loss_objectness"] = torch.stack(
-        [balance * part for balance, part in zip(BALANCE, per_level, strict=True)]
-    ).sum()
+    per_level = zip(BALANCE, surprise.split(priors.counts), strict=True)
+    losses["loss_objectness"] = torch.stack([balance * part.mean() for balance, part in per_level]).sum()
     return losses
 
 
@@ -230,8 +217,8 @@ def sampled_loss(objectness: Tensor, logits: Tensor, priors: Priors, weights: Ma
     Args:
         objectness: (batch, anchors), logits.
         logits: (batch, anchors, classes).
-        priors: of the predictions.
-        weights: of `loss_objectness` and `loss_class` in the loss.
+        priors: where the predictions start from.
+        weights: the weights of `loss_objectness` and `loss_class` in the loss.
     """
     with torch.no_grad():
         there, classes = (torch.bernoulli(tensor.sigmoid()) for tensor in (objectness, logits))

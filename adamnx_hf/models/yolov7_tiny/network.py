@@ -7,9 +7,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
+from adamnx_hf.models.base import ImageModel
 from adamnx_hf.models.yolov7_tiny.configuration import Yolov7TinyConfig
 from adamnx_hf.models.yolov7_tiny.loss import Priors, decode, yolov7_loss
 
@@ -70,8 +70,8 @@ class Prediction(nn.Conv2d):
         super().__init__(inputs, 3 * (5 + classes), 1)
         self.classes, self.stride_of_level = classes, stride
 
-    def starting_bias(self) -> Tensor:
-        """Returns the bias at which 8 objects are expected in 640 pixels, and each class equally often."""
+    def make_starting_bias(self) -> Tensor:
+        """Makes the bias at which 8 objects are expected in 640 x 640 pixels, of each class equally many."""
         bias = torch.zeros(3, 5 + self.classes)
         bias[:, 4] = math.log(8 / (640 / self.stride_of_level) ** 2)
         bias[:, 5:] = math.log(0.6 / (max(self.classes, 2) - 0.99))
@@ -82,9 +82,9 @@ class Yolov7TinyNet(nn.Module):
     """Backbone, pyramid and predictions.
 
     Args:
-        classes: number of them.
+        classes: number of classes.
         width: share of YOLOv7-tiny's channels.
-        channels: of the images.
+        channels: channels of the images.
 
     Takes (batch, channels, height, width), both sides multiples of 32; gives for the strides 8, 16 and 32
     (batch, 3 · (5 + classes), height / stride, width / stride).
@@ -93,10 +93,10 @@ class Yolov7TinyNet(nn.Module):
     def __init__(self, classes: int, width: float = 1.0, channels: int = 3) -> None:
         super().__init__()
 
-        def wide(count: int) -> int:
+        def scale_width(count: int) -> int:
             return max(8, round(count * width / 8) * 8)
 
-        w32, w64, w128, w256, w512 = (wide(count) for count in (32, 64, 128, 256, 512))
+        w32, w64, w128, w256, w512 = (scale_width(count) for count in (32, 64, 128, 256, 512))
         self.stem = nn.Sequential(
             ConvNormAct(channels, w32, 3, 2), ConvNormAct(w32, w64, 3, 2), ElanTiny(w64, w32, w64)
         )
@@ -147,18 +147,18 @@ class Yolov7TinyOutput(ModelOutput):
     logits: Tensor | None = None
     """(batch, anchors, classes): each class's logit, given that there is an object."""
     objectness_logits: Tensor | None = None
-    """(batch, anchors): that of there being an object."""
+    """(batch, anchors): the logit that there is an object."""
     pred_boxes: Tensor | None = None
     """(batch, anchors, 4): centre x, centre y, width and height as shares of the input's sides."""
 
 
-class Yolov7TinyForObjectDetection(PreTrainedModel):
+class Yolov7TinyForObjectDetection(ImageModel):
     """YOLOv7-tiny with the v7 loss, initialised as RegNet is (arXiv:2003.13678).
 
     The paper's implicit knowledge (1,661 parameters that deployment folds into the last layers) is left out.
 
     Args:
-        config: sizes, anchors, classes and the loss.
+        config: the network's sizes, anchors and classes, and its loss.
 
     Examples:
         >>> model = Yolov7TinyForObjectDetection(Yolov7TinyConfig(image_size=64, num_labels=3)).eval()
@@ -167,10 +167,7 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
     """
 
     config_class = Yolov7TinyConfig
-    main_input_name = "pixel_values"
     base_model_prefix = "net"
-    _supports_sdpa = False
-    accepts_loss_kwargs = False  # the loss is the mean over the batch it is given: the Trainer has to average
 
     def __init__(self, config: Yolov7TinyConfig) -> None:
         super().__init__(config)
@@ -182,7 +179,7 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
         if isinstance(module, Prediction):
             nn.init.normal_(module.weight, std=0.01)
             if module.bias is not None and not getattr(module.bias, "_is_hf_initialized", False):
-                module.bias.copy_(module.starting_bias())
+                module.bias.copy_(module.make_starting_bias())
         elif isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.BatchNorm2d):
@@ -193,9 +190,7 @@ class Yolov7TinyForObjectDetection(PreTrainedModel):
     # torch.compile sees the network alone: it would compile the loss again for every number of objects.
     @torch.compiler.disable(recursive=False)
     def forward(
-        self,
-        pixel_values: Tensor,
-        labels: list[dict[str, Tensor]] | None = None,
+        self, pixel_values: Tensor, labels: list[dict[str, Tensor]] | None = None
     ) -> Yolov7TinyOutput:
         """Detects objects.
 

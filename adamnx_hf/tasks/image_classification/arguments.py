@@ -49,7 +49,7 @@ def _check_network(architecture: str, options: str) -> None:
     from adamnx_hf.models.torchvision_net import nets
 
     changes = json.loads(options)
-    nets.options_of(architecture, changes)
+    nets.change_options(architecture, changes)
     try:
         with torch.device("meta"):  # costs no memory, and shows what does not fit
             nets.build(architecture, 2, changes)
@@ -81,5 +81,5 @@ def smoke(arguments: Arguments) -> dict[str, Any]:
     }
     if arguments.architecture:
         changes: Any = arguments.architecture_options or {}
-        tiny["architecture_options"] = nets.tiny_options(arguments.architecture, changes)
+        tiny["architecture_options"] = nets.shrink_options(arguments.architecture, changes)
     return tiny

@@ -45,10 +45,10 @@ def make_trainer(recipe: Recipe) -> RecipeTrainer:
     notes += describe_gaps(classes, train_labels, test_labels, arguments.judged_split)
 
     normalization: Any = {"mean": arguments.image_mean, "std": arguments.image_std}
-    on_train = transforms.train_transform(
+    on_train = transforms.make_train_transform(
         jitter=arguments.jitter_probability, flip=arguments.flip_probability, **normalization
     )
-    on_eval = transforms.eval_transform(**normalization)
+    on_eval = transforms.make_eval_transform(**normalization)
     on_device = arguments.augment_on_device
     dataset: Any = functools.partial(
         ImageDataset,

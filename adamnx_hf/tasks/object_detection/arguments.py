@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from adamnx_hf.common.errors import nearest
+from adamnx_hf.models.options import check_options
+from adamnx_hf.models.yolov7_tiny.configuration import Yolov7TinyConfig
 from adamnx_hf.tasks.base import make_field
 from adamnx_hf.tasks.columns import check_class_names
-from adamnx_hf.tasks.data import ImageArguments, train_images_fast
+from adamnx_hf.tasks.data import ImageArguments
 from adamnx_hf.tasks.pretrained import label_maps
 
-__all__ = ["Arguments", "configure", "fast", "smoke"]
+__all__ = ["Arguments", "configure", "smoke"]
 
 
 @dataclasses.dataclass
@@ -22,10 +24,12 @@ class Arguments(ImageArguments):
     objects_column: str = make_field(
         "objects", "Column of each image's objects: their boxes, classes and so on.", data=True, neutral=True
     )
-    box_field: str = make_field("bbox", "Where among them the boxes are.", data=True, neutral=True)
+    box_field: str = make_field(
+        "bbox", "Field of the objects that holds their boxes.", data=True, neutral=True
+    )
     box_format: Literal["xywh", "xyxy", "cxcywh", "voc"] = make_field(
         "xywh",
-        "What the four numbers mean: left, top, width, height; or two corners; or centre x, centre y, "
+        "Meaning of a box's four numbers: left, top, width, height; or two corners; or centre x, centre y, "
         "width, height, as YOLO has them; or corners as VOC writes them, whose pixels count from 1 and "
         "belong to the box.",
         data=True,
@@ -33,13 +37,13 @@ class Arguments(ImageArguments):
     )
     box_unit: Literal["pixels", "shares"] = make_field(
         "pixels",
-        "What they count: pixels, or shares of the image's width and height, from 0 to 1.",
+        "Unit of these numbers: pixels, or shares of the image's width and height, from 0 to 1.",
         data=True,
         neutral=True,
     )
     category_field: str = make_field(
         "category",
-        "Where among them the classes are: ids, or names, whose ids are in the order of the alphabet.",
+        "Field of the objects that holds their classes: ids, or names, which are numbered alphabetically.",
         data=True,
         neutral=True,
     )
@@ -48,14 +52,14 @@ class Arguments(ImageArguments):
     )
     difficult_field: str = make_field(
         "difficult",
-        "Where among them it is marked that one need not be found; may be missing.",
+        "Field of the objects that marks those that need not be found; may be missing.",
         data=True,
         neutral=True,
     )
     train_on_difficult: bool = make_field(False, "Train on objects that need not be found, too.")
     architecture: str | None = make_field(None, "A network, from scratch: yolov7_tiny.")
     architecture_options: dict | str | None = make_field(
-        None, "What to change of it: fields of Yolov7TinyConfig, as JSON on the command line."
+        None, "What to change of the network: fields of Yolov7TinyConfig, as JSON on the command line."
     )
     model_name_or_path: str | None = make_field(
         None, "Instead of architecture: a YOLOv7-tiny of the Hub, or a saved one, to fine-tune."
@@ -87,11 +91,6 @@ class Arguments(ImageArguments):
             configure(self, ["a class"])
 
 
-def fast() -> dict[str, Any]:
-    """Returns what `--fast` sets. The loss, whose shapes vary, is not compiled."""
-    return train_images_fast()
-
-
 def smoke(arguments: Arguments) -> dict[str, Any]:
     """Returns what `--smoke` sets: a tiny network and a few small images."""
     tiny: dict[str, Any] = {"max_train_samples": 64, "max_eval_samples": 32, "image_size": 64}
@@ -102,20 +101,16 @@ def smoke(arguments: Arguments) -> dict[str, Any]:
 
 
 def configure(arguments: Arguments, classes: Sequence[str]) -> Any:
-    """Makes the configuration of the network, its options checked."""
-    import inspect
+    """Makes the configuration of the network.
 
-    from adamnx_hf.models import Yolov7TinyConfig
-
-    if arguments.architecture != Yolov7TinyConfig.model_type:
-        near = nearest(str(arguments.architecture), [Yolov7TinyConfig.model_type])
-        raise ValueError(f"architecture: {arguments.architecture!r} is not known{near}")
+    Raises:
+        ValueError: the architecture, an option or the value of an option does not fit.
+    """
+    name, known = str(arguments.architecture), Yolov7TinyConfig.model_type
+    if name != known:
+        raise ValueError(f"architecture: {name!r} is not known{nearest(name, [known])}")
     options: Any = arguments.architecture_options or {}
-    known = set(inspect.signature(Yolov7TinyConfig.__init__).parameters)
-    valid = sorted(known - {"self", "kwargs", "image_size", "num_channels"})
-    for key in options:
-        if key not in valid:
-            raise ValueError(f"architecture_options: yolov7_tiny has no {key!r}{nearest(key, valid)}")
+    check_options(name, options, Yolov7TinyConfig.__init__, ("image_size", "num_channels"))
     try:
         return Yolov7TinyConfig(image_size=arguments.image_size, **options, **label_maps(classes))
     except (TypeError, ValueError) as error:

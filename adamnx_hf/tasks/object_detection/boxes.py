@@ -1,4 +1,4 @@
-"""Each row's objects, read and checked: corners in pixels, class ids and marks of difficult ones."""
+"""The objects of each row, read and checked: corners in pixels, class ids and marks of difficult ones."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Image
 from torch import Tensor
+from torchvision.ops import box_convert
 from tqdm import tqdm
 
-from adamnx_hf.common import images
 from adamnx_hf.common.errors import RecipeError, nearest
+from adamnx_hf.common.images import find_size, open_image
 from adamnx_hf.common.splits import find_row
 from adamnx_hf.tasks.object_detection.arguments import Arguments
-from adamnx_hf.tasks.object_detection.schema import (
-    columns_of,
-)
+from adamnx_hf.tasks.object_detection.schema import split_fields
 
 __all__ = ["read_objects"]
 
 
-#: A box may reach so many pixels out of its image, as rounding has it; it is cut off there.
+#: Pixels by which rounding may move a box out of its image. The box is cut off at the edge.
 ROUNDING = 1.0
 
-#: Shares of an image may leave the range from 0 to 1 by so much, as rounding has it.
+#: Amount by which rounding may move a share out of the range from 0 to 1.
 SHARE_ROUNDING = 0.01
 
 
@@ -33,41 +33,34 @@ def read_objects(
 ) -> tuple[list[Tensor], list[tuple[int, int]]]:
     """Reads each row's objects, (n, 6) as in a DetectionDataset, and each image's height and width.
 
-    Reads the images' headers alone.
+    Of the images only the headers are read.
 
     Raises:
-        RecipeError: an image that is not there or that RGB does not hold, objects that are no numbers, boxes
-            in another unit, a box without area or reaching out of its image, or an unknown class; names the
-            row.
+        RecipeError: an image is missing, or RGB cannot hold it; objects are no numbers; a box has another
+            unit, has no area or reaches out of its image; or a class is unknown. The message names the row.
     """
-    from datasets import Image
-
     column = arguments.image_column
     headers = data.select_columns([column, arguments.objects_column]).cast_column(column, Image(decode=False))
-    numbers, sizes = [], []
-    for i, row in enumerate(
-        tqdm(headers, desc=f"checking {split}", unit=" images", leave=False, disable=quiet)
-    ):
-        width, height = images.find_size(images.open_image(row[column], column, i, split, as_rgb=True))
-        numbers.append(_read_numbers(row[arguments.objects_column], arguments, classes, _name_row(split, i)))
+    objects, sizes = [], []
+    rows = tqdm(headers, desc=f"checking {split}", unit=" images", leave=False, disable=quiet)
+    for i, row in enumerate(rows):
+        width, height = find_size(open_image(row[column], column, i, split, as_rgb=True))
+        objects.append(_read_numbers(row[arguments.objects_column], arguments, classes, _name_row(split, i)))
         sizes.append((height, width))
     if arguments.box_unit == "pixels":
-        _check_pixels([boxes for boxes, _, _ in numbers], sizes, split)
-    objects = []
-    for i, ((boxes, labels, difficult), (height, width)) in enumerate(zip(numbers, sizes, strict=True)):
-        corners = _to_corners(boxes, arguments, width, height, _name_row(split, i))
-        rows = np.concatenate([labels[:, None], difficult[:, None], corners], 1)
-        objects.append(torch.as_tensor(rows, dtype=torch.float32))
-    return objects, sizes
+        _check_pixels([own[:, 2:] for own in objects], sizes, split)
+    for i, (own, size) in enumerate(zip(objects, sizes, strict=True)):
+        own[:, 2:] = _to_corners(own[:, 2:], arguments, *size, _name_row(split, i))
+    return [torch.from_numpy(own).float() for own in objects], sizes
 
 
 def _check_pixels(boxes: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], split: str) -> None:
     """Checks that boxes in pixels are not shares of their images.
 
     Args:
-        boxes: (n, 4) of each image, as they are in the data.
-        sizes: each image's height and width. A single pixel says nothing: its boxes are from 0 to 1.
-        split: their split.
+        boxes: the boxes of each image, (n, 4), as they are in the data.
+        sizes: each image's height and width. Boxes of an image of one pixel are from 0 to 1 anyway.
+        split: the name of the split.
 
     Raises:
         RecipeError: all numbers are from 0 to 1.
@@ -81,14 +74,12 @@ def _check_pixels(boxes: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]],
         )
 
 
-def _to_corners(boxes: np.ndarray, arguments: Arguments, width: int, height: int, where: str) -> np.ndarray:
+def _to_corners(boxes: np.ndarray, arguments: Arguments, height: int, width: int, where: str) -> np.ndarray:
     """Turns an image's boxes (n, 4), as they are in the data, into corners in pixels.
 
     Raises:
-        RecipeError: a box without area, reaching out of the image, or in pixels instead of shares.
+        RecipeError: a box has no area, reaches out of the image, or is in pixels instead of shares.
     """
-    from torchvision.ops import box_convert
-
     shares = arguments.box_unit == "shares"
     corners = boxes * np.array([width, height] * 2 if shares else [1] * 4)
     if arguments.box_format == "voc":
@@ -119,30 +110,23 @@ def _name_row(split: str, row: int) -> str:
     return f"{name}, row {number}"
 
 
-def _read_numbers(
-    objects: Any, arguments: Arguments, classes: Sequence[str], where: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads a row's boxes (n, 4), class ids (n,) and marks of difficult objects (n,).
+def _read_numbers(objects: Any, arguments: Arguments, classes: Sequence[str], where: str) -> np.ndarray:
+    """Reads a row's objects, (n, 6): class id, difficult or not, and the box as the data have it.
 
     Raises:
-        RecipeError: they are no numbers, do not match each other, or a class is not known.
+        RecipeError: objects are no numbers or do not match each other, or a class is not known.
     """
-    fields = columns_of(objects, arguments)
-    kinds: dict[str, type] = {
-        arguments.box_field: np.float64,
-        arguments.category_field: np.int64,
-        arguments.difficult_field: np.bool_,
-    }
-    if any(isinstance(label, str) for label in fields[arguments.category_field]):
-        fields[arguments.category_field] = _find_ids(fields[arguments.category_field], classes, where)
     arrays: list[np.ndarray] = []
-    for name, kind in kinds.items():
+    kinds = (np.float64, np.int64, np.bool_)
+    for (name, values), kind in zip(split_fields(objects, arguments).items(), kinds, strict=True):
+        if kind is np.int64 and any(isinstance(label, str) for label in values):
+            values = _find_ids(values, classes, where)
         try:
-            arrays.append(np.asarray(fields[name], dtype=kind))
+            arrays.append(np.asarray(values, dtype=kind))
         except (TypeError, ValueError) as error:
             raise RecipeError(
-                f"{where}: {name} of its objects: {str(fields[name])[:60]} ({error}); correct it, or leave "
-                "the row out"
+                f"{where}: {name} of its objects: {str(values)[:60]} ({error}); correct it, or leave the row "
+                "out"
             ) from error
     boxes, labels, difficult = arrays
     if boxes.size == 0:
@@ -165,14 +149,14 @@ def _read_numbers(
                 f"{where}: {label} is not a class id; there are {len(classes)}, from 0 to "
                 f"{len(classes) - 1}; correct it, leave the row out, or name every class: --class_names"
             )
-    return boxes, labels, difficult
+    return np.column_stack([labels, difficult, boxes])
 
 
 def _find_ids(labels: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
-    """Returns the ids of classes that are given by name.
+    """Finds the ids of classes that are given by name.
 
     Raises:
-        RecipeError: a name that is not among `classes`.
+        RecipeError: a name is not among `classes`.
     """
     ids = {name: i for i, name in enumerate(classes)}
     for label in labels:

@@ -11,35 +11,34 @@ import torch
 from torch import Tensor
 
 from adamnx_hf import metrics
+from adamnx_hf.models.yolov7_tiny.loss import STRIDES, Priors, sampled_loss
 from adamnx_hf.tasks.base import Metric
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
 __all__ = ["METRICS", "DetectionTrainer", "compute_metrics"]
 
 
-#: Reported best and last, in percent.
+#: The metrics that are reported best and last, in percent.
 METRICS = {
     "map_50": Metric("max", "map", "mAP at IoU 0.5"),
     "map_75": Metric("max", "map", "mAP at IoU 0.75"),
 }
 
-#: Boxes less likely than this are not judged: so few are right that they cost time alone.
+#: Boxes less likely than this are not judged: hardly any is right, and all cost time.
 LEAST_SCORE = 0.001
 
 
 class DetectionTrainer(RecipeTrainer):
-    """A RecipeTrainer whose evaluation hands on boxes, not what the network gives for every anchor.
+    """A RecipeTrainer whose evaluation hands on boxes, not the network's output for every anchor.
 
     Predictions are (images, most, 6): class id, likelihood, two corners in pixels of the image itself. Labels
-    are :class:`DetectionDataset`'s `objects`. Both are filled up with rows of -100.
+    are :class:`DetectionDataset`'s `objects`. Rows of -100 fill up both.
     """
 
     smooths_labels = False
 
     def sampled_loss(self, inputs: dict[str, Any]) -> tuple[Tensor, int]:
-        """Returns :func:`adamnx_hf.models.yolov7_tiny.loss.sampled_loss`, a sum whose terms count once."""
-        from adamnx_hf.models.yolov7_tiny.loss import STRIDES, Priors, sampled_loss
-
+        """Returns :func:`adamnx_hf.models.yolov7_tiny.loss.sampled_loss`, and 1: the sum counts once."""
         pixels = inputs["pixel_values"]
         height, width = pixels.shape[-2:]
         model: Any = self.model
@@ -76,9 +75,7 @@ def _fill_up(rows: Sequence[Tensor]) -> Tensor:
     return padded[1:].contiguous()
 
 
-@functools.cache
-def _load_metric() -> Any:
-    return metrics.load("voc_map")
+_load_metric = functools.cache(metrics.load)
 
 
 def compute_metrics(prediction: Any) -> dict[str, float]:
@@ -87,7 +84,7 @@ def compute_metrics(prediction: Any) -> dict[str, float]:
         [rows[rows[:, 0] >= 0] for rows in images]
         for images in (prediction.predictions, prediction.label_ids)
     )
-    scores: dict[str, float] = _load_metric().compute(
+    scores: dict[str, float] = _load_metric("voc_map").compute(
         predictions=[
             {"boxes": rows[:, 2:], "scores": rows[:, 1], "labels": rows[:, 0].astype(np.int64)}
             for rows in found

@@ -7,23 +7,25 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoConfig, set_seed
 
 from adamnx_hf.common.errors import RecipeError
-from adamnx_hf.tasks.columns import check_columns, choose_image_column
+from adamnx_hf.models import Yolov7TinyConfig, Yolov7TinyForObjectDetection, Yolov7TinyImageProcessor
+from adamnx_hf.tasks.columns import choose_image_column
 from adamnx_hf.tasks.loading import load_data
-from adamnx_hf.tasks.object_detection.arguments import Arguments
+from adamnx_hf.tasks.object_detection.arguments import Arguments, configure
 from adamnx_hf.tasks.object_detection.dataset import LEAST_SHARE, Augmentation, DetectionDataset, collate
 from adamnx_hf.tasks.object_detection.evaluation import DetectionTrainer, compute_metrics
 from adamnx_hf.tasks.object_detection.made_up import make_up
-from adamnx_hf.tasks.object_detection.model import make_model, make_processor
 from adamnx_hf.tasks.object_detection.schema import (
     check_classes,
     check_features,
-    fields_of,
     find_fields,
+    find_own_names,
+    list_fields,
     name_classes,
-    own_names,
 )
+from adamnx_hf.tasks.pretrained import check_pretrained, label_maps
 from adamnx_hf.tasks.randomness import RowRandom
 
 if TYPE_CHECKING:
@@ -45,7 +47,6 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
     notes += find_fields(train, arguments, recipe.given)
     choose_image_column((train, test), arguments, recipe.given, notes)
     for data in (train, test):
-        check_columns(data, {"objects_column": arguments.objects_column})
         check_features(data, arguments)
     classes = name_classes(train, arguments)
     check_classes(train, test, classes, arguments)
@@ -66,25 +67,51 @@ def make_trainer(recipe: Recipe) -> DetectionTrainer:
     if all((objects[:, 1] > 0).all() for objects in judged.objects):
         raise RecipeError("eval_split: there is no object in it that has to be found")
     trainer = DetectionTrainer(
-        model=make_model(arguments, classes, recipe),
+        model=_make_model(arguments, classes, recipe),
         args=recipe.training_arguments,
         train_dataset=learned,
         eval_dataset=judged,
         data_collator=collate,
         compute_metrics=compute_metrics,
-        processing_class=make_processor(arguments),
+        processing_class=Yolov7TinyImageProcessor(
+            arguments.image_size, image_mean=arguments.image_mean, image_std=arguments.image_std
+        ),
     )
-    pairs = zip(classes, own_names(train, arguments), strict=False)
+    pairs = zip(classes, find_own_names(train, arguments), strict=False)
     if renamed := [f"{name!r} for {own!r}" for name, own in pairs if name != own]:
         notes.append(
             f"class_names: {len(renamed)} classes have other names than in the data set, such as {renamed[0]}"
         )
-    if arguments.difficult_field not in fields_of(test, arguments.objects_column):
+    if arguments.difficult_field not in list_fields(test, arguments.objects_column):
         notes.append(
             f"objects have no field {arguments.difficult_field!r}: every one of them has to be found"
         )
     trainer.notes += notes
     return trainer
+
+
+def _make_model(arguments: Arguments, classes: Sequence[str], recipe: Recipe) -> Any:
+    """Makes the network, or loads one to fine-tune.
+
+    Raises:
+        RecipeError: the model to load is no YOLOv7-tiny or is for images of another size, or see
+            :func:`adamnx_hf.tasks.pretrained.check_pretrained`.
+    """
+    set_seed(recipe.training_arguments.seed)  # the same weights for every optimizer
+    name = arguments.model_name_or_path
+    if name is None:
+        return Yolov7TinyForObjectDetection(configure(arguments, classes))
+    check_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if not isinstance(config, Yolov7TinyConfig):
+        raise RecipeError(f"model_name_or_path: {name} is a {config.model_type}, not a yolov7_tiny")
+    if config.image_size != arguments.image_size:
+        raise RecipeError(
+            f"model_name_or_path: {name} has anchors for {config.image_size} pixels; set --image_size to that"
+        )
+    return Yolov7TinyForObjectDetection.from_pretrained(
+        name, ignore_mismatched_sizes=True, dtype=torch.float32, **label_maps(classes)
+    )
 
 
 def _check_learned(
@@ -93,13 +120,13 @@ def _check_learned(
     """Checks that there are boxes to learn.
 
     Returns:
-        What is to be said of boxes that are too small to be learned, and of classes without a box.
+        Notes on boxes that are too small to be learned, and on classes without a box.
 
     Raises:
-        RecipeError: there is no box, or all are too small.
+        RecipeError: there is no box, or every box is too small.
     """
     split = f"the split {data.split!r}"
-    rows = [data.learned(i) for i in range(len(data)) if len(data.objects[i])]
+    rows = [data.select_learned(i) for i in range(len(data)) if len(data.objects[i])]
     learned = sum(len(labels) for labels, _ in rows)
     if not learned:
         why = "all of them are marked difficult; pass --train_on_difficult" if rows else "no row has one"
@@ -107,7 +134,7 @@ def _check_learned(
     labels, boxes = (torch.cat(parts) for parts in zip(*rows, strict=True))
     corners, largest = boxes * data.size, arguments.scale_range[1]
     scale = min(1.0, largest)
-    sides = scale * (corners[:, 2:] - corners[:, :2]).amin(1)  # the shorter one of each box
+    sides = scale * (corners[:, 2:] - corners[:, :2]).amin(1)  # the shorter side of each box
     notes = []
     if small := int((sides < augment.min_size).sum()):
         tiny = int((sides < LEAST_SHARE * data.size).sum())

@@ -1,7 +1,10 @@
 """Semantic segmentation: images and masks of class ids to a trained model, judged by its mean IoU."""
 
 from adamnx_hf.tasks.data import IMAGES_DISPLACE as DISPLACES
-from adamnx_hf.tasks.semantic_segmentation.arguments import Arguments, fast, smoke
+
+# Decoding and augmentation stay with the loader's workers: images differ in size.
+from adamnx_hf.tasks.data import train_images_fast as fast
+from adamnx_hf.tasks.semantic_segmentation.arguments import Arguments, smoke
 from adamnx_hf.tasks.semantic_segmentation.charts import draw_predictions
 from adamnx_hf.tasks.semantic_segmentation.evaluation import METRICS
 from adamnx_hf.tasks.semantic_segmentation.task import make_trainer
@@ -20,5 +23,5 @@ __all__ = [
 
 UNIT = "images"
 
-#: The task, as the Hub names it.
+#: The Hub's name of the task.
 PIPELINE_TAG = "image-segmentation"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, AutoConfig
+
 from adamnx_hf.common.errors import nearest
+from adamnx_hf.models.options import check_options
 from adamnx_hf.tasks.base import make_field
 from adamnx_hf.tasks.columns import check_class_names
-from adamnx_hf.tasks.data import ImageArguments, train_images_fast
+from adamnx_hf.tasks.data import ImageArguments
 from adamnx_hf.tasks.semantic_segmentation import masks
 
-__all__ = ["Arguments", "configure", "fast", "smoke"]
+__all__ = ["Arguments", "configure", "smoke"]
 
 
 @dataclasses.dataclass
@@ -28,20 +30,20 @@ class Arguments(ImageArguments):
     )
     class_names: list[str] | None = make_field(
         None,
-        "Names of the classes 0, 1, ... Default: numbers, as many as mask_values has, or up to the "
-        "highest id in the training split.",
+        "Names of the classes 0, 1, ... Default: numbers, as many as mask_values has, or up to the highest "
+        "id in the training split.",
         data=True,
     )
     mask_values: list[int] | None = make_field(
         None,
-        "The values that stand in the masks for the classes 0, 1, ..., in that order: 0 255 for masks of "
-        "0 and 255. Default: the ids themselves.",
+        "Values in the masks that stand for the classes 0, 1, ..., in that order: 0 255 for masks of 0 and "
+        "255. Default: the ids themselves.",
         data=True,
     )
     ignore_index: int = make_field(
         255,
-        "Value of pixels in the masks that count neither in training nor in evaluation. One that "
-        "mask_values has is its class's.",
+        "Value in the masks of pixels that count neither in training nor in evaluation. A value that "
+        "mask_values has stands for its class.",
         data=True,
     )
     architecture: str | None = make_field(
@@ -49,16 +51,16 @@ class Arguments(ImageArguments):
     )
     class_balance: float = make_field(
         0.0,
-        "In a U-Net's cross-entropy a pixel counts its class's share of the training pixels to the power "
-        "of minus this: 0, all pixels alike, to 1, all classes alike.",
+        "From 0, all pixels count alike in a U-Net's cross-entropy, to 1, all classes do: the weight of a "
+        "pixel is its class's share of the training pixels to the power of minus this.",
     )
     image_size: int = make_field(
-        384, "The shorter side of images, to which they are resized, in pixels. Judged is at their own size."
+        384, "The shorter side of resized images, in pixels. Evaluation judges them at their own size."
     )
     scale_range: list[float] = make_field(
-        [0.5, 2.0], "For training image_size is multiplied by a number drawn from this range."
+        [0.5, 2.0], "In training, image_size is multiplied by a number that is drawn from this range."
     )
-    crop_size: int = make_field(320, "Training takes a random square of so many pixels a side.")
+    crop_size: int = make_field(320, "Side of the random square that training cuts out, in pixels.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,20 +90,20 @@ class Arguments(ImageArguments):
 
     @property
     def pair_format(self) -> masks.PairFormat:
-        """The columns of pairs of an image and a mask, and what masks hold."""
+        """The columns of images and masks, and the values in masks."""
         return masks.PairFormat(self.image_column, self.mask_column, self.mask_values)
 
     @property
     def void_id(self) -> int:
-        """The id that pixels which do not count have for the model."""
-        return masks.void_id(self.ignore_index, self.mask_values)
+        """The id of pixels that do not count, as the model sees it."""
+        return masks.find_void_id(self.ignore_index, self.mask_values)
 
 
 def _check_mask_values(values: list[int] | None, names: Sequence[str]) -> None:
     """Checks that each class has a value of its own, which a mask can hold.
 
     Raises:
-        ValueError: they have not; names `mask_values`.
+        ValueError: a value is given twice or no mask can hold it, or there are too few or too many.
     """
     if values is None:
         return
@@ -116,11 +118,6 @@ def _check_mask_values(values: list[int] | None, names: Sequence[str]) -> None:
         raise ValueError(
             f"mask_values: {len(values)} of them for {len(names)} class_names; give each class its value"
         )
-
-
-def fast() -> dict[str, Any]:
-    """Returns what `--fast` sets. Decoding and augmentation stay with the loader's workers: sizes differ."""
-    return train_images_fast()
 
 
 def smoke(arguments: Arguments) -> dict[str, Any]:
@@ -142,21 +139,15 @@ def configure(architecture: str, options: Mapping[str, Any] | None, **more: Any)
     """Makes the configuration of a network by its model_type.
 
     Raises:
-        ValueError: a name, an option or a value that does not fit.
+        ValueError: the name, an option or a value does not fit.
     """
-    from transformers.models.auto import configuration_auto, modeling_auto
-
-    mapping = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
-    known = {config.model_type: config for config in mapping}
+    known = {config.model_type: config for config in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING}
     if architecture not in known:
         raise ValueError(
             f"architecture: {architecture!r} is not known{nearest(architecture, known, most=20)}"
         )
-    valid = set(inspect.signature(known[architecture].__init__).parameters) - {"self", "kwargs"}
-    for key in options or {}:
-        if key not in valid:
-            raise ValueError(f"architecture_options: {architecture} has no {key!r}{nearest(key, valid)}")
+    check_options(architecture, options or {}, known[architecture].__init__)
     try:
-        return configuration_auto.AutoConfig.for_model(architecture, **(options or {}), **more)
+        return AutoConfig.for_model(architecture, **(options or {}), **more)
     except Exception as error:
         raise ValueError(f"architecture_options: {' '.join(str(error).split())}") from error

@@ -1,4 +1,4 @@
-"""A picture of masks in the data and of those that the trained model makes."""
+"""A picture of masks in the data and of the trained model's masks."""
 
 from __future__ import annotations
 
@@ -18,33 +18,30 @@ from adamnx_hf.tasks.trainer import RecipeTrainer
 if TYPE_CHECKING:
     from adamnx_hf.tasks.base import Recipe
 
-__all__ = ["colours", "draw", "draw_predictions"]
+__all__ = ["draw", "draw_predictions", "make_colours"]
 
 
 @torch.no_grad()
-def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path, count: int = 6) -> None:
-    """Draws images of the evaluation split, their masks and what the model makes of them.
+def draw_predictions(recipe: Recipe, trainer: RecipeTrainer, path: Path) -> None:
+    """Draws six images, taken evenly from the evaluation split, their masks and the predicted masks.
 
     Args:
-        recipe: for the title.
-        trainer: after training.
-        path: of the PNG.
-        count: images, taken evenly from the split.
+        recipe: the recipe of the run.
+        trainer: its Trainer, after training.
+        path: the PNG to write.
     """
     data: Any = trainer.eval_dataset
     model: Any = trainer.model
     void = recipe.task_arguments.void_id
     model.eval()
     columns = {}
-    for row in dict.fromkeys(
-        np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int).tolist()
-    ):
+    for row in np.linspace(0, len(data) - 1, min(6, len(data))).round().astype(int).tolist():
         batch = collate([data[row]], ignore_index=void)
         (mask,) = batch["masks"]
         pixels = trainer._prepare_input(batch["pixel_values"])
         logits = model(pixel_values=pixels).logits
         (predicted,) = segment(logits, pixels.shape[-2:], mask.shape)
-        columns[f"row {row}"] = (np.asarray(data.picture(row)), mask.numpy(), predicted.cpu().numpy())
+        columns[f"row {row}"] = (np.asarray(data.read_picture(row)), mask.numpy(), predicted.cpu().numpy())
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     optim = plain_value(recipe.training_arguments.optim)
     draw(path, f"{recipe.name} · {optim} · {recipe.task_arguments.eval_split}", names, columns, void)
@@ -60,15 +57,15 @@ def draw(
     """Draws images, their masks and predictions below each other, with a legend.
 
     Args:
-        path: of the PNG.
-        title: of the picture.
-        names: the classes'.
+        path: the PNG to write.
+        title: the title of the picture.
+        names: the classes' names.
         columns: by label, an image (height, width, 3), its mask and the prediction, both (height, width).
         ignore_index: the id of pixels that do not count.
     """
     from matplotlib.patches import Patch
 
-    tints = np.concatenate([colours(len(names)), [[224, 224, 192]]])  # void as VOC draws it
+    tints = np.concatenate([make_colours(len(names)), [[224, 224, 192]]])  # void as VOC draws it
     size = (2.3 * len(columns), 6.4)
     shown: set[int] = set()
     with canvas(path, 3, len(columns), size=size, style={}, squeeze=False) as (figure, axes):
@@ -95,8 +92,8 @@ def draw(
         figure.suptitle(title, fontsize=11)
 
 
-def colours(count: int) -> np.ndarray:
-    """Returns PASCAL VOC's colours, (count, 3) uint8: an id's bits, spread over the channels' high bits."""
+def make_colours(count: int) -> np.ndarray:
+    """Makes PASCAL VOC's colours, (count, 3) uint8: spreads an id's bits over the channels' high bits."""
     ids = np.arange(count)
     result = np.zeros((count, 3), dtype=np.uint8)
     for bit in range(8):

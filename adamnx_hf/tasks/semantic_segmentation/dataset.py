@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
 from adamnx_hf.common import images
 from adamnx_hf.tasks.randomness import RowRandom
-from adamnx_hf.tasks.semantic_segmentation.masks import PairFormat, class_ids
+from adamnx_hf.tasks.semantic_segmentation.masks import PairFormat, find_class_ids
 
-__all__ = ["SegmentationDataset", "collate", "eval_transform", "train_transform"]
+__all__ = ["SegmentationDataset", "collate", "make_eval_transform", "make_train_transform"]
 
 
 class SegmentationDataset(torch.utils.data.Dataset):
@@ -23,17 +26,17 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     Args:
         data: a split of a `datasets` data set.
-        form: how the pairs stand in it.
+        form: the columns of the pairs, and the values in masks.
         transform: takes an image, uint8 (3, height, width), and a mask, int64 (height, width), both as
             torchvision's tv_tensors.
-        keep_mask: for evaluation, where the mask that counts is the one of the image's own size.
+        keep_mask: keep the mask at the image's own size, too, by which evaluation judges.
         keep_decoded: decode all images now and keep them, 4 bytes a pixel.
-        split: its name, for messages.
+        split: the name of the split, for messages.
         quiet: no progress bar.
-        random: what the transform draws, by row. None: what torch's global generator gives.
+        random: seeds what the transform draws, by row. None: torch's global generator draws on.
 
     Raises:
-        RecipeError: an image or a mask that cannot be read, when it is; names its row.
+        RecipeError: an image or a mask cannot be read, when it is needed. The message names the row.
 
     Examples are `{"pixel_values": (3, height, width), "labels": (height, width) int64}` and, with
     `keep_mask`, `"mask"`, as `labels` before the transform.
@@ -63,8 +66,6 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        from torchvision import tv_tensors
-
         image, mask = self._decode(index) if self.decoded is None else self.decoded[index]
         mask = mask.long()
         with nullcontext() if self.random is None else self.random.seed_row(index):
@@ -72,20 +73,18 @@ class SegmentationDataset(torch.utils.data.Dataset):
         example = {"pixel_values": pixels.as_subclass(Tensor), "labels": labels.as_subclass(Tensor)}
         return example | ({"mask": mask} if self.keep_mask else {})
 
-    def picture(self, index: int) -> Any:
-        """Returns the image itself, PIL's."""
+    def read_picture(self, index: int) -> Any:
+        """Reads the image itself, PIL's, in RGB."""
         return images.read_image(self.images, self.form.image_column, index, self.split)
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
-        from torchvision.transforms.v2 import functional
-
-        image = functional.pil_to_tensor(self.picture(index))
+        image = functional.pil_to_tensor(self.read_picture(index))
         with images.name_errors(self.form.mask_column, index, self.split):
             mask = np.array(self.masks[index][self.form.mask_column])
-        return image, torch.from_numpy(class_ids(mask, self.form.mask_values))
+        return image, torch.from_numpy(find_class_ids(mask, self.form.mask_values))
 
 
-def train_transform(
+def make_train_transform(
     *,
     image_size: int,
     scale_range: Sequence[float],
@@ -98,16 +97,13 @@ def train_transform(
     """Makes a transform that scales, crops and mirrors at random, image and mask alike.
 
     Args:
-        image_size: of the shorter side, in pixels, at scale 1.
+        image_size: pixels along the shorter side at scale 1.
         scale_range: the lowest and the highest scale.
-        crop_size: pixels along a side of the crop. What it has outside of the image is grey and void.
+        crop_size: pixels along a side of the crop, which is grey and void outside of the image.
         flip: probability of mirroring.
-        mean, std: of the normalisation, for values in [0, 1].
+        mean, std: mean and standard deviation that normalise values in [0, 1].
         ignore_index: the id of pixels that do not count.
     """
-    from torchvision import tv_tensors
-    from torchvision.transforms import v2
-
     low, high = (max(round(image_size * scale), 1) for scale in scale_range)
     fill: Any = {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: ignore_index}
     return v2.Compose(
@@ -120,23 +116,18 @@ def train_transform(
     )
 
 
-def eval_transform(*, image_size: int, mean: Sequence[float], std: Sequence[float]) -> Any:
+def make_eval_transform(*, image_size: int, mean: Sequence[float], std: Sequence[float]) -> Any:
     """Makes a transform to the whole image, its shorter side `image_size` pixels long."""
-    from torchvision.transforms import v2
-
     return v2.Compose([v2.Resize(image_size), *_normalize(mean, std)])
 
 
 def _normalize(mean: Sequence[float], std: Sequence[float]) -> list[Any]:
-    from torchvision import tv_tensors
-    from torchvision.transforms import v2
-
     to_float = v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
     return [to_float, v2.Normalize(mean, std)]
 
 
 def collate(examples: Sequence[Mapping[str, Tensor]], *, ignore_index: int) -> dict[str, Any]:
-    """Batches examples of different sizes: what is lacking below and to the right is grey and void.
+    """Batches examples of different sizes, which grey and void fill up below and to the right.
 
     Returns:
         `pixel_values` (n, 3, height, width), `labels` (n, height, width) and, where the examples have a
@@ -153,11 +144,7 @@ def collate(examples: Sequence[Mapping[str, Tensor]], *, ignore_index: int) -> d
             ]
         )
 
-    batch: dict[str, Any] = {
-        "pixel_values": pad("pixel_values", 0),
-        "labels": pad("labels", ignore_index),
-    }
+    batch: dict[str, Any] = {"pixel_values": pad("pixel_values", 0), "labels": pad("labels", ignore_index)}
     if "mask" in examples[0]:
-        batch["masks"] = [example["mask"] for example in examples]
-        batch["sizes"] = torch.tensor(sizes)
+        batch |= {"masks": [example["mask"] for example in examples], "sizes": torch.tensor(sizes)}
     return batch

@@ -1,4 +1,4 @@
-"""Confusion matrices of whole images, and the mean IoU that they come to."""
+"""Confusion matrices of whole images, and their mean IoU."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from adamnx_hf.tasks.base import Metric
 from adamnx_hf.tasks.trainer import RecipeTrainer
 
-__all__ = ["METRICS", "SegmentationTrainer", "scores", "segment"]
+__all__ = ["METRICS", "SegmentationTrainer", "compute_scores", "segment"]
 
 
-#: Reported best and last, in percent.
+#: The metrics that are reported best and last, in percent.
 METRICS = {
     "mean_iou": Metric("max", "mean_iou", "Mean IoU"),
     "pixel_accuracy": Metric("max", "accuracy", "Pixel accuracy"),
 }
 
 
-def scores(confusion: Tensor, ignore_index: int | None = None) -> dict[str, float]:
+def compute_scores(confusion: Tensor, ignore_index: int | None = None) -> dict[str, float]:
     """Computes the scores of a confusion matrix over all pixels of all images, in percent.
 
     Args:
-        confusion: (classes, classes), pixels that count by true class (rows) and predicted one.
-        ignore_index: the id of the others. None, or one outside of the matrix: every id is a class.
+        confusion: (classes, classes), the number of pixels that count, by true (rows) and predicted class.
+        ignore_index: the id of pixels that do not count. None, or not in the matrix: every id is a class.
 
     Returns:
-        `mean_iou`: the mean over the classes of true positives / (true positives + false positives + false
-        negatives), without `ignore_index` and those that are neither there nor predicted. As torchmetrics'
-        `multiclass_jaccard_index` has it. And `pixel_accuracy`. Both are 0 where there is no pixel.
+        `mean_iou`, as torchmetrics' `multiclass_jaccard_index` has it: the mean over the classes of true
+        positives / (true positives + false positives + false negatives). `ignore_index` and classes that are
+        neither there nor predicted are left out. And `pixel_accuracy`. Both are 0 where there is no pixel.
     """
     confusion = confusion.double()
     right = confusion.diagonal()
     union = confusion.sum(0) + confusion.sum(1) - right
     counted = union > 0
     if ignore_index is not None and 0 <= ignore_index < len(counted):
-        counted[ignore_index] = False  # predicted of a pixel that counts, it is that class's error, no class
+        counted[ignore_index] = False  # its predictions are errors of other classes
     return {
         "mean_iou": 100 * (right[counted] / union[counted]).sum().item() / max(int(counted.sum()), 1),
         "pixel_accuracy": 100 * right.sum().item() / max(confusion.sum().item(), 1),
@@ -48,7 +48,7 @@ def scores(confusion: Tensor, ignore_index: int | None = None) -> dict[str, floa
 
 
 class _Scores:
-    """The Trainer's `compute_metrics`, batch by batch: keeps a confusion matrix and losses, no image."""
+    """The Trainer's `compute_metrics`, batch by batch. It keeps a confusion matrix and losses, no image."""
 
     def __init__(self, ignore_index: int) -> None:
         self.ignore_index = ignore_index
@@ -63,23 +63,22 @@ class _Scores:
             return {}
         total, self.total = self.total, None
         losses, self.losses = self.losses, []
-        # The Trainer's own loss is a mean of batches' means. On several processes the last one has images in
-        # it that only fill it up.
-        return {**scores(total, self.ignore_index), "loss": math.fsum(losses) / len(losses)}
+        # The Trainer's own loss is a mean of batches' means. On several processes the last batch also has
+        # images that only fill it up.
+        return {**compute_scores(total, self.ignore_index), "loss": math.fsum(losses) / len(losses)}
 
 
 class SegmentationTrainer(RecipeTrainer):
     """A RecipeTrainer that judges whole images, each at its own size and by itself.
 
-    In evaluation each image of a batch goes through the model alone, without what makes it as large as the
-    others, which convolutions would see. All figures are therefore the same for every
-    `per_device_eval_batch_size` and number of processes. `eval_loss` is the mean over the images of their own
-    losses; that of an image without a pixel that counts is 0.
+    In evaluation each image of a batch goes through the model alone and without padding, which convolutions
+    would see. All figures are therefore the same for every `per_device_eval_batch_size` and number of
+    processes. `eval_loss` is the mean of the images' losses. An image without a pixel that counts has loss 0.
 
     Args:
-        num_labels: classes.
+        num_labels: number of classes.
         ignore_index: the id of pixels that do not count.
-        kwargs: RecipeTrainer's. Evaluation needs batches with masks, see
+        kwargs: RecipeTrainer's arguments. Evaluation needs batches with masks, see
             :func:`adamnx_hf.tasks.semantic_segmentation.dataset.collate`.
     """
 
@@ -128,6 +127,7 @@ class SegmentationTrainer(RecipeTrainer):
 
 
 def _resize(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes logits to a height and width, unless they have them."""
     if logits.shape[-2:] == tuple(size):
         return logits
     return nn.functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
@@ -144,5 +144,5 @@ def segment(logits: Tensor, size: Sequence[int], original: Sequence[int]) -> Ten
     Returns:
         Ids, (n, *original) int64.
     """
-    full = _resize(_resize(logits.float(), size), original)
-    return full.max(1).indices  # max, as argmax is several times slower on the CPU
+    # max, as argmax is several times slower on the CPU
+    return _resize(_resize(logits.float(), size), original).max(1).indices
