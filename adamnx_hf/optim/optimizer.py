@@ -209,13 +209,12 @@ class AdamNX(Optimizer):
         for group in self.param_groups:
             for option, default in NOT_ALWAYS_SAVED.items():
                 group.setdefault(option, default)
-            for param in group["params"]:
-                param_state = self.state.get(param, {})
-                if "step" in param_state:
-                    device = step_device(param, group)
-                    step = torch.as_tensor(param_state["step"], dtype=step_dtype(device)).reshape(())
-                    param_state["step"] = step.to(device)
-            pack_steps([self.state[p] for p in group["params"] if "step" in self.state.get(p, {})])
+            counted = [(p, self.state[p]) for p in group["params"] if "step" in self.state.get(p, {})]
+            for param, own in counted:
+                device = step_device(param, group)
+                step = torch.as_tensor(own["step"], dtype=step_dtype(device))
+                own["step"] = step.reshape(()).to(device)
+            pack_steps([own for _, own in counted])
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Loads a state as it was saved: moments keep the dtype that they have in `state_dict`.
@@ -306,12 +305,11 @@ class AdamNX(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        offsets = list_offsets(self.param_groups)
-        parts = []
-        for index, group in enumerate(self.param_groups):
-            params, memo = group["params"], self._memos[index]
-            part = look_at_part(self.param_groups, index, params, offsets[index], self.state, memo)
-            parts.append(part)
+        groups = self.param_groups
+        parts = [
+            look_at_part(groups, index, groups[index]["params"], first, self.state, self._memos[index])
+            for index, first in enumerate(list_offsets(groups))
+        ]
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if self.max_grad_norm is not None:

@@ -86,7 +86,11 @@ def look_at_part(
     states: list[dict[str, Any]] = [state.get(param) or {} for param in params]
     columns = _gather(group, params, grads, states)
     layout = None
-    if all(states) and not _lack_residual(group, params, states):
+    lacks = columns.residuals is not None and any(
+        rest is None and keeps_residual(param, "kahan")
+        for param, rest in zip(params, columns.residuals, strict=True)
+    )
+    if all(states) and not lacks:
         layout = look_at(columns, memo, name)
     else:
         check_tensors(columns, name)
@@ -195,9 +199,8 @@ def _clear_outdated_residuals(part: Part) -> None:
 def note_versions(part: Part) -> None:
     """Notes down which weights the residuals belong to, if there are any."""
     rounding = part.group["param_rounding"]
-    if rounding != "kahan" and "versions" not in part.memo:
-        return
-    if torch.compiler.is_compiling() or runtime.is_capturing():
+    needless = rounding != "kahan" and "versions" not in part.memo
+    if needless or torch.compiler.is_compiling() or runtime.is_capturing():
         return
     if rounding == "kahan":
         kept = [param for param in part.columns.params if keeps_residual(param, rounding)]
@@ -243,13 +246,6 @@ def _gather(group: Group, params: list[Tensor], grads: list[Tensor], states: lis
     return Columns(params, grads, exp_avgs, exp_avg_sqs, residuals)
 
 
-def _lack_residual(group: Group, params: list[Tensor], states: list[dict[str, Any]]) -> bool:
-    return group["param_rounding"] == "kahan" and any(
-        keeps_residual(param, "kahan") and "param_residual" not in state
-        for param, state in zip(params, states, strict=True)
-    )
-
-
 def _make_state(part: Part, state: State) -> Part:
     """Makes what is missing of the state, like the parameters as they are now.
 
@@ -263,15 +259,14 @@ def _make_state(part: Part, state: State) -> Part:
         raise RuntimeError(runtime.STEP_FIRST)
     group, params = part.group, part.columns.params
     states = [state[param] for param in params]
-    if not all(states):
-        for param, own in zip(params, states, strict=True):
-            if not own:
-                device, kept_as = step_device(param, group), moment_format(param, group["state_dtype"])
-                own["step"] = torch.zeros((), dtype=step_dtype(device), device=device)
-                own["exp_avg"], own["exp_avg_sq"] = kept_as.zeros(param), kept_as.zeros(param)
-        pack_steps(states)
     for param, own in zip(params, states, strict=True):
+        if not own:
+            device, kept_as = step_device(param, group), moment_format(param, group["state_dtype"])
+            own["step"] = torch.zeros((), dtype=step_dtype(device), device=device)
+            own["exp_avg"], own["exp_avg_sq"] = kept_as.zeros(param), kept_as.zeros(param)
         if keeps_residual(param, group["param_rounding"]) and "param_residual" not in own:
             own["param_residual"] = new_residual(param)
+    if not all(part.states):
+        pack_steps(states)
     columns = _gather(group, params, part.columns.grads, states)
     return Part(group, columns, part.numbers, states, None, part.memo)

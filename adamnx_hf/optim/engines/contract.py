@@ -23,9 +23,8 @@ Weight = float | Tensor
 
 def pick_weights(weights: Weight, places: Sequence[int]) -> Weight:
     """Returns the weights of the parameters at `places`."""
-    if isinstance(weights, float) or isinstance(places, range):  # a range is that of all parameters
-        return weights
-    if places == [*range(len(weights))]:
+    # A range is that of all parameters.
+    if isinstance(weights, float) or isinstance(places, range) or places == [*range(len(weights))]:
         return weights
     return torch.stack([weights[i] for i in places])  # an index would have to be sent to the device
 

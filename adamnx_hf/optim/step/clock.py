@@ -12,7 +12,7 @@ from torch.optim.optimizer import _to_scalar
 from adamnx_hf.optim.engines import ENGINES
 from adamnx_hf.optim.engines.contract import Case, Weight
 from adamnx_hf.optim.formats import moment_dtype
-from adamnx_hf.optim.layout import Memo
+from adamnx_hf.optim.layout import Memo, pick
 from adamnx_hf.optim.schedules import Scalar
 
 __all__ = ["Clock", "count_on_device", "pack_steps", "read_rates", "step_dtype", "weigh"]
@@ -45,7 +45,7 @@ class Clock(NamedTuple):
         on_cpu = packed.is_cpu if packed is not None else all(step.is_cpu for step in state_steps)
         return cls(state_steps, packed, on_cpu)
 
-    def values(self) -> list[float]:
+    def read_steps(self) -> list[float]:
         """Returns the steps done so far for each parameter; an empty list where the device has them.
 
         Raises:
@@ -60,12 +60,22 @@ class Clock(NamedTuple):
             )
         return steps
 
-    def next_on(self, device: torch.device, places: Sequence[int]) -> Tensor:
-        """Returns the next t of the parameters at `places`, for which the host does not wait.
+    def find_next(self, steps: list[float], device: torch.device, places: Sequence[int]) -> Weight:
+        """Returns the next t of the parameters at `places`.
+
+        Args:
+            steps: the result of :meth:`read_steps`.
+            device: the device of the parameters.
+            places: the places of the parameters.
 
         Returns:
-            A tensor on `device` with one element for each, float64 where the device has that.
+            A number if the host knows the steps and they agree, else a tensor with one element for each
+            parameter. Where the host does not know them the tensor is on `device`, and nothing waits for it.
         """
+        if self.on_host:
+            chosen: list[float] = pick(steps, places)
+            agree = len(set(chosen)) == 1
+            return chosen[0] + 1 if agree else torch.tensor(chosen, dtype=torch.float64, device="cpu") + 1
         # The schedules' forms are right to float32's last digits too.
         precision = step_dtype(device)
         if self.packed is not None and len(self.packed) == len(places):

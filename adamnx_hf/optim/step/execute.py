@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.optim.engines.contract import Engine, Extras, Rule
-from adamnx_hf.optim.formats import RandomBits, cut_rows, format_of, join, most_elements, store_param
+from adamnx_hf.optim.formats import (
+    RandomBits,
+    cut_rows,
+    format_of,
+    join,
+    moment_dtype,
+    most_elements,
+    store_param,
+)
 from adamnx_hf.optim.layout import ROLES, Columns, Layout, are_wrapped, is_dense
-from adamnx_hf.optim.step.plan import Bucket
 
 __all__ = ["step_bucket"]
 
@@ -40,16 +47,16 @@ class Batch(NamedTuple):
         )
 
 
-def step_bucket(bucket: Bucket, rule: Rule, extras: Extras) -> None:
-    """Steps a bucket: at once the parameters that its engine can take as they are, copies of the others.
+def step_bucket(engine: Engine, columns: Columns, rule: Rule, extras: Extras) -> None:
+    """Steps parameters by one engine: at once those that it can take as they are, copies of the others.
 
     Copies are made of few elements at a time. What is stored in a narrow format is rounded here, unless the
     engine takes it as it is and rounds itself.
     """
-    engine, columns = bucket.engine, bucket.columns
-    can = engine.ABILITIES
-    taken = can.dtypes or {bucket.dtype}
-    direct, others = _sort(columns, bucket.layout, taken)
+    can, dtype = engine.ABILITIES, moment_dtype(columns.params[0].dtype)
+    taken = can.dtypes or {dtype}
+    layout = Layout.of(columns) if extras.layout is None else extras.layout
+    direct, others = _sort(columns, layout, taken)
     batches = [(Batch(direct), False)]
     if extras.grad_scale is not None and not can.unscales:  # divided gradients are copies, too
         batches = [(batch, False) for batch in _cut(direct, columns)]
@@ -58,18 +65,16 @@ def step_bucket(bucket: Bucket, rule: Rule, extras: Extras) -> None:
     for number, (batch, copied) in enumerate(batches):
         if not batch.places:
             continue
-        originals = batch.of(columns)
-        whole = not batch.rows and len(batch.places) == len(columns.params)
-        known = bucket.layout if whole else None
+        originals = working = batch.of(columns)
         own = extras
         if can.rounds or can.unscales:  # others do not look at what would be picked
-            own = extras.pick(batch.places, extras.memo.setdefault(number, {}), known)
-        if not copied:
-            _run(engine, originals, rule.pick(batch.places), own)
-            continue
-        copies = _copy(originals, taken, bucket.dtype, join_residuals=not can.rounds)
-        _run(engine, copies, rule.pick(batch.places), own)
-        _write_back(copies, originals, batch, extras, engine_rounds=can.rounds)
+            whole = not batch.rows and len(batch.places) == len(columns.params)
+            own = extras.pick(batch.places, extras.memo.setdefault(number, {}), layout if whole else None)
+        if copied:
+            working = _copy(originals, taken, dtype, join_residuals=not can.rounds)
+        _run(engine, working, rule.pick(batch.places), own)
+        if copied:
+            _write_back(working, originals, batch, extras)
 
 
 def _sort(
@@ -138,17 +143,18 @@ def _copy(
         originals: the columns to copy.
         taken: dtypes that the engine takes.
         dtype: the dtype of copies of tensors that have another.
-        join_residuals: makes a float32 copy of a parameter and its residual.
+        join_residuals: makes a float32 copy of a parameter and its residual, which then has no copy.
     """
-    lists = originals.given()
+    lists = originals.four()
     for i, role in enumerate(ROLES[:4]):
         pairs = zip(lists[i], originals.params, strict=True)
         lists[i] = [_copy_tensor(tensor, param, role, taken, dtype) for tensor, param in pairs]
-    if originals.residuals:
-        lists[4] = [None if rest is None else rest.contiguous() for rest in originals.residuals]
-        if join_residuals:
-            rows = zip(originals.params, lists[0], lists[4], strict=True)
-            lists[0] = [copy if rest is None else join(param, rest) for param, copy, rest in rows]
+    rests = originals.residuals
+    if rests and join_residuals:
+        rows = zip(originals.params, lists[0], rests, strict=True)
+        lists[0] = [copy if rest is None else join(param, rest) for param, copy, rest in rows]
+    elif rests:
+        lists.append([None if rest is None else rest.contiguous() for rest in rests])
     return Columns(*lists)
 
 
@@ -160,9 +166,7 @@ def _copy_tensor(
     return (tensor if tensor.dtype in taken else tensor.to(dtype)).contiguous()
 
 
-def _write_back(
-    copies: Columns, originals: Columns, batch: Batch, extras: Extras, *, engine_rounds: bool
-) -> None:
+def _write_back(copies: Columns, originals: Columns, batch: Batch, extras: Extras) -> None:
     """Stores `copies` after the step in their originals, each in its own format."""
     for i, place in enumerate(batch.places):
         t = extras.step if isinstance(extras.step, float) else extras.step[place]
@@ -174,11 +178,9 @@ def _write_back(
             ("exp_avg", originals.exp_avgs[i], copies.exp_avgs[i]),
             ("exp_avg_sq", originals.exp_avg_sqs[i], copies.exp_avg_sqs[i]),
         ):
-            if new is old:
-                continue
-            if new.dtype == old.dtype:
-                old.copy_(new)
-            else:
+            if new.dtype != old.dtype:
                 format_of(old.dtype).store(old, new, bits, role)
-        if engine_rounds and rest is not None and copies.residuals and copies.residuals[i] is not rest:
+            elif new is not old:
+                old.copy_(new)
+        if rest is not None and copies.residuals and copies.residuals[i] is not rest:
             rest.copy_(copies.residuals[i])
