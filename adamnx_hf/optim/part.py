@@ -16,7 +16,7 @@ from torch import Tensor
 from adamnx_hf.optim.engines import runtime
 from adamnx_hf.optim.formats import convert, keeps_residual, moment_format, new_residual
 from adamnx_hf.optim.functional import adamnx
-from adamnx_hf.optim.layout import Columns, Layout, Memo, check_tensors, look_at
+from adamnx_hf.optim.layout import Columns, Layout, Memo, check_tensors, look_at, pick
 from adamnx_hf.optim.step.clock import count_on_device, pack_steps, step_dtype
 
 __all__ = [
@@ -76,7 +76,11 @@ def look_at_part(
             sparse gradient.
     """
     group = groups[index]
-    params, grads, numbers = _find_gradients(params, first)
+    grads: list[Any] = [param.grad for param in params]
+    numbers: Sequence[int] = range(first, first + len(params))
+    if True in [grad is None for grad in grads]:
+        places = [place for place, grad in enumerate(grads) if grad is not None]
+        params, grads, numbers = pick(params, places), pick(grads, places), pick(numbers, places)
 
     def name(place: int) -> str:
         number, names = numbers[place] - list_offsets(groups)[index], group.get("param_names", ())
@@ -222,17 +226,6 @@ def _read_version(param: Tensor) -> tuple[int, ...]:
     if param.untyped_storage().nbytes() > param.nbytes:
         return ()
     return (param._version,)
-
-
-def _find_gradients(params: list[Tensor], first: int) -> tuple[list[Tensor], list[Tensor], Sequence[int]]:
-    """Returns the parameters that have a gradient, the gradients, and the numbers, from `first` on."""
-    grads: list[Any] = [param.grad for param in params]
-    numbers: Sequence[int] = range(first, first + len(params))
-    if True in [grad is None for grad in grads]:
-        numbers = [n for n, grad in zip(numbers, grads, strict=True) if grad is not None]
-        params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
-        grads = [grad for grad in grads if grad is not None]
-    return params, grads, numbers
 
 
 def _gather(group: Group, params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]]) -> Columns:

@@ -336,17 +336,22 @@ def norm(grads: list[Tensor], memo: Memo) -> Tensor | None:
     with runtime.select(device):
         if runtime.current_stream(device)[1] and any(kind not in memo for kind in places_of):
             return None
-        launches = []
-        for kind, places in places_of.items():
-            contents = Contents([pick(numels, places)], places, NORM_BLOCK)
-            tables = provide_tables(contents, pick(addresses, places), kind, device, memo)
-            launches.append((kind, tables))
-        counts = [len(tables.chunks) for _, tables in launches]
+        launches = {
+            kind: provide_tables(
+                Contents([pick(numels, places)], places, NORM_BLOCK),
+                pick(addresses, places),
+                kind,
+                device,
+                memo,
+            )
+            for kind, places in places_of.items()
+        }
+        counts = [len(tables.chunks) for tables in launches.values()]
         sums = torch.empty(sum(counts), dtype=torch.float32, device=device)
         result = torch.empty((), dtype=torch.float32, device=device)
-        for (kind, tables), count, part in zip(launches, counts, sums.split(counts), strict=True):
-            if count:
-                kernel.squares_kernel[(count,)](
+        for (kind, tables), part in zip(launches.items(), sums.split(counts), strict=True):
+            if len(part):
+                kernel.squares_kernel[(len(part),)](
                     tables.parameters,
                     tables.grads,
                     tables.chunks,

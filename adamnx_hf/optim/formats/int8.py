@@ -63,17 +63,16 @@ class Int8(StateFormat):
 
     def zeros(self, param: Tensor) -> Tensor:
         """Returns packed zeros for a moment of `param`. A DTensor for a DTensor."""
-        rows, width = packed_shape(param.shape)
-        if not hasattr(param, "to_local"):
-            return torch.zeros(rows, width, dtype=self.dtype, device=param.device)
         whole: Any = param
-        local = whole.to_local()
-        zeros = torch.zeros(local.shape[0], width, dtype=self.dtype, device=local.device)
-        shape = {"shape": torch.Size((rows, width)), "stride": (width, 1)}
-        result: Tensor = type(whole).from_local(
-            zeros, whole.device_mesh, whole.placements, run_check=False, **shape
-        )
-        return result
+        local = whole.to_local() if hasattr(param, "to_local") else param
+        shape = self.shape(param)
+        zeros = torch.zeros(local.shape[0], shape[1], dtype=self.dtype, device=local.device)
+        if local is not param:
+            mesh, placements = whole.device_mesh, whole.placements
+            zeros = type(whole).from_local(
+                zeros, mesh, placements, run_check=False, shape=shape, stride=(shape[1], 1)
+            )
+        return zeros
 
     def load(self, moment: Tensor, param: Tensor, role: str) -> Tensor:
         """Returns the numbers that are packed in `moment`: float32, of the shape of `param`."""
