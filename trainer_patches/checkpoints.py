@@ -25,7 +25,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
 
     Args:
-        output_dir: of TrainingArguments. It need not exist.
+        output_dir: the output folder of TrainingArguments, which need not exist.
 
     Returns:
         The path of the complete `checkpoint-N` with the largest N. None if there is none; `train` then starts

@@ -155,7 +155,7 @@ def _bind(wrapped: Any, arguments: Any, keywords: Any) -> inspect.BoundArguments
 
 
 def _settle_arguments(wrapped: Any, args: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `__post_init__` and `set_optimizer`: writes the optimizer's defaults into the arguments."""
+    """Wraps `__post_init__` and `set_optimizer`: writes the optimizer's defaults into the arguments."""
     result = wrapped(*arguments, **keywords)
     take_back(args)
     if registered := _look_up(args):
@@ -179,7 +179,7 @@ def _build_keywords(registered: RegisteredOptimizer, args: Any) -> tuple[dict[st
 
 
 def _choose_optimizer(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `get_optimizer_cls_and_kwargs(args, model)`: answers for registered names."""
+    """Wraps `get_optimizer_cls_and_kwargs(args, model)`: answers for registered names."""
     args = arguments[0] if arguments else keywords["args"]
     take_back(args)
     if registered := _look_up(args):
@@ -190,7 +190,7 @@ def _choose_optimizer(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> An
 
 
 def _note_optimizer(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-    """Around what creates the optimizer: notes on the Trainer whether it was made for a registered name."""
+    """Wraps methods that create the optimizer: notes on the Trainer if it was made for a registered name."""
     before, token = _read_optimizer(trainer), _made.set(None)
     try:
         result = wrapped(*arguments, **keywords)
@@ -209,7 +209,7 @@ def _note_optimizer(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -
 
 
 def _begin_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-    """Around the methods of `_STEPS`: fits the optimizer to the number of steps of this run."""
+    """Wraps the methods of `_STEPS`: fits the optimizer to the number of steps of this run."""
     steps = _bind(wrapped, arguments, keywords).arguments[_STEPS[wrapped.__name__]]
     token = _planned_steps.set(steps)
     try:
@@ -220,7 +220,7 @@ def _begin_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any
 
 
 def _end_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `train`: takes back what was written into the arguments for one run."""
+    """Wraps `train`: takes back the values that were written into the arguments for one run."""
     try:
         return wrapped(*arguments, **keywords)
     finally:
@@ -252,8 +252,8 @@ def _fit_again(trainer: Any) -> None:
 def _read_optimizer(trainer: Any) -> Any:
     """Returns the Trainer's optimizer out of Accelerate's wrapper.
 
-    Not by :func:`unwrap_optimizer`: DeepSpeed's wrapper inside it has to stay, because under DeepSpeed the
-    gradients are DeepSpeed's, and so is their norm.
+    :func:`unwrap_optimizer` would also remove DeepSpeed's wrapper. That one has to stay, because under
+    DeepSpeed the gradients are DeepSpeed's, and so is their norm.
     """
     return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
 
@@ -262,7 +262,7 @@ def _read_optimizer(trainer: Any) -> Any:
 
 
 def _skip_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `_get_grad_norm(model, grad_norm)`: None where the optimizer knows the norm, and only it."""
+    """Wraps `_get_grad_norm(model, grad_norm)`: returns None where only the optimizer knows the norm."""
     given = _bind(wrapped, arguments, keywords).arguments
     if given.get("grad_norm") is None and _finds_norm(_read_optimizer(trainer), given["model"]):
         return None
@@ -270,7 +270,7 @@ def _skip_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any
 
 
 def _log_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `_maybe_log_save_evaluate(..., grad_norm, ...)`: puts in the norm that the optimizer found."""
+    """Wraps `_maybe_log_save_evaluate(..., grad_norm, ...)`: puts in the norm that the optimizer found."""
     given = _bind(wrapped, arguments, keywords)
     if given.arguments["grad_norm"] is None:
         optimizer = _read_optimizer(trainer)
@@ -282,11 +282,11 @@ def _log_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
 
 
 def _finds_norm(optimizer: Any, model: Any) -> bool:
-    """Returns whether the optimizer, and only it, knows the norm of all gradients.
+    """Returns whether only the optimizer knows the norm of all gradients.
 
-    Either it clips within its step: it has `max_grad_norm`, and the norm in `grad_norm` afterwards. Reading
-    all gradients for a norm to log would then cost what the step saves. Or it has used and freed the
-    gradients already, and the Trainer would log 0.
+    An optimizer that clips within its step has `max_grad_norm`, and the norm in `grad_norm` afterwards.
+    Reading all gradients for a norm to log would cost as much as such a step saves. Or the optimizer has used
+    and freed the gradients already, and the Trainer would log 0.
     """
     return _clips(optimizer) or (
         hasattr(optimizer, "grad_norm") and all(param.grad is None for param in model.parameters())

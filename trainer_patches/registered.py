@@ -64,7 +64,7 @@ class RunInfo:
 
 @dataclasses.dataclass(frozen=True)
 class RegisteredOptimizer:
-    """The arguments of one :func:`register_optimizer`, and what the Trainer is told because of them."""
+    """The arguments of one :func:`register_optimizer`, and the answers that the Trainer gets from them."""
 
     name: str
     optimizer: Factory | str

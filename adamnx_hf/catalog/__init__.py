@@ -29,7 +29,7 @@ class Optimizer:
     name: str
     """The word in `TrainingArguments(optim=...)`."""
     label: str
-    """Its name for people."""
+    """The name that people read."""
     kind: str
     """The name of its class, as results.json has it."""
     target: str | None = None
@@ -101,7 +101,7 @@ def find_decay(kind: str) -> str | None:
 
 
 def register() -> None:
-    """Registers the names that Transformers lacks. Called when `adamnx_hf` is imported."""
+    """Registers the names that Transformers lacks, when `adamnx_hf` is imported."""
     for one in OPTIMIZERS.values():
         if one.target is None:
             continue

@@ -14,12 +14,12 @@ _NO_DECAY_NAMES = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm
 
 
 def _trainer_rule(name: str, module: nn.Module) -> bool:
-    """Follows `Trainer.get_decay_parameter_names`: all but LayerNorms and what is *named* bias or norm."""
+    """Returns whether the Trainer decays a parameter: not LayerNorms', nor those *named* bias or norm."""
     return not isinstance(module, nn.LayerNorm) and not _NO_DECAY_NAMES.search(name.lower())
 
 
 def _paper_rule(name: str, module: nn.Module) -> bool:
-    """Follows the authors' training code: the weights of convolutions and linear layers, nothing else."""
+    """Returns whether the authors decay a parameter: only weights of convolutions and linear layers."""
     layers = (nn.Linear, nn.modules.conv._ConvNd)
     return isinstance(module, layers) and name.rpartition(".")[2] == "weight"
 

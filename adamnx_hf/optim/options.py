@@ -1,4 +1,4 @@
-"""The options of a group: what they may be, in torch.optim.AdamW's words where it has the same."""
+"""Checks of a group's options. Errors have torch.optim.AdamW's words where it has the same option."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adamnx_hf.optim.step.inputs import check_choice
 
 __all__ = ["NOT_ALWAYS_SAVED", "STORAGE", "check_max_grad_norm", "check_options"]
 
-#: Options that older checkpoints, and the authors', lack, and the values that they mean by it.
+#: Options that older checkpoints, and the authors', lack, with the values that are meant then.
 NOT_ALWAYS_SAVED = {
     "maximize": False,
     "foreach": None,
@@ -29,7 +29,7 @@ NOT_ALWAYS_SAVED = {
     "param_rounding": "nearest",
 }
 
-#: Options of how things are stored. Those that an optimizer was given hold for what it loads, too.
+#: Options that choose formats. A state that is loaded is converted to those that its optimizer was given.
 STORAGE = ("state_dtype", "param_rounding")
 
 _FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused")

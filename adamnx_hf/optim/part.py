@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.optim.engines import runtime
-from adamnx_hf.optim.formats import convert, keeps_residual, moment_format, new_residual
+from adamnx_hf.optim.formats import choose_format, convert, keeps_residual
 from adamnx_hf.optim.functional import adamnx
 from adamnx_hf.optim.layout import Columns, Layout, Memo, check_tensors, look_at, pick
-from adamnx_hf.optim.step.clock import count_on_device, pack_steps, step_dtype
+from adamnx_hf.optim.step.clock import count_on_device, find_step_dtype, pack_steps
 
 __all__ = [
     "Part",
     "convert_state",
+    "find_step_device",
     "list_offsets",
     "look_at_part",
     "note_versions",
-    "step_device",
     "step_part",
 ]
 
@@ -34,7 +34,7 @@ State = MutableMapping[Tensor, dict[str, Any]]
 
 
 class Part(NamedTuple):
-    """Some of a group's parameters, all that have gradients or one, as a step takes them."""
+    """The parameters that a step takes from a group: all that have gradients, or a single one."""
 
     group: Group
     columns: Columns
@@ -143,7 +143,7 @@ def step_part(part: Part, state: State, grad_scale: Tensor | None, found_inf: Te
     )
 
 
-def step_device(param: Tensor, group: Group) -> torch.device:
+def find_step_device(param: Tensor, group: Group) -> torch.device:
     """Returns the device that the `step` of a parameter is kept on, unless a GradScaler has it moved."""
     return param.device if group["capturable"] else torch.device("cpu")
 
@@ -154,7 +154,7 @@ def convert_state(groups: Sequence[Group], state: State, storage: Sequence[Mappi
     Args:
         groups: the optimizer's; they take over `storage`.
         state: the optimizer's.
-        storage: for each group those of :data:`adamnx_hf.optim.options.STORAGE` that it was given.
+        storage: for each group the options of :data:`adamnx_hf.optim.options.STORAGE` that it was given.
 
     Returns:
         What was changed, in words.
@@ -170,10 +170,10 @@ def convert_state(groups: Sequence[Group], state: State, storage: Sequence[Mappi
             if kept and not keeps:
                 del own["param_residual"]
             elif "param_rounding" in given and keeps and not kept:
-                own["param_residual"] = new_residual(param)
+                own["param_residual"] = torch.zeros_like(param)
             if kept != ("param_residual" in own):
                 changes[f"param_rounding={group['param_rounding']} for {param.dtype}"] = None
-            target = moment_format(param, group["state_dtype"])
+            target = choose_format(param, group["state_dtype"])
             for key in ("exp_avg", "exp_avg_sq"):
                 if "state_dtype" in given and own[key].dtype != target.dtype:
                     changes[f"state_dtype={group['state_dtype']}"] = None
@@ -182,10 +182,10 @@ def convert_state(groups: Sequence[Group], state: State, storage: Sequence[Mappi
 
 
 def _clear_outdated_residuals(part: Part) -> None:
-    """Sets the residuals to 0 of weights that somebody else has written since our last step.
+    """Sets a residual to 0 if somebody else has written to its weight since our last step.
 
     After a state was loaded that step is unknown. Then residuals belong to the weights that they were saved
-    with, whether those are loaded before or after.
+    with, whether these are loaded before or after.
     """
     if part.columns.residuals is None:
         return
@@ -214,7 +214,7 @@ def note_versions(part: Part) -> None:
 
 
 def _read_version(param: Tensor) -> tuple[int, ...]:
-    """Returns a parameter's version counter, both of those of a DTensor, or () where a counter tells nothing.
+    """Returns a parameter's version counter, a DTensor's two, or () where a counter tells nothing.
 
     Every write to a parameter raises it, save those of fused kernels. Inference tensors have no counter.
     Parameters that are parts of one buffer share a counter, which does not tell the one that was written.
@@ -240,9 +240,9 @@ def _gather(group: Group, params: list[Tensor], grads: list[Tensor], states: lis
 
 
 def _make_state(part: Part, state: State) -> Part:
-    """Makes what is missing of the state, like the parameters as they are now.
+    """Makes the missing state, which takes after the parameters as they are now.
 
-    FSDP2 puts DTensors in their place after the optimizer was made.
+    FSDP2 puts DTensors in the place of parameters after the optimizer was made.
 
     Raises:
         RuntimeError: a CUDA graph is being captured. The capture would only note down that the state is set
@@ -254,11 +254,11 @@ def _make_state(part: Part, state: State) -> Part:
     states = [state[param] for param in params]
     for param, own in zip(params, states, strict=True):
         if not own:
-            device, kept_as = step_device(param, group), moment_format(param, group["state_dtype"])
-            own["step"] = torch.zeros((), dtype=step_dtype(device), device=device)
+            device, kept_as = find_step_device(param, group), choose_format(param, group["state_dtype"])
+            own["step"] = torch.zeros((), dtype=find_step_dtype(device), device=device)
             own["exp_avg"], own["exp_avg_sq"] = kept_as.zeros(param), kept_as.zeros(param)
         if keeps_residual(param, group["param_rounding"]) and "param_residual" not in own:
-            own["param_residual"] = new_residual(param)
+            own["param_residual"] = torch.zeros_like(param)
     if not all(part.states):
         pack_steps(states)
     columns = _gather(group, params, part.columns.grads, states)

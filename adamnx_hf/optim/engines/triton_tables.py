@@ -61,7 +61,7 @@ class CachedTables:
     """Tables of the last launch, their contents, and a pinned buffer that captures send new ones from."""
 
     contents: Contents
-    #: The stream they were sent on. On another one they may not have arrived when a kernel looks.
+    #: The stream on which the tables were sent. A kernel on another stream might look before they arrive.
     stream: Any
     tables: Tables
     spare: Tensor | None = None
@@ -81,7 +81,7 @@ class CachedTables:
             self.spare = runtime.pin_memory(self.nbytes() + (CAPTURES - 1) * addresses)
 
     def take(self, size: int) -> Tensor:
-        """Returns `size` bytes of pinned memory, for good."""
+        """Gives away `size` bytes of pinned memory, for good."""
         if self.spare is None or len(self.spare) < size:
             return runtime.pin_memory(size)  # torch may not have any left to give during a capture
         taken, self.spare = self.spare[:size], self.spare[size:]
@@ -96,8 +96,8 @@ def provide_tables(
     Args:
         contents: the contents of the tables.
         grads: addresses of the gradients.
-        kind: which of a step's launches it is.
-        device: where the kernel runs.
+        kind: the kind of the launch, which tells it from the other launches of a step.
+        device: the device of the kernel.
         memo: a dict that is the same at each step.
 
     Raises:
@@ -123,8 +123,8 @@ def provide_tables(
 def _provide_for_graph(kept: CachedTables | None, contents: Contents, grads: list[int], memo: Memo) -> Tables:
     """Returns tables for a launch that is captured in a CUDA graph, which are kept for as long as `memo` is.
 
-    Each replay reads them again, and copies again, from the host's memory, what had to be sent during the
-    capture: the addresses of gradients that autograd made in the graph's own memory, say.
+    Each replay reads the tables again. It also copies again, from the host's memory, those that were sent
+    during the capture: the addresses of gradients that autograd made in the graph's own memory, say.
     """
     if kept is None:
         raise RuntimeError(runtime.STEP_FIRST)

@@ -2,9 +2,8 @@
 
 A value has 8 steps to an octave, below a power of two that its block of 128 has for itself, and is rounded
 stochastically. bitsandbytes' and torchao's formats round to the nearest entry of a table. There v would
-freeze as it does in bfloat16, only earlier, and a small v would become 0, so that the step m / √v knows no
-bounds.
-Here only 0 is stored as 0.
+freeze as it does in bfloat16, only earlier. And a small v would become 0, so that nothing would limit the
+step m / √v. Here only 0 is stored as 0.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class Int8(StateFormat):
         return torch.Size(packed_shape(param.shape)) if param.ndim > 1 else param.shape
 
     def zeros(self, param: Tensor) -> Tensor:
-        """Returns packed zeros for a moment of `param`. A DTensor for a DTensor."""
+        """Returns packed zeros for a moment of `param`; a DTensor if `param` is one."""
         whole: Any = param
         local = whole.to_local() if hasattr(param, "to_local") else param
         shape = self.shape(param)
@@ -80,7 +79,7 @@ class Int8(StateFormat):
 
     def store(self, moment: Tensor, values: Tensor, bits: RandomBits, role: str) -> None:
         """Packs `values` into `moment`."""
-        chosen = bits.of_moment(values, role).flatten(1)
+        chosen = bits.draw_half(values, role).flatten(1)
         moment.copy_(encode(values.float().flatten(1), chosen, signed=role == "exp_avg"))
 
 

@@ -34,7 +34,7 @@ class RandomBits:
             )
         return self.drawn[salt].view(values.shape)
 
-    def of_moment(self, values: Tensor, role: str) -> Tensor:
+    def draw_half(self, values: Tensor, role: str) -> Tensor:
         """Returns int32 below 2^16, of the shape of `values`. Each moment has its own half of the bits."""
         bits = self(values)
         return (bits if role == "exp_avg" else bits >> 16) & 0xFFFF

@@ -11,11 +11,11 @@ from torch import Tensor
 from adamnx_hf.optim.engines.contract import Engine, Extras, Rule
 from adamnx_hf.optim.formats import (
     RandomBits,
+    choose_piece_size,
     cut_rows,
-    format_of,
+    find_format,
+    find_moment_dtype,
     join,
-    moment_dtype,
-    most_elements,
     store_param,
 )
 from adamnx_hf.optim.layout import ROLES, Columns, Layout, are_wrapped, is_dense
@@ -24,7 +24,7 @@ __all__ = ["step_bucket"]
 
 
 class Batch(NamedTuple):
-    """The parameters at `places`, or of each the `rows`."""
+    """Some parameters, or some rows of each, which are stepped at once."""
 
     places: Any
     rows: Any = ()
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     starts: Any = ()
     """How many of a parameter's elements come before its rows."""
 
-    def of(self, columns: Columns) -> Columns:
+    def take(self, columns: Columns) -> Columns:
         """Returns the part of `columns` that this batch has."""
         if not self.rows:
             return columns.pick(self.places)
@@ -53,9 +53,9 @@ def step_bucket(engine: Engine, columns: Columns, rule: Rule, extras: Extras) ->
     Copies are made of few elements at a time. What is stored in a narrow format is rounded here, unless the
     engine takes it as it is and rounds itself.
     """
-    can, dtype = engine.ABILITIES, moment_dtype(columns.params[0].dtype)
+    can, dtype = engine.ABILITIES, find_moment_dtype(columns.params[0].dtype)
     taken = can.dtypes or {dtype}
-    layout = Layout.of(columns) if extras.layout is None else extras.layout
+    layout = Layout.read(columns) if extras.layout is None else extras.layout
     direct, others = _sort(columns, layout, taken)
     batches = [(Batch(direct), False)]
     if extras.grad_scale is not None and not can.unscales:  # divided gradients are copies, too
@@ -65,7 +65,7 @@ def step_bucket(engine: Engine, columns: Columns, rule: Rule, extras: Extras) ->
     for number, (batch, copied) in enumerate(batches):
         if not batch.places:
             continue
-        originals = working = batch.of(columns)
+        originals = working = batch.take(columns)
         own = extras
         if can.rounds or can.unscales:  # others do not look at what would be picked
             whole = not batch.rows and len(batch.places) == len(columns.params)
@@ -107,7 +107,7 @@ def _cut(places: Sequence[int], columns: Columns, *, by_rows: bool = True) -> It
         return
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or are_wrapped(*columns.four()):
         by_rows = False
-    most = most_elements(columns.params[places[0]].device)
+    most = choose_piece_size(columns.params[places[0]].device)
     batch, elements = Batch([], [], []), 0
     for place in places:
         param = columns.params[place]
@@ -162,7 +162,7 @@ def _copy_tensor(
     tensor: Tensor, param: Tensor, role: str, taken: Collection[torch.dtype], dtype: torch.dtype
 ) -> Tensor:
     if role.startswith("exp_avg") and tensor.dtype not in taken:
-        tensor = format_of(tensor.dtype).load(tensor, param, role)
+        tensor = find_format(tensor.dtype).load(tensor, param, role)
     return (tensor if tensor.dtype in taken else tensor.to(dtype)).contiguous()
 
 
@@ -179,7 +179,7 @@ def _write_back(copies: Columns, originals: Columns, batch: Batch, extras: Extra
             ("exp_avg_sq", originals.exp_avg_sqs[i], copies.exp_avg_sqs[i]),
         ):
             if new.dtype != old.dtype:
-                format_of(old.dtype).store(old, new, bits, role)
+                find_format(old.dtype).store(old, new, bits, role)
             elif new is not old:
                 old.copy_(new)
         if rest is not None and copies.residuals and copies.residuals[i] is not rest:

@@ -9,7 +9,7 @@ import torch
 
 from adamnx_hf.optim.engines import choose_engine
 from adamnx_hf.optim.engines.contract import Case, Engine
-from adamnx_hf.optim.formats import moment_dtype
+from adamnx_hf.optim.formats import find_moment_dtype
 from adamnx_hf.optim.layout import Columns, Layout
 
 __all__ = ["Engines", "choose_engines", "group_places"]
@@ -37,7 +37,7 @@ def choose_engines(
         kinds = {(param.device, param.dtype) for param in columns.params}
     return {
         (device, dtype): choose_engine(
-            Case(device.type, moment_dtype(dtype), host_schedule, differentiable, layout.wrapped),
+            Case(device.type, find_moment_dtype(dtype), host_schedule, differentiable, layout.wrapped),
             foreach=foreach,
             fused=fused,
         )
@@ -59,7 +59,7 @@ def group_places(columns: Columns, engines: Engines, steps: list[float]) -> list
     groups = defaultdict(list)
     for i, param in enumerate(columns.params):
         can = engines[param.device, param.dtype].ABILITIES
-        dtype = moment_dtype(param.dtype) if can.dtypes else param.dtype
+        dtype = find_moment_dtype(param.dtype) if can.dtypes else param.dtype
         step = steps[i] if steps and not can.steps_may_differ else None
         groups[param.device, dtype, step].append(i)
     return list(groups.values())
