@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from adamnx_hf.optim.optimizer import evaluate
+
 __all__ = ["ForeachOptimizer"]
 
 
@@ -38,10 +40,7 @@ class ForeachOptimizer(Optimizer):
         Args:
             closure: reevaluates the model and returns the loss.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         for group in self.param_groups:
             alike: defaultdict[Any, list[Tensor]] = defaultdict(list)
             for param in group["params"]:

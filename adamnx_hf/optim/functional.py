@@ -16,9 +16,8 @@ from adamnx_hf.optim.formats import PARAM_ROUNDINGS
 from adamnx_hf.optim.layout import Columns, Layout, Memo, look_at, pick
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, adam
 from adamnx_hf.optim.step.clock import Clock, read_rates, weigh
-from adamnx_hf.optim.step.execute import step_bucket
+from adamnx_hf.optim.step.execute import choose_engines, group_places, step_bucket
 from adamnx_hf.optim.step.inputs import check_choice, check_lists, make_plain
-from adamnx_hf.optim.step.plan import choose_engines, group_places
 
 __all__ = ["adamnx"]
 

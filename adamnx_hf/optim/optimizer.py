@@ -38,7 +38,7 @@ from adamnx_hf.optim.part import (
 from adamnx_hf.optim.schedules import Beta2Schedule
 from adamnx_hf.optim.step.clock import find_step_dtype, pack_steps
 
-__all__ = ["AdamNX"]
+__all__ = ["AdamNX", "evaluate"]
 
 #: The key of the memo for the norm of all gradients. Groups have their places as keys.
 NORM = -1
@@ -300,10 +300,7 @@ class AdamNX(Optimizer):
             getattr(self, "_cuda_graph_capture_health_check", lambda: None),
         )()
 
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
 
         groups = self.param_groups
         parts = [
@@ -328,3 +325,11 @@ class AdamNX(Optimizer):
             step_part(part, self.state, grad_scale, found_inf)
             note_versions(part)
         return loss
+
+
+def evaluate(closure: Callable[[], float] | None) -> float | None:
+    """Returns the loss of a step's closure, which computes gradients; None without a closure."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()

@@ -176,28 +176,27 @@ def step_(columns: Columns, rule: Rule, extras: Extras) -> None:
         return
     device = columns.params[0].device
     layout = Layout.read(columns) if extras.layout is None else extras.layout
-    table, numels = _tabulate(columns, layout, extras.numbers)
+    table = _tabulate(columns, layout, extras.numbers)
     arguments = _make_arguments(rule, extras, layout, device)
     if all(len(dtypes) == 1 for dtypes in layout.dtypes) and _are_all_aligned(table, extras.memo):
         kind = (*(dtype for dtypes in layout.dtypes for dtype in dtypes), True)
-        places_of: dict[Any, Any] = {kind: range(len(numels))}
+        places_of: dict[Any, Any] = {kind: range(len(columns.params))}
     else:  # one launch for each combination of dtypes, and one for what is not at multiples of 16 bytes
         places_of = defaultdict(list)
         for i, row in enumerate(zip(*columns.four(), strict=True)):
-            aligned = _are_aligned([column[i] for column in table[:-1]])
+            aligned = _are_aligned([column[i] for column in table[:-2]])
             kind = (*(tensor.dtype for tensor in row), aligned)
             places_of[kind].append(i)
     for kind, places in places_of.items():
-        picked = [pick(column, places) for column in table]
-        _launch(kind, picked, pick(numels, places), places, arguments, device, extras.memo)
+        _launch(kind, [pick(column, places) for column in table], places, arguments, device, extras.memo)
 
 
-def _tabulate(columns: Columns, layout: Layout, numbers: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    """Returns columns of the kernel's table, with a row for each parameter, and the elements of each.
+def _tabulate(columns: Columns, layout: Layout, numbers: Sequence[int]) -> list[list[int]]:
+    """Returns columns of the kernel's table, with a row for each parameter.
 
     Returns:
         Addresses of params, grads, exp_avgs, exp_avg_sqs and residuals (0: none), elements to a row where
-        moments are packed, and `numbers`; and the numbers of elements, packed rows filled up to blocks.
+        moments are packed, `numbers`, and numbers of elements, as if packed rows were filled up to blocks.
     """
     count, numels = len(columns.params), layout.numels
     addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in columns.four()]
@@ -210,7 +209,7 @@ def _tabulate(columns: Columns, layout: Layout, numbers: Sequence[int]) -> tuple
             if torch.uint8 in {moment.dtype for moment in moments}:
                 row_lengths[i] = param.shape[1:].numel()
                 numels[i] = param.shape[0] * -(-row_lengths[i] // int8.BLOCK) * int8.BLOCK
-    return [*addresses, rests, row_lengths, list(numbers)], numels
+    return [*addresses, rests, row_lengths, list(numbers), numels]
 
 
 def _make_arguments(rule: Rule, extras: Extras, layout: Layout, device: torch.device) -> dict[str, Any]:
@@ -240,11 +239,11 @@ def _are_aligned(addresses: list[int]) -> bool:
 
 
 def _are_all_aligned(table: list[list[int]], memo: Memo) -> bool:
-    """Returns whether all columns but the last, the parameters' numbers, hold multiples of 16.
+    """Returns whether all columns but the last two, numbers and elements, hold multiples of 16.
 
     Only the gradients' addresses are looked at each time: the others seldom change.
     """
-    params, grads, *others, _ = table
+    params, grads, *others, _, _ = table
     fixed = [params, *others]
     if memo.get("aligned", (None,))[0] != fixed:
         memo["aligned"] = fixed, all(map(_are_aligned, fixed))
@@ -264,7 +263,6 @@ def _move_number(
 def _launch(
     kind: tuple[Any, ...],
     table: list[list[int]],
-    numels: list[int],
     places: range | list[int],
     arguments: dict[str, Any],
     device: torch.device,
@@ -275,7 +273,6 @@ def _launch(
     Args:
         kind: the dtypes of their four tensors, and whether all are aligned.
         table: see :func:`_tabulate`.
-        numels: elements of each parameter.
         places: places of the parameters in the lists of weights.
         arguments: see :func:`_make_arguments`.
         device: the device of the tensors.
@@ -288,8 +285,7 @@ def _launch(
         arguments = arguments | {"ROUNDING": "nearest"}
     block, warps, load, store = tuning(kind, arguments["ROUNDING"])
     with runtime.select(device):
-        contents = Contents([params, *others, numels], places, block)
-        tables = provide_tables(contents, grads, kind, device, memo)
+        tables = provide_tables(Contents([params, *others], places, block), grads, kind, device, memo)
         if not len(tables.chunks):
             return
         names = ("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ")

@@ -1,14 +1,16 @@
-"""Calls of engines: on parameters as they are, or on copies of those that the engine cannot take."""
+"""The engines of a step: their choice, and their calls on parameters or, where they must, on copies."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adamnx_hf.optim.engines.contract import Engine, Extras, Rule
+from adamnx_hf.optim.engines import choose_engine
+from adamnx_hf.optim.engines.contract import Case, Engine, Extras, Rule
 from adamnx_hf.optim.formats import (
     RandomBits,
     choose_piece_size,
@@ -20,7 +22,57 @@ from adamnx_hf.optim.formats import (
 )
 from adamnx_hf.optim.layout import ROLES, Columns, Layout, are_wrapped, is_dense
 
-__all__ = ["step_bucket"]
+__all__ = ["Engines", "choose_engines", "group_places", "step_bucket"]
+
+#: The engine for parameters of each device and dtype.
+Engines = dict[tuple[torch.device, torch.dtype], Engine]
+
+
+def choose_engines(
+    columns: Columns,
+    layout: Layout,
+    *,
+    host_schedule: bool,
+    foreach: bool | None,
+    fused: bool | None,
+    differentiable: bool,
+) -> Engines:
+    """Returns the engine for each device and dtype among the parameters.
+
+    Raises:
+        RuntimeError: the implementation that was asked for cannot serve one of them.
+    """
+    kinds = {(device, dtype) for device in layout.devices for dtype in layout.dtypes[0]}
+    if len(kinds) > 1:
+        kinds = {(param.device, param.dtype) for param in columns.params}
+    return {
+        (device, dtype): choose_engine(
+            Case(device.type, find_moment_dtype(dtype), host_schedule, differentiable, layout.wrapped),
+            foreach=foreach,
+            fused=fused,
+        )
+        for device, dtype in kinds
+    }
+
+
+def group_places(columns: Columns, engines: Engines, steps: list[float]) -> list[Sequence[int]]:
+    """Returns groups of places: parameters that agree in what their engine does not mix.
+
+    Args:
+        columns: the step's tensors.
+        engines: the result of :func:`choose_engines`.
+        steps: the steps done so far for each parameter; empty where the device has them.
+    """
+    may_differ = next(iter(engines.values())).ABILITIES.steps_may_differ
+    if len(engines) == 1 and (may_differ or len(set(steps)) <= 1):
+        return [range(len(columns.params))]
+    groups = defaultdict(list)
+    for i, param in enumerate(columns.params):
+        can = engines[param.device, param.dtype].ABILITIES
+        dtype = find_moment_dtype(param.dtype) if can.dtypes else param.dtype
+        step = steps[i] if steps and not can.steps_may_differ else None
+        groups[param.device, dtype, step].append(i)
+    return list(groups.values())
 
 
 class Batch(NamedTuple):
@@ -57,14 +109,12 @@ def step_bucket(engine: Engine, columns: Columns, rule: Rule, extras: Extras) ->
     taken = can.dtypes or {dtype}
     layout = Layout.read(columns) if extras.layout is None else extras.layout
     direct, others = _sort(columns, layout, taken)
-    batches = [(Batch(direct), False)]
+    batches = [(Batch(direct), False)] if direct else []
     if extras.grad_scale is not None and not can.unscales:  # divided gradients are copies, too
         batches = [(batch, False) for batch in _cut(direct, columns)]
     # An engine that rounds has the random bits from where an element is in the whole parameter.
     batches += [(batch, True) for batch in _cut(others, columns, by_rows=not can.rounds)]
     for number, (batch, copied) in enumerate(batches):
-        if not batch.places:
-            continue
         originals = working = batch.take(columns)
         own = extras
         if can.rounds or can.unscales:  # others do not look at what would be picked
