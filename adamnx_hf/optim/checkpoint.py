@@ -91,7 +91,7 @@ def check_state_dict(state_dict: Any, param_groups: Sequence[Mapping[str, Any]])
             f"{', …' if len(unknown) > 3 else ''}, which are no parameters of its groups"
         )
 
-    # Not all optimizers keep a state, and none that is new has one.
+    # Some optimizers keep no state, and no new optimizer has one: options tell them.
     for group in saved_groups:
         if not set(group) >= _OPTIONS:
             options = ", ".join(sorted(str(option) for option in group if option != "params"))

@@ -95,7 +95,7 @@ def adamnx(
     check_lists(columns, layout, state_steps, numbers, param_rounding)
     columns, layout = make_plain(columns, layout, memo, differentiable=differentiable)
 
-    # Asked in this frame: where Dynamo cannot compile it, it may still compile the functions called below.
+    # This frame asks: where Dynamo cannot compile the frame, it may still compile the functions called below.
     compiling = torch.compiler.is_compiling()
     clock = Clock.read(state_steps, memo, on_device=capturable or compiling)
     on_host = clock.on_host and not differentiable

@@ -63,7 +63,7 @@ class Columns(NamedTuple):
     exp_avgs: list[Any]
     exp_avg_sqs: list[Any]
     residuals: list[Any] | None = None
-    """What rounding cut off bfloat16 parameters, with None for others. None: no parameter has a residual."""
+    """The parts that rounding cut off bfloat16 parameters, None for others. None: there are no such parts."""
 
     def four(self) -> list[list[Any]]:
         """Returns the lists that every engine works on: all but the residuals."""

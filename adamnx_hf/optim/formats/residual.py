@@ -16,7 +16,7 @@ __all__ = ["PARAM_ROUNDINGS", "join", "keeps_residual", "split", "store_param"]
 #: The values of `AdamNX(param_rounding=...)`, which act on bfloat16 parameters.
 PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
 
-#: Added to a parameter's number, so that its bits are not those of its moments.
+#: The number that is added to a parameter's own, so that its random bits differ from its moments'.
 PARAM_SALT = 1 << 30
 
 
