@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from adamnx_hf.optim.optimizer import evaluate
-
 __all__ = ["ForeachOptimizer"]
 
 
@@ -40,7 +38,10 @@ class ForeachOptimizer(Optimizer):
         Args:
             closure: reevaluates the model and returns the loss.
         """
-        loss = evaluate(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             alike: defaultdict[Any, list[Tensor]] = defaultdict(list)
             for param in group["params"]:

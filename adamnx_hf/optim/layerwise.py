@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.optim.clipping import compute_clip_divisor, compute_total_norm
-from adamnx_hf.optim.optimizer import AdamNX, evaluate
+from adamnx_hf.optim.optimizer import AdamNX
 from adamnx_hf.optim.part import list_offsets, look_at_part, note_versions, step_part
 
 __all__ = ["LayerwiseAdamNX"]
@@ -145,7 +145,10 @@ class LayerwiseAdamNX(AdamNX):
         Returns:
             The closure's loss, if there is one.
         """
-        loss = evaluate(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:

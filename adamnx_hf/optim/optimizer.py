@@ -38,7 +38,7 @@ from adamnx_hf.optim.part import (
 from adamnx_hf.optim.schedules import Beta2Schedule
 from adamnx_hf.optim.step.clock import find_step_dtype, pack_steps
 
-__all__ = ["AdamNX", "evaluate"]
+__all__ = ["AdamNX"]
 
 #: The key of the memo for the norm of all gradients. Groups have their places as keys.
 NORM = -1
@@ -300,13 +300,16 @@ class AdamNX(Optimizer):
             getattr(self, "_cuda_graph_capture_health_check", lambda: None),
         )()
 
-        loss = evaluate(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
 
-        groups = self.param_groups
-        parts = [
-            look_at_part(groups, index, groups[index]["params"], first, self.state, self._memos[index])
-            for index, first in enumerate(list_offsets(groups))
-        ]
+        offsets = list_offsets(self.param_groups)
+        parts = []  # by a loop, as Dynamo compiles a comprehension apart
+        for index, group in enumerate(self.param_groups):
+            params, memo = group["params"], self._memos[index]
+            parts.append(look_at_part(self.param_groups, index, params, offsets[index], self.state, memo))
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if self.max_grad_norm is not None:
@@ -325,11 +328,3 @@ class AdamNX(Optimizer):
             step_part(part, self.state, grad_scale, found_inf)
             note_versions(part)
         return loss
-
-
-def evaluate(closure: Callable[[], float] | None) -> float | None:
-    """Returns the loss of a step's closure, which computes gradients; None without a closure."""
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()

@@ -109,12 +109,14 @@ def step_bucket(engine: Engine, columns: Columns, rule: Rule, extras: Extras) ->
     taken = can.dtypes or {dtype}
     layout = Layout.read(columns) if extras.layout is None else extras.layout
     direct, others = _sort(columns, layout, taken)
-    batches = [(Batch(direct), False)] if direct else []
+    batches = [(Batch(direct), False)]
     if extras.grad_scale is not None and not can.unscales:  # divided gradients are copies, too
         batches = [(batch, False) for batch in _cut(direct, columns)]
     # An engine that rounds has the random bits from where an element is in the whole parameter.
     batches += [(batch, True) for batch in _cut(others, columns, by_rows=not can.rounds)]
     for number, (batch, copied) in enumerate(batches):
+        if not batch.places:
+            continue
         originals = working = batch.take(columns)
         own = extras
         if can.rounds or can.unscales:  # others do not look at what would be picked
