@@ -306,7 +306,7 @@ class AdamNX(Optimizer):
                 loss = closure()
 
         offsets = list_offsets(self.param_groups)
-        parts = []  # by a loop, as Dynamo compiles a comprehension apart
+        parts = []
         for index, group in enumerate(self.param_groups):
             params, memo = group["params"], self._memos[index]
             parts.append(look_at_part(self.param_groups, index, params, offsets[index], self.state, memo))
