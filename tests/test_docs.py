@@ -454,8 +454,8 @@ def forget_afterwards():
     """Pages register names; the enum keeps them (harmlessly), the registry does not."""
     before = registered_optimizers()
     yield
-    registry._REGISTERED.clear()
-    registry._REGISTERED.update(before)
+    registry.REGISTERED.clear()
+    registry.REGISTERED.update(before)
 
 
 LANGUAGES = {"python", "pycon", "bash", "console", "text"}

@@ -29,9 +29,7 @@ use_cpu: true
 @pytest.fixture
 def mine(tmp_path, monkeypatch, timed_briefly):
     """A recipe of both, once they are added."""
-    record = catalog.Optimizer(
-        "adasign", "AdaSign", "AdaSign", "toys:AdaSign", decay=catalog.Decay("adax", 0.9)
-    )
+    record = catalog.Optimizer("adasign", "AdaSign", "AdaSign", "toys:AdaSign", decay="adax")
     monkeypatch.setitem(TASKS, "line_fitting", "toys")
     monkeypatch.setitem(catalog.OPTIMIZERS, "adasign", record)
     before = trainer_patches.registered_optimizers()
@@ -39,7 +37,7 @@ def mine(tmp_path, monkeypatch, timed_briefly):
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE)
     yield str(path)
-    registry = trainer_patches.registry._REGISTERED
+    registry = trainer_patches.registry.REGISTERED
     registry.clear()
     registry.update(before)
 

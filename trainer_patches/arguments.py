@@ -6,7 +6,6 @@ taken back when `train()` ends. Both are pickled with the arguments, so they hol
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any
 
 __all__ = ["read_optim", "take_back", "write"]
@@ -15,7 +14,7 @@ __all__ = ["read_optim", "take_back", "write"]
 def read_optim(args: Any) -> str | None:
     """Returns `args.optim` as text, also where it is a member of OptimizerNames; None if it is missing."""
     optim = getattr(args, "optim", None)
-    return None if optim is None else str(optim.value if isinstance(optim, Enum) else optim)
+    return getattr(optim, "value", optim)
 
 
 def write(args: Any, field: str, value: float, *, for_run: bool = False) -> None:

@@ -25,13 +25,13 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
 
     Args:
-        output_dir: of TrainingArguments. It need not exist.
+        output_dir: the output folder of TrainingArguments, which need not exist.
 
     Returns:
         The path of the complete `checkpoint-N` with the largest N. None if there is none; `train` then starts
         from the beginning.
     """
-    for _, checkpoint in sorted(numbered(Path(output_dir)).items(), reverse=True):
+    for _, checkpoint in sorted(find_checkpoints(Path(output_dir)).items(), reverse=True):
         reason = why_incomplete(checkpoint)
         if reason is None:
             return str(checkpoint)
@@ -40,7 +40,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def numbered(folder: Path) -> dict[int, Path]:
+def find_checkpoints(folder: Path) -> dict[int, Path]:
     """Returns the checkpoints in `folder`, complete or not, by their numbers."""
     return {
         int(match[1]): path
@@ -70,9 +70,7 @@ def why_incomplete(checkpoint: str | os.PathLike[str]) -> str | None:
     if not (folder / "trainer_state.json").is_file():
         return "trainer_state.json, which is written last, is missing"
     for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        check = _CHECKS.get(path.suffix)
+        check = _CHECKS.get(path.suffix) if path.is_file() else None
         try:
             reason = check(path) if check else None
         except (OSError, ValueError, struct.error) as error:

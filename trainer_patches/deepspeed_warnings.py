@@ -26,7 +26,7 @@ _COUNTERPARTS = {
 # Optimizers that are, or stand for, DeepSpeed's own: DummyOptim, DeepSpeedOptimizerWrapper, DeepSpeedCPUAdam.
 _DEEPSPEEDS = ("accelerate", "deepspeed")
 
-# Transformers' names for plain AdamW. Who asks for one of these gets AdamW from DeepSpeed, too.
+# Transformers' names for plain AdamW. Users who ask for one of these get AdamW from DeepSpeed, too.
 _PLAIN_ADAMW = {
     "adamw_torch",
     "adamw_torch_fused",
@@ -58,7 +58,7 @@ def _wrap(module: Any, function: str, wrapper: Any) -> None:
 
 
 def _warn_of_offload(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `map_pytorch_optim_to_deepspeed(optimizer)`: warns if the result is another optimizer."""
+    """Wraps `map_pytorch_optim_to_deepspeed(optimizer)`: warns if the result is another optimizer."""
     theirs = wrapped(*arguments, **keywords)
     ours = type(arguments[0] if arguments else keywords["optimizer"])
     library = ours.__module__.partition(".")[0]
@@ -75,7 +75,7 @@ def _warn_of_offload(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any
 
 
 def _warn_of_config(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `deepspeed_optim_sched(trainer, hf_deepspeed_config, args, ...)`: warns of its optimizer."""
+    """Wraps `deepspeed_optim_sched(trainer, hf_deepspeed_config, args, ...)`: warns of its optimizer."""
     names = ("trainer", "hf_deepspeed_config", "args")
     given = {**dict(zip(names, arguments, strict=False)), **keywords}
     trainer, hf_config, args = map(given.get, names)

@@ -119,7 +119,7 @@ def convert(
         hint, default = options[key]
         if hint is Any and default not in (None, inspect.Parameter.empty):
             hint = type(default)
-        fits, value = _fit(raw, _literal(raw), hint)
+        fits, value = _fit(raw, _read_literal(raw), hint)
         if not fits:
             raise ValueError(f"optim_args: {key}={raw} does not fit {owner}: {key} is {_describe(hint)}")
         values[key] = value
@@ -134,7 +134,7 @@ def explain_unknown(key: Any, options: Iterable[str], owner: str, elsewhere: Ite
     return f"{key!r} is not an option of {owner}.{guess} Valid: {', '.join(valid)}"
 
 
-def _literal(raw: str) -> Any:
+def _read_literal(raw: str) -> Any:
     if raw.lower() in _WORDS:
         return _WORDS[raw.lower()]
     try:
@@ -143,13 +143,13 @@ def _literal(raw: str) -> Any:
         return raw
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def _list_alternatives(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _fit(raw: str, value: Any, hint: Any) -> tuple[bool, Any]:
     """Returns whether `value`, written as `raw`, is of type `hint`, and the value converted to that type."""
-    for kind in sorted(_alternatives(hint), key=lambda kind: kind is str):  # str takes anything: last
+    for kind in sorted(_list_alternatives(hint), key=lambda kind: kind is str):  # str takes anything: last
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if kind is Any:
             return True, value
@@ -184,7 +184,7 @@ def _fit(raw: str, value: Any, hint: Any) -> tuple[bool, Any]:
 
 def _describe(hint: Any) -> str:
     names = []
-    for kind in _alternatives(hint):
+    for kind in _list_alternatives(hint):
         if kind in _DESCRIPTIONS:
             names.append(_DESCRIPTIONS[kind])
         elif typing.get_origin(kind) is Literal:

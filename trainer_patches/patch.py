@@ -13,11 +13,11 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from trainer_patches.arguments import read_optim, take_back
-from trainer_patches.registered import RegisteredOptimizer
+from trainer_patches.registered import REGISTERED, RegisteredOptimizer
 
 __all__ = ["add_name", "install"]
 
@@ -37,7 +37,6 @@ _STEPS = {
 _OWN_NAME = "optim={!r} is one of Transformers' own names and stays so; register another"
 
 _added: set[str] = set()
-_registered: Mapping[str, RegisteredOptimizer] = {}
 _pristine: dict[str, tuple[Any, ...]] = {}
 _undo: list[Callable[[], None]] = []
 _failed = False
@@ -45,10 +44,8 @@ _planned_steps: contextvars.ContextVar[int | None] = contextvars.ContextVar("pla
 _made: contextvars.ContextVar[tuple[Any, ...] | None] = contextvars.ContextVar("made", default=None)
 
 
-def install(registered: Mapping[str, RegisteredOptimizer]) -> None:
+def install() -> None:
     """Arranges for Transformers to be patched as soon as it is imported, or now if it has been."""
-    global _registered
-    _registered = registered
     if "transformers" not in sys.modules and importlib.util.find_spec("transformers") is None:
         return
     from wrapt import register_post_import_hook  # here, as the optimizer alone does without
@@ -63,7 +60,7 @@ def add_name(name: str) -> None:
     Raises:
         ValueError: Transformers has an optimizer of that name.
     """
-    if name in _registered or name in _added:
+    if name in REGISTERED or name in _added:
         return
     training_args = sys.modules.get("transformers.training_args")
     optimizer_names = getattr(training_args, "OptimizerNames", None)
@@ -105,25 +102,23 @@ def _guard(patch: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _patch_training_args(module: Any) -> None:
-    for name in _registered:
+    for name in REGISTERED:
         if name in module.OptimizerNames._value2member_map_:
             warnings.warn(_OWN_NAME.format(name), RuntimeWarning, stacklevel=2)
         else:
             _add_member(module.OptimizerNames, name)
 
     cls = module.TrainingArguments
-    _require(cls, "set_optimizer", *_FIELDS.values())
+    _wrap(cls, "set_optimizer", _settle_arguments, *_FIELDS.values())
+    _wrap(cls, "__post_init__", _settle_arguments)
     set_optimizer = inspect.signature(cls.set_optimizer).parameters
     for field, parameter in _FIELDS.items():
         _pristine[field] = (cls.__dataclass_fields__[field].default, set_optimizer[parameter].default)
-    _wrap(cls, "__post_init__", _settle_arguments)
-    _wrap(cls, "set_optimizer", _settle_arguments)
 
 
 def _patch_trainer(module: Any) -> None:
     cls = module.Trainer
-    _require(cls, "get_optimizer_cls_and_kwargs", "args", "model")
-    _wrap(cls, "get_optimizer_cls_and_kwargs", _choose_optimizer)
+    _wrap(cls, "get_optimizer_cls_and_kwargs", _choose_optimizer, "args", "model")
     _wrap(cls, "create_optimizer", _note_optimizer)
     _wrap(cls, "train", _end_run)
     for method, parameters, wrapper in (
@@ -133,21 +128,20 @@ def _patch_trainer(module: Any) -> None:
         *((method, (parameter,), _begin_run) for method, parameter in _STEPS.items()),
     ):
         if method in cls.__dict__:
-            _require(cls, method, *parameters)
-            _wrap(cls, method, wrapper)
+            _wrap(cls, method, wrapper, *parameters)
 
 
-def _require(cls: type, method: str, *parameters: str) -> None:
-    function = getattr(cls, method, None)
-    missing = set(parameters) - set(inspect.signature(function).parameters if function else ())
-    if missing:
-        raise RuntimeError(f"{cls.__name__}.{method} does not take {', '.join(sorted(missing))}")
+def _wrap(cls: type, method: str, wrapper: Callable[..., Any], *parameters: str) -> None:
+    """Puts `wrapper(wrapped, instance, args, kwargs)` around a method, as wrapt has it.
 
-
-def _wrap(cls: type, method: str, wrapper: Callable[..., Any]) -> None:
-    """Puts `wrapper(wrapped, instance, args, kwargs)` around a method, as wrapt has it."""
+    Raises:
+        RuntimeError: the method lacks one of the `parameters`, on which `wrapper` relies.
+    """
     from wrapt import wrap_function_wrapper
 
+    function = getattr(cls, method, None)
+    if missing := set(parameters) - set(inspect.signature(function).parameters if function else ()):
+        raise RuntimeError(f"{cls.__name__}.{method} does not take {', '.join(sorted(missing))}")
     original = cls.__dict__[method]
     wrap_function_wrapper(cls, method, wrapper)
     _undo.append(lambda: setattr(cls, method, original))
@@ -161,7 +155,7 @@ def _bind(wrapped: Any, arguments: Any, keywords: Any) -> inspect.BoundArguments
 
 
 def _settle_arguments(wrapped: Any, args: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `__post_init__` and `set_optimizer`: writes the optimizer's defaults into the arguments."""
+    """Wraps `__post_init__` and `set_optimizer`: writes the optimizer's defaults into the arguments."""
     result = wrapped(*arguments, **keywords)
     take_back(args)
     if registered := _look_up(args):
@@ -173,7 +167,7 @@ def _settle_arguments(wrapped: Any, args: Any, arguments: Any, keywords: Any) ->
 def _look_up(args: Any) -> RegisteredOptimizer | None:
     """Returns the optimizer that `args.optim` names, if that name is ours."""
     name = read_optim(args)
-    return None if name is None or name not in _added else _registered.get(name)
+    return REGISTERED.get(name) if name in _added else None
 
 
 def _build_keywords(registered: RegisteredOptimizer, args: Any) -> tuple[dict[str, Any], frozenset[str]]:
@@ -184,22 +178,8 @@ def _build_keywords(registered: RegisteredOptimizer, args: Any) -> tuple[dict[st
 # ---------------------------------------------------------------- making the optimizer
 
 
-class _Made:
-    """An optimizer that a Trainer made for a registered name."""
-
-    def __init__(
-        self, optimizer: Any, registered: RegisteredOptimizer, kwargs: dict[str, Any], fitted: Iterable[str]
-    ) -> None:
-        self.optimizer, self.registered = optimizer, registered
-        # The groups that hold each value that was made for the run. Other groups have a value of their own.
-        self.groups = {
-            key: [i for i, group in enumerate(optimizer.param_groups) if group.get(key) == kwargs[key]]
-            for key in fitted
-        }
-
-
 def _choose_optimizer(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `get_optimizer_cls_and_kwargs(args, model)`: answers for registered names."""
+    """Wraps `get_optimizer_cls_and_kwargs(args, model)`: answers for registered names."""
     args = arguments[0] if arguments else keywords["args"]
     take_back(args)
     if registered := _look_up(args):
@@ -210,20 +190,26 @@ def _choose_optimizer(wrapped: Any, _: Any, arguments: Any, keywords: Any) -> An
 
 
 def _note_optimizer(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-    """Around what creates the optimizer: notes on the Trainer whether it was made for a registered name."""
+    """Wraps methods that create the optimizer: notes on the Trainer if it was made for a registered name."""
     before, token = _read_optimizer(trainer), _made.set(None)
     try:
         result = wrapped(*arguments, **keywords)
         optimizer, made = _read_optimizer(trainer), _made.get()
         if optimizer is not before and made is not None:
-            trainer._made_for_optim = _Made(optimizer, *made)
+            registered, kwargs, fitted = made
+            # The groups that hold each value that was made for the run. Others have a value of their own.
+            places = {
+                key: [i for i, group in enumerate(optimizer.param_groups) if group.get(key) == kwargs[key]]
+                for key in fitted
+            }
+            trainer._made_for_optim = optimizer, registered, places
         return result
     finally:
         _made.reset(token)
 
 
 def _begin_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-    """Around the methods of `_STEPS`: fits the optimizer to the number of steps of this run."""
+    """Wraps the methods of `_STEPS`: fits the optimizer to the number of steps of this run."""
     steps = _bind(wrapped, arguments, keywords).arguments[_STEPS[wrapped.__name__]]
     token = _planned_steps.set(steps)
     try:
@@ -234,7 +220,7 @@ def _begin_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any
 
 
 def _end_run(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `train`: takes back what was written into the arguments for one run."""
+    """Wraps `train`: takes back the values that were written into the arguments for one run."""
     try:
         return wrapped(*arguments, **keywords)
     finally:
@@ -247,26 +233,27 @@ def _fit_again(trainer: Any) -> None:
     The Trainer keeps its optimizer in a second `train()`, and where auto_find_batch_size tries again. The
     number of steps is then another, and what was written into the arguments for a run has been taken back.
     """
-    made: _Made | None = getattr(trainer, "_made_for_optim", None)
-    if made is None or made.optimizer is not _read_optimizer(trainer):
+    made = getattr(trainer, "_made_for_optim", None)
+    if made is None or made[0] is not _read_optimizer(trainer):
         return
-    args, optimizer = trainer.args, made.optimizer
+    args, (optimizer, made_for, places) = trainer.args, made
     # A run that broke off may have left gradients behind; the Trainer calls the model's zero_grad() alone.
     optimizer.zero_grad()
-    if _look_up(args) is not made.registered:
+    registered = _look_up(args)
+    if registered is None or registered is not made_for:
         return  # another name was assigned since; the Trainer keeps the optimizer all the same
     take_back(args)
-    kwargs, fitted = _build_keywords(made.registered, args)
-    for key in fitted & made.groups.keys():
-        for i in made.groups[key]:
+    kwargs, fitted = _build_keywords(registered, args)
+    for key in fitted & places.keys():
+        for i in places[key]:
             optimizer.param_groups[i][key] = kwargs[key]
 
 
 def _read_optimizer(trainer: Any) -> Any:
     """Returns the Trainer's optimizer out of Accelerate's wrapper.
 
-    Not by :func:`unwrap_optimizer`: DeepSpeed's wrapper inside it has to stay, because under DeepSpeed the
-    gradients are DeepSpeed's, and so is their norm.
+    :func:`unwrap_optimizer` would also remove DeepSpeed's wrapper. That one has to stay, because under
+    DeepSpeed the gradients are DeepSpeed's, and so is their norm.
     """
     return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
 
@@ -275,7 +262,7 @@ def _read_optimizer(trainer: Any) -> Any:
 
 
 def _skip_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `_get_grad_norm(model, grad_norm)`: None where the optimizer knows the norm, and only it."""
+    """Wraps `_get_grad_norm(model, grad_norm)`: returns None where only the optimizer knows the norm."""
     given = _bind(wrapped, arguments, keywords).arguments
     if given.get("grad_norm") is None and _finds_norm(_read_optimizer(trainer), given["model"]):
         return None
@@ -283,7 +270,7 @@ def _skip_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any
 
 
 def _log_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
-    """Around `_maybe_log_save_evaluate(..., grad_norm, ...)`: puts in the norm that the optimizer found."""
+    """Wraps `_maybe_log_save_evaluate(..., grad_norm, ...)`: puts in the norm that the optimizer found."""
     given = _bind(wrapped, arguments, keywords)
     if given.arguments["grad_norm"] is None:
         optimizer = _read_optimizer(trainer)
@@ -295,11 +282,11 @@ def _log_norm(wrapped: Any, trainer: Any, arguments: Any, keywords: Any) -> Any:
 
 
 def _finds_norm(optimizer: Any, model: Any) -> bool:
-    """Returns whether the optimizer, and only it, knows the norm of all gradients.
+    """Returns whether only the optimizer knows the norm of all gradients.
 
-    Either it clips within its step: it has `max_grad_norm`, and the norm in `grad_norm` afterwards. Reading
-    all gradients for a norm to log would then cost what the step saves. Or it has used and freed the
-    gradients already, and the Trainer would log 0.
+    An optimizer that clips within its step has `max_grad_norm`, and the norm in `grad_norm` afterwards.
+    Reading all gradients for a norm to log would cost as much as such a step saves. Or the optimizer has used
+    and freed the gradients already, and the Trainer would log 0.
     """
     return _clips(optimizer) or (
         hasattr(optimizer, "grad_norm") and all(param.grad is None for param in model.parameters())

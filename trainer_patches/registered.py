@@ -14,7 +14,7 @@ from trainer_patches import arguments, optim_args
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-__all__ = ["SET_ELSEWHERE", "Configure", "Factory", "RegisteredOptimizer", "RunInfo"]
+__all__ = ["REGISTERED", "SET_ELSEWHERE", "Configure", "Factory", "RegisteredOptimizer", "RunInfo"]
 
 # Below Transformers' own logger, so that log_level in TrainingArguments shows its messages.
 logger = logging.getLogger("transformers.trainer_patches")
@@ -64,7 +64,7 @@ class RunInfo:
 
 @dataclasses.dataclass(frozen=True)
 class RegisteredOptimizer:
-    """The arguments of one :func:`register_optimizer`, and what the Trainer is told because of them."""
+    """The arguments of one :func:`register_optimizer`, and the answers that the Trainer gets from them."""
 
     name: str
     optimizer: Factory | str
@@ -186,9 +186,8 @@ class RegisteredOptimizer:
         Returns:
             The keyword arguments, and the names of those that `configure` made for this run.
         """
-        keys = self._list_options()
         kwargs = dict(self.defaults)
-        if "lr" in keys or self._takes_anything():
+        if "lr" in self._list_options() or self._takes_anything():
             kwargs["lr"] = args.learning_rate
         if betas := self.find_default("betas"):
             kwargs["betas"] = (args.adam_beta1, args.adam_beta2, *betas[2:])
@@ -223,3 +222,7 @@ class RegisteredOptimizer:
     def _takes_anything(self) -> bool:
         parameters = inspect.signature(self.load()).parameters.values()
         return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+#: The registered optimizers by name.
+REGISTERED: dict[str, RegisteredOptimizer] = {}

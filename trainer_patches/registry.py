@@ -7,18 +7,23 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from trainer_patches import deepspeed_warnings, patch
-from trainer_patches.registered import SET_ELSEWHERE, Configure, Factory, RegisteredOptimizer, RunInfo
+from trainer_patches.registered import (
+    REGISTERED,
+    SET_ELSEWHERE,
+    Configure,
+    Factory,
+    RegisteredOptimizer,
+    RunInfo,
+)
 
 __all__ = ["RegisteredOptimizer", "RunInfo", "register_optimizer", "registered_optimizers"]
 
 _F = TypeVar("_F", bound=Factory)
 
-_REGISTERED: dict[str, RegisteredOptimizer] = {}
-
 
 def registered_optimizers() -> dict[str, RegisteredOptimizer]:
     """Returns the registered optimizers by name."""
-    return dict(_REGISTERED)
+    return dict(REGISTERED)
 
 
 def register_optimizer(
@@ -73,14 +78,14 @@ def register_optimizer(
         return decorate
     for key in SET_ELSEWHERE.keys() & set(defaults or {}):
         raise ValueError(f"defaults: {key!r} is always set by TrainingArguments({SET_ELSEWHERE[key]}=...)")
-    if name in _REGISTERED and not overwrite:
+    if name in REGISTERED and not overwrite:
         raise ValueError(f"optim={name!r} is registered already; pass overwrite=True to replace it")
     registered = RegisteredOptimizer(name, optimizer, defaults or {}, configure)
     if not isinstance(optimizer, str):
         registered.check_defaults()
 
     patch.add_name(name)
-    _REGISTERED[name] = registered
+    REGISTERED[name] = registered
     return optimizer
 
 
@@ -98,5 +103,5 @@ def _check_arguments(name: Any, optimizer: Any, defaults: Any, configure: Any) -
         raise TypeError(f"optimizer must be an Optimizer class or a function, got {optimizer!r}")
 
 
-patch.install(_REGISTERED)
+patch.install()
 deepspeed_warnings.install()

@@ -8,7 +8,7 @@ __all__ = ["unwrap_optimizer"]
 
 
 def unwrap_optimizer(optimizer: Any) -> Any:
-    """Returns the optimizer itself, out of all wrappers that keep the one they wrap in `.optimizer`.
+    """Returns the optimizer inside all wrappers, which keep the optimizer that they wrap in `.optimizer`.
 
     Accelerate's AcceleratedOptimizer is such a wrapper, DeepSpeed's ZeRO optimizers are others. An optimizer
     without a wrapper is returned as it is.

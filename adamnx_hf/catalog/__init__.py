@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from adamnx_hf.catalog.run_options import fit_layerwise_to_run, fit_to_run
 from adamnx_hf.common.lazy import import_on_access
@@ -19,16 +19,7 @@ if TYPE_CHECKING:
     from adamnx_hf.catalog.adax import AdaX
     from adamnx_hf.catalog.sophia import SophiaG
 
-__all__ = ["OPTIMIZERS", "AdaX", "Decay", "Optimizer", "SophiaG", "find_decay", "register"]
-
-
-class Decay(NamedTuple):
-    """The decay of an optimizer's second moment v."""
-
-    schedule: str
-    """A name in :data:`adamnx_hf.optim.schedules.BETA2_SCHEDULES`."""
-    beta2: float
-    """The optimizer's default β2."""
+__all__ = ["OPTIMIZERS", "AdaX", "Optimizer", "SophiaG", "find_decay", "register"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +29,7 @@ class Optimizer:
     name: str
     """The word in `TrainingArguments(optim=...)`."""
     label: str
-    """Its name for people."""
+    """The name that people read."""
     kind: str
     """The name of its class, as results.json has it."""
     target: str | None = None
@@ -47,18 +38,18 @@ class Optimizer:
     """Keyword arguments that are passed unless the user sets them."""
     configure: Callable[..., dict[str, Any]] | None = None
     """Fits the keyword arguments to a run; see :func:`trainer_patches.register_optimizer`."""
-    decay: Decay | None = None
-    """None: it has no second moment, or one that decays by no schedule of ours."""
+    decay: str | None = None
+    """The name of the schedule by which its second moment v decays, in
+    :data:`adamnx_hf.optim.schedules.BETA2_SCHEDULES`. None: it has no v, or one with no schedule of ours."""
 
 
-_ADAMNX, _ADAM = Decay("adamnx", 0.99), Decay("adam", 0.999)
 _OURS, _TORCHS = "adamnx_hf.optim", "adamnx_hf.catalog.torch_optimizers"
 
 #: The optimizers by their `optim=` names.
 OPTIMIZERS: dict[str, Optimizer] = {
     optimizer.name: optimizer
     for optimizer in (
-        Optimizer("adamnx", "AdamNX", "AdamNX", f"{_OURS}:AdamNX", configure=fit_to_run, decay=_ADAMNX),
+        Optimizer("adamnx", "AdamNX", "AdamNX", f"{_OURS}:AdamNX", configure=fit_to_run, decay="adamnx"),
         Optimizer(
             name="adamnx_bf16",
             label="AdamNX, bfloat16 state, stochastic",
@@ -66,7 +57,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
             target=f"{_OURS}:AdamNX",
             defaults={"state_dtype": "bfloat16", "param_rounding": "stochastic"},
             configure=fit_to_run,
-            decay=_ADAMNX,
+            decay="adamnx",
         ),
         Optimizer(
             name="adamnx_8bit",
@@ -75,7 +66,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
             target=f"{_OURS}:AdamNX",
             defaults={"state_dtype": "int8", "param_rounding": "stochastic"},
             configure=fit_to_run,
-            decay=_ADAMNX,
+            decay="adamnx",
         ),
         Optimizer(
             name="adamnx_layerwise",
@@ -83,34 +74,34 @@ OPTIMIZERS: dict[str, Optimizer] = {
             kind="LayerwiseAdamNX",
             target=f"{_OURS}:LayerwiseAdamNX",
             configure=fit_layerwise_to_run,
-            decay=_ADAMNX,
+            decay="adamnx",
         ),
         # The optimizers that the paper compares with.
-        Optimizer("adam", "Adam", "Adam", f"{_TORCHS}:adam", decay=_ADAM),
-        Optimizer("adamw", "AdamW", "AdamW", f"{_TORCHS}:adamw", decay=_ADAM),
-        Optimizer("adax", "AdaX", "AdaX", "adamnx_hf.catalog.adax:AdaX", decay=Decay("adax", 0.99)),
+        Optimizer("adam", "Adam", "Adam", f"{_TORCHS}:adam", decay="adam"),
+        Optimizer("adamw", "AdamW", "AdamW", f"{_TORCHS}:adamw", decay="adam"),
+        Optimizer("adax", "AdaX", "AdaX", "adamnx_hf.catalog.adax:AdaX", decay="adax"),
         Optimizer("momentum_sgd", "SGD with momentum", "SGD", f"{_TORCHS}:momentum_sgd"),
-        Optimizer("radam", "RAdam", "RAdam", f"{_TORCHS}:radam", decay=_ADAM),
+        Optimizer("radam", "RAdam", "RAdam", f"{_TORCHS}:radam", decay="adam"),
         Optimizer("lion", "Lion", "Lion", "adamnx_hf.catalog.lion:Lion"),
         Optimizer("sophiag", "SophiaG", "SophiaG", "adamnx_hf.catalog.sophia:SophiaG"),
         # Transformers' own names.
-        Optimizer("adamw_torch_fused", "AdamW", "AdamW", decay=_ADAM),
-        Optimizer("adafactor", "Adafactor", "Adafactor", decay=Decay("adafactor", 0.0)),
+        Optimizer("adamw_torch_fused", "AdamW", "AdamW", decay="adam"),
+        Optimizer("adafactor", "Adafactor", "Adafactor", decay="adafactor"),
     )
 }
 
 #: Classes that none of these names stands for.
-_OTHERS = {"NAdam": _ADAM}
+_OTHERS = {"NAdam": "adam"}
 
 
-def find_decay(kind: str) -> Decay | None:
-    """Returns how v decays in the optimizers of a class, by its name; None if by no schedule of ours."""
+def find_decay(kind: str) -> str | None:
+    """Returns the schedule of v in optimizers of a class, by the class's name; None if it is none of ours."""
     known = (optimizer.decay for optimizer in OPTIMIZERS.values() if optimizer.kind == kind)
     return next(known, _OTHERS.get(kind))
 
 
 def register() -> None:
-    """Registers the names that Transformers lacks. Called when `adamnx_hf` is imported."""
+    """Registers the names that Transformers lacks, when `adamnx_hf` is imported."""
     for one in OPTIMIZERS.values():
         if one.target is None:
             continue

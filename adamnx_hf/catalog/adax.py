@@ -34,7 +34,7 @@ class AdaX(ForeachOptimizer):
         weight_decay: λ.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
     """
 
     _moments = ("exp_avg", "exp_avg_sq")

@@ -14,7 +14,7 @@ __all__ = ["ForeachOptimizer"]
 
 
 class ForeachOptimizer(Optimizer):
-    """Base class: checks options and steps all parameters of a device, dtype and step count at once.
+    """Checks options, and steps all parameters of one device, dtype and step count at once.
 
     A subclass names the two entries of its state in `_moments` and writes `_update`. The first moment is the
     running mean of gradients, and weight decay is decoupled.
@@ -47,7 +47,7 @@ class ForeachOptimizer(Optimizer):
             for param in group["params"]:
                 if param.grad is None:
                     continue
-                state = self._state_of(param)
+                state = self._find_state(param)
                 state["step"] += 1
                 alike[param.device, param.dtype, int(state["step"])].append(param)
             for (_, _, step), params in alike.items():
@@ -58,7 +58,7 @@ class ForeachOptimizer(Optimizer):
                 self._update(params, grads, first, second, step, group)
         return loss
 
-    def _state_of(self, param: Tensor) -> dict[str, Any]:
+    def _find_state(self, param: Tensor) -> dict[str, Any]:
         if param.grad is not None and param.grad.is_sparse:
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
         state = self.state[param]

@@ -27,9 +27,9 @@ def fit_to_run(
         `kwargs` with the β2 in its betas.
 
     Raises:
-        ValueError: differentiable; horizon below 1, or together with beta2; `"auto"` where the number of
-            steps is not known; `max_grad_norm` in optim_args where the optimizer cannot know the whole norm,
-            or beside another one in TrainingArguments.
+        ValueError: `differentiable` is set; `horizon` is below 1, or given together with beta2, or `"auto"`
+            where the number of steps is not known; `max_grad_norm` in optim_args stands beside another one in
+            TrainingArguments, or the optimizer cannot know the whole norm.
     """
     if kwargs.get("differentiable"):
         raise ValueError(
@@ -53,8 +53,8 @@ def fit_layerwise_to_run(
         kwargs, run, horizon: see :func:`fit_to_run`.
 
     Raises:
-        ValueError: see :func:`fit_to_run`; also gradient accumulation, fp16, several processes, and clipping
-            that cannot be done.
+        ValueError: see :func:`fit_to_run`; also for gradient accumulation, fp16, several processes, and
+            clipping that cannot be done.
     """
     args, name = run.args, "optim='adamnx_layerwise'"
     if args.gradient_accumulation_steps > 1:

@@ -28,14 +28,14 @@ class SophiaG(ForeachOptimizer):
     Args:
         params: parameters or groups.
         lr: learning rate η.
-        betas: of m and of h.
+        betas: the decay rates of m and of h.
         rho: ρ; the larger, the smaller the share of entries that are clipped.
         weight_decay: λ.
         eps: ε. Until the first estimate h is 0 and every entry moves by η.
         curvature_every: steps between two estimates.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
     """
 
     _moments = ("exp_avg", "hessian")
@@ -69,11 +69,11 @@ class SophiaG(ForeachOptimizer):
         """Averages the squared gradients of the sampled loss into h.
 
         Args:
-            batch_size: how many labels the loss was the mean over, in all processes.
+            batch_size: the number of labels, in all processes, over which the loss is the mean.
         """
         for group in self.param_groups:
             beta = group["betas"][1]
             for param in group["params"]:
                 if param.grad is not None:
-                    hessian = self._state_of(param)["hessian"]
+                    hessian = self._find_state(param)["hessian"]
                     hessian.mul_(beta).addcmul_(param.grad, param.grad, value=(1 - beta) * batch_size)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from adamnx_hf.optim.formats import format_of
+from adamnx_hf.optim.formats import find_format
 
 __all__ = ["check_state", "check_state_dict"]
 
@@ -35,8 +35,8 @@ def check_state_dict(state_dict: Any, param_groups: Sequence[Mapping[str, Any]])
     entries, which stay where they are.
 
     Args:
-        state_dict: what `Optimizer.state_dict` gives.
-        param_groups: those of the optimizer that is to load the state. Different numbers of groups or of
+        state_dict: the result of `Optimizer.state_dict`.
+        param_groups: the groups of the optimizer that is to load the state. Different numbers of groups or of
             parameters are left to torch.optim, which refuses them.
 
     Raises:
@@ -91,7 +91,7 @@ def check_state_dict(state_dict: Any, param_groups: Sequence[Mapping[str, Any]])
             f"{', …' if len(unknown) > 3 else ''}, which are no parameters of its groups"
         )
 
-    # Not all optimizers keep a state, and none that is new has one.
+    # Some optimizers keep no state, and no new optimizer has one: options tell them.
     for group in saved_groups:
         if not set(group) >= _OPTIONS:
             options = ", ".join(sorted(str(option) for option in group if option != "params"))
@@ -107,7 +107,7 @@ def check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
     Args:
         state: the state of one parameter, not empty.
         param: the parameter that is to have the state.
-        name: what to call the parameter in the message.
+        name: the name of the parameter in the message.
 
     Raises:
         ValueError: the state does not fit; the message says why.
@@ -127,7 +127,7 @@ def check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
             raise ValueError(f"{key} of {name} is sparse ({moment.layout}), which AdamNX's moments never are")
         if moment.is_meta and not param.is_meta:
             raise ValueError(f"{key} of {name} is on the meta device: its values have not been loaded")
-        kept_as = format_of(moment.dtype)
+        kept_as = find_format(moment.dtype)
         if kept_as.packed and kept_as.fits(param) and moment.shape == kept_as.shape(param):
             continue
         if moment.shape != param.shape:
@@ -156,9 +156,9 @@ def check_state(state: Mapping[str, Any], param: Tensor, name: str) -> None:
 
 
 def _has_negative(moment: Tensor) -> bool:
-    """Returns whether a moment has values below 0. A DTensor is asked for this rank's part."""
+    """Returns whether a moment, or this rank's part of a DTensor, has values below 0."""
     moment = moment.to_local() if hasattr(moment, "to_local") else moment
-    if moment.is_meta or is_fake(moment) or format_of(moment.dtype).packed:
+    if moment.is_meta or is_fake(moment) or find_format(moment.dtype).packed:
         return False
     values = torch.view_as_real(moment.detach()) if moment.is_complex() else moment.detach()
     return bool((values < 0).any())

@@ -14,17 +14,17 @@ from adamnx_hf.optim.engines import triton
 from adamnx_hf.optim.engines.contract import Case
 from adamnx_hf.optim.layout import Memo, are_wrapped, find_dtensors, is_dense
 
-__all__ = ["clip_divisor", "total_norm"]
+__all__ = ["compute_clip_divisor", "compute_total_norm"]
 
 
-def total_norm(grads: list[Tensor], memo: Memo | None = None) -> Tensor:
+def compute_total_norm(grads: list[Tensor], memo: Memo | None = None) -> Tensor:
     """Returns the 2-norm of all gradients together, as :func:`torch.nn.utils.clip_grad_norm_` does.
 
-    DTensors count whole, not as this rank's shards (one all-reduce of a number for each layout). Half
+    DTensors count whole, not as this rank's shards, by one all-reduce of a number for each layout. Half
     precision is added up in float32. Nothing waits for the device.
 
     Args:
-        grads: at least one, of any devices, dtypes and shapes.
+        grads: at least one gradient; devices, dtypes and shapes may differ.
         memo: an empty dict, to be passed again at each step, which saves host time.
 
     Returns:
@@ -33,7 +33,7 @@ def total_norm(grads: list[Tensor], memo: Memo | None = None) -> Tensor:
     memo = {} if memo is None else memo
     norms = []
     for number, ((_, dtype, layout), members) in enumerate(_sort_gradients(grads).items()):
-        norm = _norm(members, dtype, memo.setdefault(number, {}))
+        norm = _compute_norm(members, dtype, memo.setdefault(number, {}))
         if layout is not None:
             distributed: Any = find_dtensors(grads)
             mesh, placements = layout
@@ -79,7 +79,7 @@ def _sort_gradients(grads: list[Tensor]) -> dict[Any, list[Tensor]]:
     return groups
 
 
-def _norm(grads: list[Tensor], dtype: torch.dtype, memo: Memo) -> Tensor:
+def _compute_norm(grads: list[Tensor], dtype: torch.dtype, memo: Memo) -> Tensor:
     """Returns the 2-norm of plain tensors of one device, computed in `dtype`, by our kernel if it can."""
     device = grads[0].device.type
     if not torch.compiler.is_compiling():
@@ -87,7 +87,7 @@ def _norm(grads: list[Tensor], dtype: torch.dtype, memo: Memo) -> Tensor:
         if triton.why_not(case) is None and triton.why_no_norm(device) is None:
             if not all(map(Tensor.is_contiguous, grads)):
                 grads = [grad if is_dense(grad) else grad.contiguous() for grad in grads]
-            norm = triton.norm(grads, memo)
+            norm = triton.compute_norm(grads, memo)
             if norm is not None:
                 return norm
     # `dtype` is for half precision alone: a complex one would make the norm complex.
@@ -95,7 +95,7 @@ def _norm(grads: list[Tensor], dtype: torch.dtype, memo: Memo) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2.0, **kwargs)))
 
 
-def clip_divisor(norm: Tensor, max_norm: float) -> Tensor | None:
+def compute_clip_divisor(norm: Tensor, max_norm: float) -> Tensor | None:
     """Returns the divisor, 0-d and at least 1, that makes the norm of gradients at most `max_norm`.
 
     Returns None if `max_norm` is inf.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from adamnx_hf.optim.checkpoint import check_state
-from adamnx_hf.optim.formats import moment_dtype
+from adamnx_hf.optim.formats import find_moment_dtype
 from adamnx_hf.optim.optimizer import AdamNX
 from adamnx_hf.optim.options import STORAGE
 from adamnx_hf.optim.part import convert_state
@@ -34,7 +34,7 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
 
     Args:
         optimizer: a torch.optim.AdamW or Adam, with any of their implementations.
-        beta2: AdamNX's β2 for every group. Not the old one: 0.999 would mean a horizon of a million steps.
+        beta2: AdamNX's β2 for every group. AdamW's 0.999 would mean a horizon of a million steps.
         verbose: prints what was done.
         **options: further keyword arguments of :class:`AdamNX` (`beta2_schedule`, `fused`, ...), for all
             groups.
@@ -45,7 +45,7 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
 
     Raises:
         TypeError: `optimizer` is not a torch Adam or AdamW; an unknown option.
-        ValueError: a hyperparameter out of range, or a state that does not fit its parameter.
+        ValueError: a hyperparameter is out of range, or a state does not fit its parameter.
     """
     if not isinstance(optimizer, Adam):
         raise TypeError(
@@ -95,16 +95,16 @@ def from_adamw(optimizer: Adam, *, beta2: float = 0.99, verbose: bool = True, **
     converted.__setstate__(converted.__getstate__())
 
     if verbose:
-        print(_report(converted, steps, sorted(set(notes))))
+        print(_describe_conversion(converted, steps, sorted(set(notes))))
     return converted
 
 
 def _debias(moment: Tensor, beta: float, step: float) -> Tensor:
     correction = -math.expm1(step * math.log(beta)) if beta > 0 else 1.0
-    return moment.to(moment_dtype(moment.dtype)) / correction
+    return moment.to(find_moment_dtype(moment.dtype)) / correction
 
 
-def _report(converted: AdamNX, steps: set[float], notes: list[str]) -> str:
+def _describe_conversion(converted: AdamNX, steps: set[float], notes: list[str]) -> str:
     total = sum(len(group["params"]) for group in converted.param_groups)
     group = converted.param_groups[0]
     lines = [

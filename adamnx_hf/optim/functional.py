@@ -16,9 +16,8 @@ from adamnx_hf.optim.formats import PARAM_ROUNDINGS
 from adamnx_hf.optim.layout import Columns, Layout, Memo, look_at, pick
 from adamnx_hf.optim.schedules import BETA2_SCHEDULES, adam
 from adamnx_hf.optim.step.clock import Clock, read_rates, weigh
-from adamnx_hf.optim.step.execute import step_bucket
+from adamnx_hf.optim.step.execute import choose_engines, group_places, step_bucket
 from adamnx_hf.optim.step.inputs import check_choice, check_lists, make_plain
-from adamnx_hf.optim.step.plan import choose_engines, plan
 
 __all__ = ["adamnx"]
 
@@ -96,7 +95,7 @@ def adamnx(
     check_lists(columns, layout, state_steps, numbers, param_rounding)
     columns, layout = make_plain(columns, layout, memo, differentiable=differentiable)
 
-    # Asked in this frame: where Dynamo cannot compile it, it may still compile the functions called below.
+    # This frame asks: where Dynamo cannot compile the frame, it may still compile the functions called below.
     compiling = torch.compiler.is_compiling()
     clock = Clock.read(state_steps, memo, on_device=capturable or compiling)
     on_host = clock.on_host and not differentiable
@@ -119,12 +118,16 @@ def adamnx(
             raise RuntimeError("AdamNX: found_inf with `step` on the device needs fused=True on CUDA")
 
     numbers = range(len(params)) if numbers is None else numbers
-    for place, bucket in enumerate(plan(columns, layout, engines, clock)):
-        count = len(bucket.places)
-        weight1 = weigh(adam, bucket.step, beta1, count)
-        weight2 = weigh(BETA2_SCHEDULES[beta2_schedule], bucket.step, beta2, count)
+    steps = clock.read_steps()
+    for number, places in enumerate(group_places(columns, engines, steps)):
+        bucket, count = columns.pick(places), len(places)
+        first = bucket.params[0]
+        step = clock.find_next(steps, first.device, places)
+        weight1 = weigh(adam, step, beta1, count)
+        weight2 = weigh(BETA2_SCHEDULES[beta2_schedule], step, beta2, count)
         rule = Rule(weight1, weight2, lr, weight_decay, eps, maximize)
-        own, own_memo = pick(numbers, bucket.places), memo.setdefault(place, {})
-        extras = Extras(own_memo, bucket.step, own, param_rounding, grad_scale, found_inf)
-        step_bucket(bucket, rule, extras)
+        own, own_memo = pick(numbers, places), memo.setdefault(number, {})
+        known = layout if count == len(params) else None
+        extras = Extras(own_memo, step, own, param_rounding, grad_scale, found_inf, known)
+        step_bucket(engines[first.device, first.dtype], bucket, rule, extras)
     clock.advance(found_inf)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -13,23 +13,13 @@ __all__ = ["DECAY_RULES", "param_groups"]
 _NO_DECAY_NAMES = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
 
-def _list_owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    """Yields every parameter once, with its full name and the module that holds it."""
-    seen = set()
-    for path, module in model.named_modules():
-        for name, param in module.named_parameters(prefix=path, recurse=False):
-            if param not in seen:
-                seen.add(param)
-                yield name, module, param
-
-
 def _trainer_rule(name: str, module: nn.Module) -> bool:
-    """Follows `Trainer.get_decay_parameter_names`: all but LayerNorms and what is *named* bias or norm."""
+    """Returns whether the Trainer decays a parameter: not LayerNorms', nor those *named* bias or norm."""
     return not isinstance(module, nn.LayerNorm) and not _NO_DECAY_NAMES.search(name.lower())
 
 
 def _paper_rule(name: str, module: nn.Module) -> bool:
-    """Follows the authors' training code: the weights of convolutions and linear layers, nothing else."""
+    """Returns whether the authors decay a parameter: only weights of convolutions and linear layers."""
     layers = (nn.Linear, nn.modules.conv._ConvNd)
     return isinstance(module, layers) and name.rpartition(".")[2] == "weight"
 
@@ -65,9 +55,14 @@ def param_groups(
     """
     if rule not in DECAY_RULES:
         raise ValueError(f"Invalid rule: {rule!r}; choose one of {', '.join(DECAY_RULES)}")
+    # Tied parameters have the name and the module under which they come first.
+    owners: dict[nn.Parameter, tuple[str, nn.Module]] = {}
+    for path, module in model.named_modules():
+        for name, param in module.named_parameters(prefix=path, recurse=False):
+            owners.setdefault(param, (name, module))
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
-    for name, module, param in _list_owned(model):
+    for param, (name, module) in owners.items():
         if param.requires_grad:
             excepted = isinstance(module, nn.Embedding) and not decay_embeddings
             (decay if DECAY_RULES[rule](name, module) and not excepted else no_decay).append(param)

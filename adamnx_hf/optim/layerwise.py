@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamnx_hf.optim.clipping import clip_divisor, total_norm
+from adamnx_hf.optim.clipping import compute_clip_divisor, compute_total_norm
 from adamnx_hf.optim.optimizer import AdamNX
 from adamnx_hf.optim.part import list_offsets, look_at_part, note_versions, step_part
 
@@ -120,9 +120,9 @@ class LayerwiseAdamNX(AdamNX):
         part = look_at_part(self.param_groups, index, [param], number, self.state, self._memos[id(param)])
         divisor = None
         if self.max_grad_norm is not None:
-            norm = total_norm([grad.detach() for grad in part.columns.grads])
+            norm = compute_total_norm([grad.detach() for grad in part.columns.grads])
             self._squares.append(norm.square())
-            divisor = clip_divisor(norm, self.max_grad_norm)
+            divisor = compute_clip_divisor(norm, self.max_grad_norm)
         step_part(part, self.state, divisor, None)
         # Autograd may have kept the parameter for the rest of this pass (a weight that is used twice, once
         # detached). It must raise then, and not go on with the new value; fused kernels do not tell it.

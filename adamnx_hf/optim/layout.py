@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from adamnx_hf.optim.formats import format_of
+from adamnx_hf.optim.formats import find_format
 
 try:  # torch's own, and not public: without these guards everything is asked at every step
     from torch._C._dynamo.guards import TensorGuards
@@ -63,7 +63,7 @@ class Columns(NamedTuple):
     exp_avgs: list[Any]
     exp_avg_sqs: list[Any]
     residuals: list[Any] | None = None
-    """The parts that rounding cut off bfloat16 parameters, None for others; or None if there is no list."""
+    """The parts that rounding cut off bfloat16 parameters, None for others. None: there are no such parts."""
 
     def four(self) -> list[list[Any]]:
         """Returns the lists that every engine works on: all but the residuals."""
@@ -88,12 +88,12 @@ class Layout(NamedTuple):
     devices: set[torch.device]
     """The devices of the parameters."""
     contiguous: bool
-    """Whether all tensors are."""
+    """Whether all tensors are contiguous."""
     wrapped: bool
-    """See :func:`are_wrapped`."""
+    """Whether some tensors wrap others, see :func:`are_wrapped`."""
 
     @classmethod
-    def of(cls, columns: Columns) -> Layout:
+    def read(cls, columns: Columns) -> Layout:
         """Returns the layout of `columns`; residuals do not count."""
         # Comprehensions, not map(): Dynamo has to trace this.
         lists = columns.four()
@@ -121,7 +121,7 @@ def look_at(columns: Columns, memo: Memo | None = None, name: Callable[[int], st
     """
     if torch.compiler.is_compiling():  # what Dynamo compiles is for these very shapes
         check_tensors(columns, name)
-        return Layout.of(columns)
+        return Layout.read(columns)
     lists, gaps = columns.given(), []
     if columns.residuals is not None:
         gaps = [place for place, residual in enumerate(columns.residuals) if residual is None]
@@ -133,7 +133,7 @@ def look_at(columns: Columns, memo: Memo | None = None, name: Callable[[int], st
     ):
         return layout
     check_tensors(columns, name)
-    layout = Layout.of(columns)
+    layout = Layout.read(columns)
     if memo is not None and TensorGuards is not None:
         everything_static: dict[str, Any] = {"dynamic_dims_sizes": None, "dynamic_dims_strides": None}
         guards = [TensorGuards(*tensors, **everything_static) for tensors in lists]
@@ -142,7 +142,7 @@ def look_at(columns: Columns, memo: Memo | None = None, name: Callable[[int], st
 
 
 def check_tensors(columns: Columns, name: Callable[[int], str] | None = None) -> None:
-    """Raises where tensors do not fit; arguments and errors are those of :func:`look_at`.
+    """Raises where tensors do not fit; :func:`look_at` has the same arguments and errors.
 
     Kernels walk memory by the parameter's shape, and some of torch's do not check other shapes. Any tensor
     but a parameter may be None.
@@ -163,8 +163,8 @@ def check_tensors(columns: Columns, name: Callable[[int], str] | None = None) ->
                 continue
             param = columns.params[place]
             shape, expected = tensor.shape, param.shape
-            if role.startswith("exp_avg") and format_of(tensor.dtype).packed:
-                expected = format_of(tensor.dtype).shape(param)
+            if role.startswith("exp_avg") and find_format(tensor.dtype).packed:
+                expected = find_format(tensor.dtype).shape(param)
                 if shape == expected and not torch.compiler.is_compiling():
                     shape, expected = _PACKED_FOR.setdefault(tensor, param.shape), param.shape
             if shape != expected or tensor.device != param.device:

@@ -23,20 +23,20 @@ from torch.optim.optimizer import (
 )
 
 from adamnx_hf.optim.checkpoint import check_state_dict
-from adamnx_hf.optim.clipping import clip_divisor, total_norm
+from adamnx_hf.optim.clipping import compute_clip_divisor, compute_total_norm
 from adamnx_hf.optim.formats import ParamRounding, StateDtype, unpack
 from adamnx_hf.optim.layout import Memo
 from adamnx_hf.optim.options import NOT_ALWAYS_SAVED, STORAGE, check_max_grad_norm, check_options
 from adamnx_hf.optim.part import (
     convert_state,
+    find_step_device,
     list_offsets,
     look_at_part,
     note_versions,
-    step_device,
     step_part,
 )
 from adamnx_hf.optim.schedules import Beta2Schedule
-from adamnx_hf.optim.step.clock import pack_steps, step_dtype
+from adamnx_hf.optim.step.clock import find_step_dtype, pack_steps
 
 __all__ = ["AdamNX"]
 
@@ -165,7 +165,7 @@ class AdamNX(Optimizer):
 
     @property
     def grad_norm(self) -> Tensor | None:
-        """See the class. It is kept in a dict, as torch.compile loses what is set on an optimizer."""
+        """The norm of the last step, kept in a dict, as torch.compile loses what is set on an optimizer."""
         return self._results.get("grad_norm")
 
     @property
@@ -178,7 +178,7 @@ class AdamNX(Optimizer):
         return all(group["fused"] for group in self.param_groups) and not wrapper.startswith("accelerate.")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what pickle and copy keep: what torch.optim keeps, and the clipping."""
+        """Returns the attributes that pickle and copy keep: torch.optim's, and the clipping."""
         return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm, "_results": self._results}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -198,7 +198,7 @@ class AdamNX(Optimizer):
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Fills in what older checkpoints, and the authors', lack."""
+        """Fills in the options that older checkpoints, and the authors', lack."""
         super().__setstate__(state)
         vars(self).setdefault("max_grad_norm", None)
         vars(self).setdefault("_results", {})
@@ -209,13 +209,12 @@ class AdamNX(Optimizer):
         for group in self.param_groups:
             for option, default in NOT_ALWAYS_SAVED.items():
                 group.setdefault(option, default)
-            for param in group["params"]:
-                param_state = self.state.get(param, {})
-                if "step" in param_state:
-                    device = step_device(param, group)
-                    step = torch.as_tensor(param_state["step"], dtype=step_dtype(device)).reshape(())
-                    param_state["step"] = step.to(device)
-            pack_steps([self.state[p] for p in group["params"] if "step" in self.state.get(p, {})])
+            counted = [(p, self.state[p]) for p in group["params"] if "step" in self.state.get(p, {})]
+            for param, own in counted:
+                device = find_step_device(param, group)
+                step = torch.as_tensor(own["step"], dtype=find_step_dtype(device))
+                own["step"] = step.reshape(()).to(device)
+            pack_steps([own for _, own in counted])
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Loads a state as it was saved: moments keep the dtype that they have in `state_dict`.
@@ -274,7 +273,7 @@ class AdamNX(Optimizer):
     def dequantize(self, param: Tensor) -> dict[str, Tensor]:
         """Returns `exp_avg` and `exp_avg_sq` of a parameter in at least float32, whatever their format.
 
-        Of a DTensor this rank's part. Empty before the first step.
+        A DTensor gives this rank's part. The dict is empty before the first step.
         """
         state = self.state.get(param, {})
         return {key: unpack(state[key], param, key) for key in ("exp_avg", "exp_avg_sq") if key in state}
@@ -310,18 +309,17 @@ class AdamNX(Optimizer):
         parts = []
         for index, group in enumerate(self.param_groups):
             params, memo = group["params"], self._memos[index]
-            part = look_at_part(self.param_groups, index, params, offsets[index], self.state, memo)
-            parts.append(part)
+            parts.append(look_at_part(self.param_groups, index, params, offsets[index], self.state, memo))
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if self.max_grad_norm is not None:
             norm = None
             if gradients := [grad.detach() for part in parts for grad in part.columns.grads]:
-                norm = total_norm(gradients, self._memos[NORM])
+                norm = compute_total_norm(gradients, self._memos[NORM])
                 if grad_scale is not None:
                     grad_scale = grad_scale.to(norm.device, non_blocking=True)
                     norm = norm / grad_scale
-                divisor = clip_divisor(norm, self.max_grad_norm)
+                divisor = compute_clip_divisor(norm, self.max_grad_norm)
                 if divisor is not None:
                     grad_scale = divisor if grad_scale is None else grad_scale * divisor
             self._results["grad_norm"] = norm

@@ -1,4 +1,4 @@
-"""The options of a group: what they may be, in torch.optim.AdamW's words where it has the same."""
+"""Checks of a group's options. Errors have torch.optim.AdamW's words where it has the same option."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adamnx_hf.optim.step.inputs import check_choice
 
 __all__ = ["NOT_ALWAYS_SAVED", "STORAGE", "check_max_grad_norm", "check_options"]
 
-#: Options that older checkpoints, and the authors', lack, and the values that they mean by it.
+#: Options that older checkpoints, and the authors', lack, with the values that are meant then.
 NOT_ALWAYS_SAVED = {
     "maximize": False,
     "foreach": None,
@@ -29,16 +29,10 @@ NOT_ALWAYS_SAVED = {
     "param_rounding": "nearest",
 }
 
-#: Options of how things are stored. Those that an optimizer was given hold for what it loads, too.
+#: Options that choose formats. A state that is loaded is converted to those that its optimizer was given.
 STORAGE = ("state_dtype", "param_rounding")
 
-_FLAGS: dict[str, tuple[bool | None, ...]] = {
-    "maximize": (True, False),
-    "foreach": (True, False, None),
-    "capturable": (True, False),
-    "differentiable": (True, False),
-    "fused": (True, False, None),
-}
+_FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused")
 
 _LABELS = {"lr": "learning rate", "eps": "epsilon value", "weight_decay": "weight_decay value"}
 
@@ -54,11 +48,20 @@ def check_options(group: dict[str, Any]) -> None:
         ValueError: a value out of range.
         RuntimeError: options that exclude each other.
     """
-    _check_flags(group)
+    for flag in _FLAGS:
+        choices = (True, False, NOT_ALWAYS_SAVED[flag])
+        if not any(group[flag] is choice for choice in choices):
+            allowed = "True, False or None" if None in choices else "True or False"
+            raise TypeError(f"Invalid {flag}: {group[flag]!r}; it must be {allowed}")
     tensors_allowed = not group["foreach"] or group["capturable"]
     _check_tensor("lr", group["lr"], allowed=tensors_allowed)
     for name, label in _LABELS.items():
-        _check_size(label, group[name])
+        value = group[name]
+        _check_number(label, value)
+        if not 0.0 <= value:  # `not 0.0 <= x` also rejects nan
+            raise ValueError(f"Invalid {label}: {value}; it must be at least 0")
+        if not value < math.inf:
+            raise ValueError(f"Invalid {label}: {value}; it must be finite")
     _check_betas(group["betas"], tensors_allowed=tensors_allowed)
     group["state_dtype"] = _name_format(group["state_dtype"])
     check_choice("param_rounding", group["param_rounding"], PARAM_ROUNDINGS)
@@ -75,13 +78,6 @@ def check_max_grad_norm(value: Any) -> None:
         raise ValueError(f"Invalid max_grad_norm: {value}; it must be above 0, or None for no clipping")
 
 
-def _check_flags(group: dict[str, Any]) -> None:
-    for option, choices in _FLAGS.items():
-        if not any(group[option] is choice for choice in choices):
-            allowed = "True, False or None" if None in choices else "True or False"
-            raise TypeError(f"Invalid {option}: {group[option]!r}; it must be {allowed}")
-
-
 def _check_number(label: str, value: Any) -> None:
     if not isinstance(value, Real | Tensor) or isinstance(value, Fraction):  # which torch cannot take
         hint = "; YAML takes 1e-3 for text and 1.0e-3 for a number" if isinstance(value, str) else ""
@@ -94,14 +90,6 @@ def _check_tensor(name: str, value: Any, *, allowed: bool) -> None:
             raise ValueError(f"{name} as a Tensor is not supported for capturable=False and foreach=True")
         if value.numel() != 1:
             raise ValueError(f"Tensor {name} must be 1-element")
-
-
-def _check_size(label: str, value: Any) -> None:
-    _check_number(label, value)
-    if not 0.0 <= value:  # `not 0.0 <= x` also rejects nan
-        raise ValueError(f"Invalid {label}: {value}; it must be at least 0")
-    if not value < math.inf:
-        raise ValueError(f"Invalid {label}: {value}; it must be finite")
 
 
 def _check_betas(betas: Any, *, tensors_allowed: bool) -> None:

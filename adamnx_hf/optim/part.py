@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from adamnx_hf.optim.engines import runtime
-from adamnx_hf.optim.formats import convert, keeps_residual, moment_format, new_residual
+from adamnx_hf.optim.formats import choose_format, convert, keeps_residual
 from adamnx_hf.optim.functional import adamnx
-from adamnx_hf.optim.layout import Columns, Layout, Memo, check_tensors, look_at
-from adamnx_hf.optim.step.clock import count_on_device, pack_steps, step_dtype
+from adamnx_hf.optim.layout import Columns, Layout, Memo, check_tensors, look_at, pick
+from adamnx_hf.optim.step.clock import count_on_device, find_step_dtype, pack_steps
 
 __all__ = [
     "Part",
     "convert_state",
+    "find_step_device",
     "list_offsets",
     "look_at_part",
     "note_versions",
-    "step_device",
     "step_part",
 ]
 
@@ -34,7 +34,7 @@ State = MutableMapping[Tensor, dict[str, Any]]
 
 
 class Part(NamedTuple):
-    """Some of a group's parameters, all that have gradients or one, as a step takes them."""
+    """The parameters that a step takes from a group: all that have gradients, or a single one."""
 
     group: Group
     columns: Columns
@@ -76,7 +76,11 @@ def look_at_part(
             sparse gradient.
     """
     group = groups[index]
-    params, grads, numbers = _find_gradients(params, first)
+    grads: list[Any] = [param.grad for param in params]
+    numbers: Sequence[int] = range(first, first + len(params))
+    if True in [grad is None for grad in grads]:
+        places = [place for place, grad in enumerate(grads) if grad is not None]
+        params, grads, numbers = pick(params, places), pick(grads, places), pick(numbers, places)
 
     def name(place: int) -> str:
         number, names = numbers[place] - list_offsets(groups)[index], group.get("param_names", ())
@@ -86,7 +90,11 @@ def look_at_part(
     states: list[dict[str, Any]] = [state.get(param) or {} for param in params]
     columns = _gather(group, params, grads, states)
     layout = None
-    if all(states) and not _lack_residual(group, params, states):
+    lacks = columns.residuals is not None and any(
+        rest is None and keeps_residual(param, "kahan")
+        for param, rest in zip(params, columns.residuals, strict=True)
+    )
+    if all(states) and not lacks:
         layout = look_at(columns, memo, name)
     else:
         check_tensors(columns, name)
@@ -135,7 +143,7 @@ def step_part(part: Part, state: State, grad_scale: Tensor | None, found_inf: Te
     )
 
 
-def step_device(param: Tensor, group: Group) -> torch.device:
+def find_step_device(param: Tensor, group: Group) -> torch.device:
     """Returns the device that the `step` of a parameter is kept on, unless a GradScaler has it moved."""
     return param.device if group["capturable"] else torch.device("cpu")
 
@@ -146,7 +154,7 @@ def convert_state(groups: Sequence[Group], state: State, storage: Sequence[Mappi
     Args:
         groups: the optimizer's; they take over `storage`.
         state: the optimizer's.
-        storage: for each group those of :data:`adamnx_hf.optim.options.STORAGE` that it was given.
+        storage: for each group the options of :data:`adamnx_hf.optim.options.STORAGE` that it was given.
 
     Returns:
         What was changed, in words.
@@ -162,10 +170,10 @@ def convert_state(groups: Sequence[Group], state: State, storage: Sequence[Mappi
             if kept and not keeps:
                 del own["param_residual"]
             elif "param_rounding" in given and keeps and not kept:
-                own["param_residual"] = new_residual(param)
+                own["param_residual"] = torch.zeros_like(param)
             if kept != ("param_residual" in own):
                 changes[f"param_rounding={group['param_rounding']} for {param.dtype}"] = None
-            target = moment_format(param, group["state_dtype"])
+            target = choose_format(param, group["state_dtype"])
             for key in ("exp_avg", "exp_avg_sq"):
                 if "state_dtype" in given and own[key].dtype != target.dtype:
                     changes[f"state_dtype={group['state_dtype']}"] = None
@@ -174,10 +182,10 @@ def convert_state(groups: Sequence[Group], state: State, storage: Sequence[Mappi
 
 
 def _clear_outdated_residuals(part: Part) -> None:
-    """Sets the residuals to 0 of weights that somebody else has written since our last step.
+    """Sets a residual to 0 if somebody else has written to its weight since our last step.
 
     After a state was loaded that step is unknown. Then residuals belong to the weights that they were saved
-    with, whether those are loaded before or after.
+    with, whether these are loaded before or after.
     """
     if part.columns.residuals is None:
         return
@@ -195,9 +203,8 @@ def _clear_outdated_residuals(part: Part) -> None:
 def note_versions(part: Part) -> None:
     """Notes down which weights the residuals belong to, if there are any."""
     rounding = part.group["param_rounding"]
-    if rounding != "kahan" and "versions" not in part.memo:
-        return
-    if torch.compiler.is_compiling() or runtime.is_capturing():
+    needless = rounding != "kahan" and "versions" not in part.memo
+    if needless or torch.compiler.is_compiling() or runtime.is_capturing():
         return
     if rounding == "kahan":
         kept = [param for param in part.columns.params if keeps_residual(param, rounding)]
@@ -207,7 +214,7 @@ def note_versions(part: Part) -> None:
 
 
 def _read_version(param: Tensor) -> tuple[int, ...]:
-    """Returns a parameter's version counter, both of those of a DTensor, or () where a counter tells nothing.
+    """Returns a parameter's version counter, a DTensor's two, or () where a counter tells nothing.
 
     Every write to a parameter raises it, save those of fused kernels. Inference tensors have no counter.
     Parameters that are parts of one buffer share a counter, which does not tell the one that was written.
@@ -221,17 +228,6 @@ def _read_version(param: Tensor) -> tuple[int, ...]:
     return (param._version,)
 
 
-def _find_gradients(params: list[Tensor], first: int) -> tuple[list[Tensor], list[Tensor], Sequence[int]]:
-    """Returns the parameters that have a gradient, the gradients, and the numbers, from `first` on."""
-    grads: list[Any] = [param.grad for param in params]
-    numbers: Sequence[int] = range(first, first + len(params))
-    if True in [grad is None for grad in grads]:
-        numbers = [n for n, grad in zip(numbers, grads, strict=True) if grad is not None]
-        params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
-        grads = [grad for grad in grads if grad is not None]
-    return params, grads, numbers
-
-
 def _gather(group: Group, params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]]) -> Columns:
     """Returns the columns of a step, with residuals if the group keeps any."""
     exp_avgs = [state.get("exp_avg") for state in states]
@@ -243,17 +239,10 @@ def _gather(group: Group, params: list[Tensor], grads: list[Tensor], states: lis
     return Columns(params, grads, exp_avgs, exp_avg_sqs, residuals)
 
 
-def _lack_residual(group: Group, params: list[Tensor], states: list[dict[str, Any]]) -> bool:
-    return group["param_rounding"] == "kahan" and any(
-        keeps_residual(param, "kahan") and "param_residual" not in state
-        for param, state in zip(params, states, strict=True)
-    )
-
-
 def _make_state(part: Part, state: State) -> Part:
-    """Makes what is missing of the state, like the parameters as they are now.
+    """Makes the missing state, which takes after the parameters as they are now.
 
-    FSDP2 puts DTensors in their place after the optimizer was made.
+    FSDP2 puts DTensors in the place of parameters after the optimizer was made.
 
     Raises:
         RuntimeError: a CUDA graph is being captured. The capture would only note down that the state is set
@@ -263,15 +252,14 @@ def _make_state(part: Part, state: State) -> Part:
         raise RuntimeError(runtime.STEP_FIRST)
     group, params = part.group, part.columns.params
     states = [state[param] for param in params]
-    if not all(states):
-        for param, own in zip(params, states, strict=True):
-            if not own:
-                device, kept_as = step_device(param, group), moment_format(param, group["state_dtype"])
-                own["step"] = torch.zeros((), dtype=step_dtype(device), device=device)
-                own["exp_avg"], own["exp_avg_sq"] = kept_as.zeros(param), kept_as.zeros(param)
-        pack_steps(states)
     for param, own in zip(params, states, strict=True):
+        if not own:
+            device, kept_as = find_step_device(param, group), choose_format(param, group["state_dtype"])
+            own["step"] = torch.zeros((), dtype=find_step_dtype(device), device=device)
+            own["exp_avg"], own["exp_avg_sq"] = kept_as.zeros(param), kept_as.zeros(param)
         if keeps_residual(param, group["param_rounding"]) and "param_residual" not in own:
-            own["param_residual"] = new_residual(param)
+            own["param_residual"] = torch.zeros_like(param)
+    if not all(part.states):
+        pack_steps(states)
     columns = _gather(group, params, part.columns.grads, states)
     return Part(group, columns, part.numbers, states, None, part.memo)

@@ -118,7 +118,7 @@ def choose_checkpoint(recipe: Recipe, folder: Path) -> str | None:
                 f"resume_from_checkpoint: {last} {reason}; start anew, with --overwrite_output_dir"
             )
         return last
-    if there := checkpoints.numbered(folder):
+    if there := checkpoints.find_checkpoints(folder):
         newest = there[max(there)]
         raise RecipeError(
             f"resume_from_checkpoint: there is no complete checkpoint in {folder}: {newest.name} "
@@ -147,7 +147,7 @@ def _why_no_state(checkpoint: Path) -> str | None:
 
 def remove_results(folder: Path) -> None:
     """Removes what an earlier run has written into `folder` and a new one would only write at its end."""
-    old = [path for path in checkpoints.numbered(folder).values() if not path.is_symlink()]
+    old = [path for path in checkpoints.find_checkpoints(folder).values() if not path.is_symlink()]
     for path in old:  # all, before the first is gone: `last` shall not go on from what a kill leaves of them
         (path / "trainer_state.json").unlink(missing_ok=True)
     for path in old:

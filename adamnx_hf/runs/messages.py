@@ -98,7 +98,7 @@ def _explain_not_written(error: Exception, args: Any, phase: Phase) -> RecipeErr
     if remedy is None:
         remedy = "free space there, or make it writable"
         if phase.begun and any(
-            why_not_usable(path) is None for path in checkpoints.numbered(folder).values()
+            why_not_usable(path) is None for path in checkpoints.find_checkpoints(folder).values()
         ):
             remedy += ", and go on with --resume_from_checkpoint last"
         elif phase.begun:

@@ -298,7 +298,7 @@ class RecipeTrainer(Trainer):
         folder = Path(self._get_output_dir(trial=trial))
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self._earlier is None:
-            self._earlier = frozenset(checkpoints.numbered(folder).values())
+            self._earlier = frozenset(checkpoints.find_checkpoints(folder).values())
         self._earlier -= {checkpoint}
         if self.args.should_save:
             checkpoints.remove(checkpoint)
@@ -318,7 +318,10 @@ class RecipeTrainer(Trainer):
     def _rotate(self, folder: Path, limit: int) -> None:
         """Removes incomplete checkpoints, and the oldest others beyond `limit` save the best and the last."""
         earlier = self._earlier or frozenset()
-        there = {path: (path not in earlier, number) for number, path in checkpoints.numbered(folder).items()}
+        there = {
+            path: (path not in earlier, number)
+            for number, path in checkpoints.find_checkpoints(folder).items()
+        }
         incomplete = [path for path in there if path in earlier and checkpoints.why_incomplete(path)]
         kept = sorted(there.keys() - set(incomplete), key=lambda path: there[path])
         best = self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint).resolve()

@@ -187,10 +187,9 @@ def test_a_record_tells_the_class_and_its_decay(name, tmp_path):
     assert type(optimizer).__name__ == record.kind == (CLASSES | TRANSFORMERS_OWN)[name]
     assert find_decay(record.kind) == record.decay
     if record.decay:
-        schedule, beta2 = record.decay
-        assert BETA2_SCHEDULES[schedule].default_beta2 == beta2
+        beta2 = BETA2_SCHEDULES[record.decay].default_beta2
         assert optimizer.defaults.get("betas", (0.0, beta2))[1] == beta2
-        assert optimizer.defaults.get("beta2_schedule", schedule) == schedule
+        assert optimizer.defaults.get("beta2_schedule", record.decay) == record.decay
 
 
 def test_the_decay_of_classes_without_a_name():

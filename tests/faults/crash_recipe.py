@@ -29,7 +29,7 @@ import adamnx_hf.tasks.image_classification  # noqa: F401
 from adamnx_hf import cli
 from adamnx_hf.runs import throughput
 from adamnx_hf.tasks import trainer
-from trainer_patches.checkpoints import numbered, why_incomplete
+from trainer_patches.checkpoints import find_checkpoints, why_incomplete
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_recipe import TINY
@@ -150,7 +150,7 @@ def outcome(out):
     results = json.loads((out / "results.json").read_text())
     rows = [{key: row[key] for key in row if key != "train_seconds"} for row in results["per_epoch"]]
     sha.update(json.dumps([rows, results["metrics"]]).encode())
-    return sha.hexdigest() + "," + "-".join(map(str, sorted(numbered(out))))
+    return sha.hexdigest() + "," + "-".join(map(str, sorted(find_checkpoints(out))))
 
 
 def check_files(out):
@@ -188,7 +188,7 @@ def end_again_and_again(plan):
     random.shuffle(todo)
     result = {"seed": seed, "ended": {}, "incomplete": 0, "resumed": 0, "runs": 0, "same": 0}
     while todo or out.exists():
-        goes_on = any(why_incomplete(path) is None for path in numbered(out).values())
+        goes_on = any(why_incomplete(path) is None for path in find_checkpoints(out).values())
         result["resumed"] += goes_on
         signals, in_save, statuses = WAYS[todo[-1]] if todo else ([], False, {0})
         when = {"in_save": random.uniform(0, 0.9) * np.median(lengths)} if in_save else {}
@@ -208,9 +208,11 @@ def end_again_and_again(plan):
         way = todo.pop()
         result["ended"][way] = result["ended"].get(way, 0) + 1
         check_files(out)
-        result["incomplete"] += any(why_incomplete(path) is not None for path in numbered(out).values())
+        result["incomplete"] += any(
+            why_incomplete(path) is not None for path in find_checkpoints(out).values()
+        )
         if jumps:
-            for path in numbered(out).values():
+            for path in find_checkpoints(out).values():
                 then = time.time() + random.uniform(-DAY, DAY)
                 os.utime(path, (then, then))
     return result

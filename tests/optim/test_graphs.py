@@ -218,8 +218,8 @@ SIZES = [1, engine.NORM_BLOCK - 1, engine.NORM_BLOCK, engine.NORM_BLOCK + 1, 3 *
 def norms(monkeypatch):
     """Counts the norms that the kernel computes."""
     counted = []
-    norm = engine.norm
-    monkeypatch.setattr(engine, "norm", lambda *args: (counted.append(len(args[0])), norm(*args))[1])
+    norm = engine.compute_norm
+    monkeypatch.setattr(engine, "compute_norm", lambda *args: (counted.append(len(args[0])), norm(*args))[1])
     return counted
 
 
@@ -231,7 +231,7 @@ def exact_norm(grads):
 def test_norm_of_sizes_around_a_chunk(dtypes, device, norms):
     torch.manual_seed(0)
     grads = [torch.randn(n, device=device).to(dtype) for n in SIZES for dtype in dtypes]
-    found = clipping.total_norm(grads)
+    found = clipping.compute_total_norm(grads)
     assert found.dtype == torch.float32 and found.shape == ()
     assert_close(found.cpu(), exact_norm(grads), rtol=1e-6, atol=0)
     assert norms == [len(grads)]
@@ -251,7 +251,7 @@ def test_norm_of_layouts(device, norms):
     ]
     memo = {}
     for _ in range(2):
-        assert_close(clipping.total_norm(grads, memo).cpu(), exact_norm(grads), rtol=1e-6, atol=0)
+        assert_close(clipping.compute_total_norm(grads, memo).cpu(), exact_norm(grads), rtol=1e-6, atol=0)
     assert norms == [len(grads)] * 2
 
 
@@ -260,7 +260,7 @@ def test_norm_of_layouts(device, norms):
 def test_norm_of_what_is_not_finite(value, place, device, norms):
     grad = torch.ones(2 * engine.NORM_BLOCK + 3, device=device)
     grad[place] = value
-    found = clipping.total_norm([torch.ones(5, device=device), grad])
+    found = clipping.compute_total_norm([torch.ones(5, device=device), grad])
     assert_close(found.cpu(), torch.tensor(value), equal_nan=True)
     assert norms
 
@@ -268,10 +268,10 @@ def test_norm_of_what_is_not_finite(value, place, device, norms):
 def test_norms_that_the_kernel_leaves_to_torch(interpreted, norms):
     torch.manual_seed(0)
     wide = [torch.randn(7, dtype=torch.float64), torch.randn(5)]
-    assert_close(clipping.total_norm(wide), torch.stack([g.double().norm() for g in wide]).norm())
+    assert_close(clipping.compute_total_norm(wide), torch.stack([g.double().norm() for g in wide]).norm())
     assert norms == [1]
     both = [torch.randn(4, dtype=torch.complex64)]
-    assert_close(clipping.total_norm(both), both[0].norm())
+    assert_close(clipping.compute_total_norm(both), both[0].norm())
     assert norms == [1]
 
 
@@ -288,12 +288,12 @@ def test_a_norm_that_does_not_compile_is_torchs(norm_untried, chosen, monkeypatc
 
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: zeros(*args))  # there may be no card
-    monkeypatch.setattr(engine, "norm", fail)
+    monkeypatch.setattr(engine, "compute_norm", fail)
     with pytest.warns(RuntimeWarning, match=r"for norms cannot be used \(RuntimeError: out of resource: thr"):
         assert "out of resource" in engine.why_no_norm("cuda")
     monkeypatch.setattr(engine, "why_not", lambda *args, **kwargs: None)
     monkeypatch.setattr(engine, "why_no_norm", lambda device: engine._why_no_norm_compiled())
-    assert clipping.total_norm([torch.tensor([3.0, 4.0])]) == 5.0
+    assert clipping.compute_total_norm([torch.tensor([3.0, 4.0])]) == 5.0
 
 
 def test_the_norm_is_not_tried_during_a_capture(norm_untried, chosen, monkeypatch):
@@ -305,5 +305,5 @@ def test_the_norm_is_not_tried_during_a_capture(norm_untried, chosen, monkeypatc
 def test_the_norm_is_the_same_each_time(device):
     torch.manual_seed(0)
     grads = [torch.randn(n, device=device) for n in (100_000, 33)]
-    first = clipping.total_norm(grads)
-    assert all(torch.equal(clipping.total_norm(grads), first) for _ in range(3))
+    first = clipping.compute_total_norm(grads)
+    assert all(torch.equal(clipping.compute_total_norm(grads), first) for _ in range(3))

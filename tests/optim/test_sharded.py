@@ -20,7 +20,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing import assert_close
 
 from adamnx_hf import AdamNX
-from adamnx_hf.optim.clipping import total_norm
+from adamnx_hf.optim.clipping import compute_total_norm
 from adamnx_hf.optim.engines import runtime
 from adamnx_hf.optim.formats import join
 
@@ -166,14 +166,14 @@ def gradients_placed_otherwise(mesh):
     optimizer = AdamNX([param], lr=0.5, weight_decay=0.0)
     # Each rank's part of a sum: together they are 1, and the norm is that of the whole.
     half = DTensor.from_local(torch.full((5, 2), 0.5), mesh, [Partial()], run_check=False)
-    assert_close(total_norm([half]), torch.tensor(10.0).sqrt())
+    assert_close(compute_total_norm([half]), torch.tensor(10.0).sqrt())
     for placement in (Replicate(), Shard(0)):
         whole = distribute_tensor(torch.ones(5, 2), mesh, [placement])
-        assert_close(total_norm([whole, torch.ones(6)]), torch.tensor(4.0))
+        assert_close(compute_total_norm([whole, torch.ones(6)]), torch.tensor(4.0))
     # As FSDP2 places what tensor parallelism has sharded along the same dimension.
     local = torch.full((3, 2), 1.0 + dist.get_rank())
     strided = DTensor.from_local(local, mesh, [_StridedShard(0, split_factor=2)], run_check=False)
-    assert_close(total_norm([strided]), torch.tensor(6 * 1.0 + 6 * 4.0).sqrt())
+    assert_close(compute_total_norm([strided]), torch.tensor(6 * 1.0 + 6 * 4.0).sqrt())
 
     param.grad = half
     optimizer.step()

@@ -17,7 +17,7 @@ def forget_afterwards(monkeypatch):
     """Tests register names; the enum keeps them (harmlessly), the registry does not."""
     before = registered_optimizers()
     yield
-    registry = trainer_patches.registry._REGISTERED
+    registry = trainer_patches.registry.REGISTERED
     registry.clear()
     registry.update(before)
 

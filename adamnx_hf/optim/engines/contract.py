@@ -23,9 +23,8 @@ Weight = float | Tensor
 
 def pick_weights(weights: Weight, places: Sequence[int]) -> Weight:
     """Returns the weights of the parameters at `places`."""
-    if isinstance(weights, float) or isinstance(places, range):  # a range is that of all parameters
-        return weights
-    if places == [*range(len(weights))]:
+    # A range is that of all parameters.
+    if isinstance(weights, float) or isinstance(places, range) or places == [*range(len(weights))]:
         return weights
     return torch.stack([weights[i] for i in places])  # an index would have to be sent to the device
 
@@ -36,7 +35,7 @@ class Case(NamedTuple):
     device: str
     """The type of the tensors' device."""
     dtype: torch.dtype
-    """The dtype of the arithmetic, as :func:`adamnx_hf.optim.formats.moment_dtype` gives it."""
+    """The dtype of the arithmetic, see :func:`adamnx_hf.optim.formats.find_moment_dtype`."""
     host_schedule: bool = True
     """Whether the weights are known on the host."""
     differentiable: bool = False
@@ -60,8 +59,8 @@ class Abilities(NamedTuple):
     flag: Literal["fused", "foreach"] | None = None
     """The flag of torch.optim that asks for the engine; None for a plain loop."""
     compiled: Literal["traced", "operator"] | None = None
-    """How torch.compile takes a step: it sees into it, or it calls it as an operator, only where the flag
-    asks for that. None: it cannot."""
+    """How torch.compile takes a step: it traces the engine's code, or it calls the engine as an operator, but
+    only where the flag asks for that. None: it cannot take one."""
 
 
 class Rule(NamedTuple):

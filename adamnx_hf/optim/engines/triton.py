@@ -23,13 +23,13 @@ from torch import Tensor
 from adamnx_hf.optim.engines import runtime
 from adamnx_hf.optim.engines.contract import Abilities, Case, Extras, Rule
 from adamnx_hf.optim.engines.triton_tables import Contents, provide_tables
-from adamnx_hf.optim.formats import format_of, int8
+from adamnx_hf.optim.formats import find_format, int8
 from adamnx_hf.optim.layout import Columns, Layout, Memo, pick
 
 __all__ = [
     "ABILITIES",
     "Tuning",
-    "norm",
+    "compute_norm",
     "step_",
     "tuning",
     "why_no_norm",
@@ -114,7 +114,7 @@ def _must_not_be_tried(trial: Any) -> bool:
 
 @functools.cache
 def _why_not_compiled() -> str | None:
-    """Tries the kernel out, once; returns why it fails, or None. A failure is warned of here, once."""
+    """Tries the kernel out, once; returns why it fails, with a warning, or None."""
     rule, extras = Rule(1.0, 1.0, lr=0.0, weight_decay=0.0, eps=1.0), Extras({}, 1.0, [0])
     return _why_it_fails(
         lambda: step_(Columns(*[[torch.zeros(1, device="cuda")] for _ in range(4)]), rule, extras),
@@ -125,14 +125,16 @@ def _why_not_compiled() -> str | None:
 
 @functools.cache
 def _why_no_norm_compiled() -> str | None:
-    """Tries the norm's kernels out, once; returns why they fail, or None."""
+    """Tries the norm's kernels out, once; returns why they fail, with a warning, or None."""
     return _why_it_fails(
-        lambda: norm([torch.zeros(1, device="cuda")], {}), "its Triton kernel for norms", "torch's norm"
+        lambda: compute_norm([torch.zeros(1, device="cuda")], {}),
+        "its Triton kernel for norms",
+        "torch's norm",
     )
 
 
 def why_no_norm(device: str) -> str | None:
-    """Returns why :func:`norm` cannot serve on a type of device where the step's kernel can, or None."""
+    """Returns why :func:`compute_norm` cannot serve on a device where the step's kernel can, or None."""
     if device == "cpu":
         return None
     if _must_not_be_tried(_why_no_norm_compiled):
@@ -143,7 +145,7 @@ def why_no_norm(device: str) -> str | None:
 def _why_it_fails(attempt: Callable[[], Any], what: str, instead: str) -> str | None:
     """Makes an attempt, and returns why it fails, or None.
 
-    The warning of a failure names `what` cannot be used, and what serves `instead`.
+    The warning of a failure says that `what` cannot be used, and that `instead` serves.
     """
     reason = None
     try:
@@ -173,29 +175,28 @@ def step_(columns: Columns, rule: Rule, extras: Extras) -> None:
         _step_within_compile(columns, rule, extras)
         return
     device = columns.params[0].device
-    layout = Layout.of(columns) if extras.layout is None else extras.layout
-    table, numels = _tabulate(columns, layout, extras.numbers)
+    layout = Layout.read(columns) if extras.layout is None else extras.layout
+    table = _tabulate(columns, layout, extras.numbers)
     arguments = _make_arguments(rule, extras, layout, device)
-    if all(len(dtypes) == 1 for dtypes in layout.dtypes) and _all_aligned(table, extras.memo):
+    if all(len(dtypes) == 1 for dtypes in layout.dtypes) and _are_all_aligned(table, extras.memo):
         kind = (*(dtype for dtypes in layout.dtypes for dtype in dtypes), True)
-        places_of: dict[Any, Any] = {kind: range(len(numels))}
+        places_of: dict[Any, Any] = {kind: range(len(columns.params))}
     else:  # one launch for each combination of dtypes, and one for what is not at multiples of 16 bytes
         places_of = defaultdict(list)
         for i, row in enumerate(zip(*columns.four(), strict=True)):
-            aligned = _aligned([column[i] for column in table[:-1]])
+            aligned = _are_aligned([column[i] for column in table[:-2]])
             kind = (*(tensor.dtype for tensor in row), aligned)
             places_of[kind].append(i)
     for kind, places in places_of.items():
-        picked = [pick(column, places) for column in table]
-        _launch(kind, picked, pick(numels, places), places, arguments, device, extras.memo)
+        _launch(kind, [pick(column, places) for column in table], places, arguments, device, extras.memo)
 
 
-def _tabulate(columns: Columns, layout: Layout, numbers: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    """Returns columns of the kernel's table, with a row for each parameter, and the elements of each.
+def _tabulate(columns: Columns, layout: Layout, numbers: Sequence[int]) -> list[list[int]]:
+    """Returns columns of the kernel's table, with a row for each parameter.
 
     Returns:
         Addresses of params, grads, exp_avgs, exp_avg_sqs and residuals (0: none), elements to a row where
-        moments are packed, and `numbers`; and the numbers of elements, packed rows filled up to blocks.
+        moments are packed, `numbers`, and numbers of elements, as if packed rows were filled up to blocks.
     """
     count, numels = len(columns.params), layout.numels
     addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in columns.four()]
@@ -208,22 +209,22 @@ def _tabulate(columns: Columns, layout: Layout, numbers: Sequence[int]) -> tuple
             if torch.uint8 in {moment.dtype for moment in moments}:
                 row_lengths[i] = param.shape[1:].numel()
                 numels[i] = param.shape[0] * -(-row_lengths[i] // int8.BLOCK) * int8.BLOCK
-    return [*addresses, rests, row_lengths, list(numbers)], numels
+    return [*addresses, rests, row_lengths, list(numbers), numels]
 
 
 def _make_arguments(rule: Rule, extras: Extras, layout: Layout, device: torch.device) -> dict[str, Any]:
     """Returns the kernel's arguments that are the same for all launches of a step."""
     step: int | float | Tensor = 0
     rounds_params = extras.rounding == "stochastic" and torch.bfloat16 in layout.dtypes[0]
-    if rounds_params or any(format_of(dtype).narrow for dtype in layout.dtypes[2] | layout.dtypes[3]):
+    if rounds_params or any(find_format(dtype).narrow for dtype in layout.dtypes[2] | layout.dtypes[3]):
         t = extras.step  # seeds the rounding
-        step = int(t) if isinstance(t, float) else _number_or_address(t, device, torch.float64)
+        step = int(t) if isinstance(t, float) else _move_number(t, device, torch.float64)
     grad_scale, found_inf = extras.grad_scale, extras.found_inf
     return {
         "step": step,
-        "weight1": _number_or_address(rule.weight1, device, torch.float64),
-        "weight2": _number_or_address(rule.weight2, device, torch.float64),
-        "lr": _number_or_address(rule.lr, device),
+        "weight1": _move_number(rule.weight1, device, torch.float64),
+        "weight2": _move_number(rule.weight2, device, torch.float64),
+        "lr": _move_number(rule.lr, device),
         "weight_decay": float(rule.weight_decay),
         "eps": float(rule.eps),
         "grad_scale": None if grad_scale is None else grad_scale.to(device, non_blocking=True),
@@ -233,23 +234,23 @@ def _make_arguments(rule: Rule, extras: Extras, layout: Layout, device: torch.de
     }
 
 
-def _aligned(addresses: list[int]) -> bool:
+def _are_aligned(addresses: list[int]) -> bool:
     return functools.reduce(operator.or_, addresses) % 16 == 0
 
 
-def _all_aligned(table: list[list[int]], memo: Memo) -> bool:
-    """Returns whether all columns but the last, the parameters' numbers, hold multiples of 16.
+def _are_all_aligned(table: list[list[int]], memo: Memo) -> bool:
+    """Returns whether all columns but the last two, numbers and elements, hold multiples of 16.
 
     Only the gradients' addresses are looked at each time: the others seldom change.
     """
-    params, grads, *others, _ = table
+    params, grads, *others, _, _ = table
     fixed = [params, *others]
     if memo.get("aligned", (None,))[0] != fixed:
-        memo["aligned"] = fixed, all(map(_aligned, fixed))
-    return memo["aligned"][1] and _aligned(grads)
+        memo["aligned"] = fixed, all(map(_are_aligned, fixed))
+    return memo["aligned"][1] and _are_aligned(grads)
 
 
-def _number_or_address(
+def _move_number(
     value: float | Tensor, device: torch.device, dtype: torch.dtype | None = None
 ) -> float | Tensor:
     if not isinstance(value, Tensor) or (value.is_cpu and value.ndim == 0 and device.type != "cpu"):
@@ -262,7 +263,6 @@ def _number_or_address(
 def _launch(
     kind: tuple[Any, ...],
     table: list[list[int]],
-    numels: list[int],
     places: range | list[int],
     arguments: dict[str, Any],
     device: torch.device,
@@ -273,7 +273,6 @@ def _launch(
     Args:
         kind: the dtypes of their four tensors, and whether all are aligned.
         table: see :func:`_tabulate`.
-        numels: elements of each parameter.
         places: places of the parameters in the lists of weights.
         arguments: see :func:`_make_arguments`.
         device: the device of the tensors.
@@ -286,8 +285,7 @@ def _launch(
         arguments = arguments | {"ROUNDING": "nearest"}
     block, warps, load, store = tuning(kind, arguments["ROUNDING"])
     with runtime.select(device):
-        contents = Contents([params, *others, numels], places, block)
-        tables = provide_tables(contents, grads, kind, device, memo)
+        tables = provide_tables(Contents([params, *others], places, block), grads, kind, device, memo)
         if not len(tables.chunks):
             return
         names = ("PARAM", "GRAD", "EXP_AVG", "EXP_AVG_SQ")
@@ -297,7 +295,7 @@ def _launch(
             tables.chunks,
             **arguments,
             COLUMNS=kernel.COLUMNS,
-            **{name: _triton_dtype(dtype) for name, dtype in zip(names, kind, strict=False)},
+            **{name: _find_dtype(dtype) for name, dtype in zip(names, kind, strict=False)},
             STEPS_IN_MEMORY=isinstance(arguments["step"], Tensor),
             WEIGHTS_IN_MEMORY=isinstance(arguments["weight1"], Tensor),
             LR_IN_MEMORY=isinstance(arguments["lr"], Tensor),
@@ -310,16 +308,16 @@ def _launch(
         )
 
 
-def norm(grads: list[Tensor], memo: Memo) -> Tensor | None:
+def compute_norm(grads: list[Tensor], memo: Memo) -> Tensor | None:
     """Returns the 2-norm of all gradients together, by a launch over them all and one over its sums.
 
     Args:
-        grads: float32, bfloat16 or float16, of one device, each dense in memory (in any order).
+        grads: tensors of float32, bfloat16 or float16 on one device, each dense in memory (in any order).
         memo: a dict that is the same at each step.
 
     Returns:
-        A float32 0-d tensor on their device. None if a CUDA graph is being captured and there was no norm of
-        these gradients before, as the tables cannot be sent then.
+        A float32 0-d tensor on the gradients' device. None if a CUDA graph is being captured and there was
+        no norm of these gradients before: their tables cannot be sent then.
     """
     from adamnx_hf.optim.engines import triton_kernel as kernel
 
@@ -327,7 +325,7 @@ def norm(grads: list[Tensor], memo: Memo) -> Tensor | None:
     addresses = list(map(Tensor.data_ptr, grads))
     numels = list(map(Tensor.numel, grads))
     dtypes = {grad.dtype for grad in grads}
-    if len(dtypes) == 1 and _aligned(addresses):
+    if len(dtypes) == 1 and _are_aligned(addresses):
         places_of: dict[Any, Any] = {("norm", *dtypes, True): range(len(grads))}
     else:
         places_of = defaultdict(list)
@@ -336,22 +334,27 @@ def norm(grads: list[Tensor], memo: Memo) -> Tensor | None:
     with runtime.select(device):
         if runtime.current_stream(device)[1] and any(kind not in memo for kind in places_of):
             return None
-        launches = []
-        for kind, places in places_of.items():
-            contents = Contents([pick(numels, places)], places, NORM_BLOCK)
-            tables = provide_tables(contents, pick(addresses, places), kind, device, memo)
-            launches.append((kind, tables))
-        counts = [len(tables.chunks) for _, tables in launches]
+        launches = {
+            kind: provide_tables(
+                Contents([pick(numels, places)], places, NORM_BLOCK),
+                pick(addresses, places),
+                kind,
+                device,
+                memo,
+            )
+            for kind, places in places_of.items()
+        }
+        counts = [len(tables.chunks) for tables in launches.values()]
         sums = torch.empty(sum(counts), dtype=torch.float32, device=device)
         result = torch.empty((), dtype=torch.float32, device=device)
-        for (kind, tables), count, part in zip(launches, counts, sums.split(counts), strict=True):
-            if count:
-                kernel.squares_kernel[(count,)](
+        for (kind, tables), part in zip(launches.items(), sums.split(counts), strict=True):
+            if len(part):
+                kernel.squares_kernel[(len(part),)](
                     tables.parameters,
                     tables.grads,
                     tables.chunks,
                     part,
-                    GRAD=_triton_dtype(kind[1]),
+                    GRAD=_find_dtype(kind[1]),
                     ALIGNED=kind[2],
                     BLOCK=NORM_BLOCK,
                     num_warps=NORM_WARPS,
@@ -361,7 +364,7 @@ def norm(grads: list[Tensor], memo: Memo) -> Tensor | None:
     return result
 
 
-def _triton_dtype(dtype: torch.dtype) -> Any:
+def _find_dtype(dtype: torch.dtype) -> Any:
     import triton.language as tl
 
     return getattr(tl, str(dtype).removeprefix("torch."))

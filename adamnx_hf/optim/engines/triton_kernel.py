@@ -83,7 +83,7 @@ def divide(numbers, divisor):
 def fold(start, offsets):
     """Returns the number of each element, `start + offsets`, as 32 bits: its upper half xor its lower half.
 
-    int32 `offsets` are below a power of 2 of which `start` is a multiple, so that no carry comes into it.
+    int32 `offsets` are below a power of 2, and `start` is a multiple of it, so that the sum has no carry.
     With int64 `offsets`, `start` is 0.
     """
     if offsets.dtype == tl.int64:
@@ -179,7 +179,7 @@ def store_moment(
 ):  # fmt: skip
     """Computes :func:`adamnx_hf.optim.formats.StateFormat.store` of elements `index` of the parameter."""
     if moments.dtype.element_ty != tl.float32:
-        bits = random_bits(index, step, number)  # of which each moment has its own half
+        bits = random_bits(index, step, number)  # each moment has its own half of them
         bits = bits & 0xFFFF if SIGNED else bits >> 16
     if moments.dtype.element_ty == tl.uint8:
         new_codes, new_exponents = encode(values, mask, bits, SIGNED)
@@ -289,7 +289,7 @@ def step_kernel(
         PARAM, GRAD, EXP_AVG, EXP_AVG_SQ: dtypes of what the addresses point to.
         STEPS_IN_MEMORY, WEIGHTS_IN_MEMORY, LR_IN_MEMORY: see `step`, `weight1` and `lr`.
         MAXIMIZE: negates gradients.
-        ROUNDING: of parameters, see :data:`adamnx_hf.optim.formats.PARAM_ROUNDINGS`.
+        ROUNDING: how parameters are rounded, see :data:`adamnx_hf.optim.formats.PARAM_ROUNDINGS`.
         ALIGNED: all addresses are multiples of 16 bytes, so that 16 bytes are moved at a time; and so are the
             elements to a row, where moments are packed.
         LOAD, STORE: see :class:`adamnx_hf.optim.engines.triton.Tuning`.

@@ -17,7 +17,7 @@ from torch import Tensor
 from adamnx_hf.optim.engines import runtime
 from adamnx_hf.optim.layout import Memo
 
-__all__ = ["CAPTURES", "CachedTables", "Contents", "Tables", "provide_tables"]
+__all__ = ["CAPTURES", "Contents", "Tables", "provide_tables"]
 
 #: How many CUDA graphs can be captured one after the other, without a step outside of a graph in between.
 CAPTURES = 16
@@ -38,38 +38,32 @@ class Contents(NamedTuple):
 
     def make_tables(self, grads: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the tables of parameters, gradients and chunks, on the host."""
-        counts = (_int64(self.columns[-1]) + self.block - 1) // self.block
+        counts = (_make_int64(self.columns[-1]) + self.block - 1) // self.block
         firsts = (counts.cumsum(0) - counts).tolist()
         rows = torch.tensor([*self.columns, firsts, list(self.places)], dtype=torch.int64, device="cpu").t()
         indices = torch.arange(len(counts), dtype=torch.int32, device="cpu")
-        return rows.contiguous(), _int64(grads), indices.repeat_interleave(counts)
+        return rows.contiguous(), _make_int64(grads), indices.repeat_interleave(counts)
 
 
 @dataclasses.dataclass
 class Tables:
-    """Tables that a launch looks up, on the device; see `step_kernel` for their contents."""
+    """Tables on the device that a launch looks up, with what they were made from."""
 
+    contents: Contents
+    #: The stream on which the tables were sent. A kernel on another stream might look before they arrive.
+    stream: Any
+    #: See `step_kernel` for these three.
     parameters: Tensor
     grads: Tensor
     chunks: Tensor
     #: The contents of `grads`.
     grad_addresses: list[int]
-
-
-@dataclasses.dataclass
-class CachedTables:
-    """Tables of the last launch, their contents, and a pinned buffer that captures send new ones from."""
-
-    contents: Contents
-    #: The stream they were sent on. On another one they may not have arrived when a kernel looks.
-    stream: Any
-    tables: Tables
+    #: Pinned memory that captures send new tables from.
     spare: Tensor | None = None
 
     def nbytes(self) -> int:
         """Returns the bytes of pinned memory that all tables together take."""
-        tables = (self.tables.parameters, self.tables.grads, self.tables.chunks)
-        return sum(_round_up(table.nbytes) for table in tables)
+        return sum(_round_up(table.nbytes) for table in (self.parameters, self.grads, self.chunks))
 
     def provide(self) -> None:
         """Makes sure that there is pinned memory for :data:`CAPTURES` captures.
@@ -77,11 +71,11 @@ class CachedTables:
         The gradients of each may lie elsewhere; all tables are sent anew once at most.
         """
         if self.spare is None or len(self.spare) < self.nbytes():
-            addresses = _round_up(self.tables.grads.nbytes)
+            addresses = _round_up(self.grads.nbytes)
             self.spare = runtime.pin_memory(self.nbytes() + (CAPTURES - 1) * addresses)
 
     def take(self, size: int) -> Tensor:
-        """Returns `size` bytes of pinned memory, for good."""
+        """Gives away `size` bytes of pinned memory, for good."""
         if self.spare is None or len(self.spare) < size:
             return runtime.pin_memory(size)  # torch may not have any left to give during a capture
         taken, self.spare = self.spare[:size], self.spare[size:]
@@ -96,49 +90,49 @@ def provide_tables(
     Args:
         contents: the contents of the tables.
         grads: addresses of the gradients.
-        kind: which of a step's launches it is.
-        device: where the kernel runs.
+        kind: the kind of the launch, which tells it from the other launches of a step.
+        device: the device of the kernel.
         memo: a dict that is the same at each step.
 
     Raises:
         RuntimeError: a CUDA graph is captured, and there has been no such launch before.
     """
     stream, capturing = runtime.current_stream(device)
-    kept: CachedTables | None = memo.get(kind)
+    kept: Tables | None = memo.get(kind)
     if capturing:
         return _provide_for_graph(kept, contents, grads, memo)
     if kept is None or (kept.contents, kept.stream) != (contents, stream):
-        rows, addresses, chunks = (runtime.send(t, device) for t in contents.make_tables(grads))
+        rows, addresses, chunks = (runtime.send(table, device) for table in contents.make_tables(grads))
         spare = None if kept is None else kept.spare
-        kept = CachedTables(contents, stream, Tables(rows, addresses, chunks, grads), spare)
-        memo[kind] = kept
-    elif kept.tables.grad_addresses != grads:
-        sent = runtime.send(_int64(grads), device)
-        kept.tables = dataclasses.replace(kept.tables, grads=sent, grad_addresses=grads)
+        kept = memo[kind] = Tables(contents, stream, rows, addresses, chunks, grads, spare)
+    elif kept.grad_addresses != grads:
+        sent = runtime.send(_make_int64(grads), device)
+        kept = memo[kind] = dataclasses.replace(kept, grads=sent, grad_addresses=grads)
     if stream is not None:
         kept.provide()
-    return kept.tables
+    return kept
 
 
-def _provide_for_graph(kept: CachedTables | None, contents: Contents, grads: list[int], memo: Memo) -> Tables:
+def _provide_for_graph(kept: Tables | None, contents: Contents, grads: list[int], memo: Memo) -> Tables:
     """Returns tables for a launch that is captured in a CUDA graph, which are kept for as long as `memo` is.
 
-    Each replay reads them again, and copies again, from the host's memory, what had to be sent during the
-    capture: the addresses of gradients that autograd made in the graph's own memory, say.
+    Each replay reads the tables again. It also copies again, from the host's memory, those that were sent
+    during the capture: the addresses of gradients that autograd made in the graph's own memory, say.
     """
     if kept is None:
         raise RuntimeError(runtime.STEP_FIRST)
-    tables, host = kept.tables, None
-    if kept.contents != contents or tables.grad_addresses != grads:
-        new = contents.make_tables(grads) if kept.contents != contents else (_int64(grads),)
-        host = kept.take(sum(_round_up(table.nbytes) for table in new))
-        sent, start = [], 0
-        for table in new:
-            staged = host[start : start + table.nbytes].view(table.dtype).view(table.shape).copy_(table)
-            sent.append(staged.to(tables.grads.device, non_blocking=True, copy=True))
-            start += _round_up(table.nbytes)
-        rows, addresses, chunks = sent if len(sent) == 3 else (tables.parameters, *sent, tables.chunks)
-        tables = Tables(rows, addresses, chunks, grads)
+    tables, host = kept, None
+    if kept.contents != contents or kept.grad_addresses != grads:
+        new = contents.make_tables(grads) if kept.contents != contents else (_make_int64(grads),)
+        sizes = [_round_up(table.nbytes) for table in new]
+        host = kept.take(sum(sizes))
+        staged = [
+            part[: table.nbytes].view(table.dtype).view(table.shape).copy_(table)
+            for table, part in zip(new, host.split(sizes), strict=True)
+        ]
+        sent = [table.to(kept.grads.device, non_blocking=True, copy=True) for table in staged]
+        rows, addresses, chunks = sent if len(sent) == 3 else (kept.parameters, *sent, kept.chunks)
+        tables = Tables(contents, kept.stream, rows, addresses, chunks, grads)
     memo.setdefault("captured", []).append((tables, host))
     return tables
 
@@ -147,6 +141,6 @@ def _round_up(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def _int64(numbers: list[int]) -> Tensor:
+def _make_int64(numbers: list[int]) -> Tensor:
     # This takes half the time of torch.tensor.
     return torch.frombuffer(array("q", numbers), dtype=torch.int64)

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from adamnx_hf.optim.formats.base import BFloat16, StateFormat
 from adamnx_hf.optim.formats.int8 import Int8, decode, encode, packed_shape
-from adamnx_hf.optim.formats.pieces import cut_rows, most_elements
+from adamnx_hf.optim.formats.pieces import choose_piece_size, cut_rows
 from adamnx_hf.optim.formats.residual import (
     PARAM_ROUNDINGS,
     join,
     keeps_residual,
-    new_residual,
     split,
     store_param,
 )
@@ -32,17 +31,16 @@ __all__ = [
     "RandomBits",
     "StateDtype",
     "StateFormat",
+    "choose_format",
+    "choose_piece_size",
     "convert",
     "cut_rows",
     "decode",
     "encode",
-    "format_of",
+    "find_format",
+    "find_moment_dtype",
     "join",
     "keeps_residual",
-    "moment_dtype",
-    "moment_format",
-    "most_elements",
-    "new_residual",
     "packed_shape",
     "random_bits",
     "round_stochastically",
@@ -62,7 +60,7 @@ FORMATS: dict[str, StateFormat] = {
 }
 
 
-def format_of(dtype: torch.dtype) -> StateFormat:
+def find_format(dtype: torch.dtype) -> StateFormat:
     """Returns the format of moments whose tensors have a `dtype`; numbers of that dtype if none is known."""
     for known in FORMATS.values():
         if known.dtype == dtype:
@@ -70,7 +68,7 @@ def format_of(dtype: torch.dtype) -> StateFormat:
     return StateFormat(dtype)
 
 
-def moment_dtype(dtype: torch.dtype) -> torch.dtype:
+def find_moment_dtype(dtype: torch.dtype) -> torch.dtype:
     """Returns the dtype in which a parameter of `dtype` is updated: at least float32.
 
     Moments have it too, unless another format was asked for. In bfloat16, rounded to nearest, v would freeze
@@ -79,14 +77,14 @@ def moment_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def moment_format(param: Tensor, name: str | None) -> StateFormat:
+def choose_format(param: Tensor, name: str | None) -> StateFormat:
     """Returns the format that the moments of `param` are to have.
 
     Args:
-        param: complex ones keep complex moments, whatever the name.
-        name: one of :data:`FORMATS`, or None for numbers of :func:`moment_dtype`.
+        param: the parameter; if it is complex, its moments are complex too, whatever the name.
+        name: one of :data:`FORMATS`, or None for numbers of :func:`find_moment_dtype`.
     """
-    dtype = moment_dtype(param.dtype)
+    dtype = find_moment_dtype(param.dtype)
     if name is None or dtype.is_complex:
         return StateFormat(dtype)
     return FORMATS[name] if FORMATS[name].fits(param) else FORMATS["float32"]
@@ -96,23 +94,23 @@ def convert(moment: Tensor, param: Tensor, target: StateFormat, step: int, numbe
     """Returns a moment in another format, rounded stochastically where that is narrower.
 
     Args:
-        moment: of `param`, in any format, a DTensor too.
+        moment: a moment of `param`, in any format.
         param: the parameter, a DTensor if `moment` is one.
         target: the format of the result.
         step, number: see :func:`random_bits`.
         role: `"exp_avg"` or `"exp_avg_sq"`.
     """
-    result, source = target.zeros(param), format_of(moment.dtype)
+    result, source = target.zeros(param), find_format(moment.dtype)
     new, old, like = (t.to_local() if hasattr(t, "to_local") else t for t in (result, moment, param))
-    for rows, start, _ in cut_rows(like, most_elements(like.device)):
+    for rows, start, _ in cut_rows(like, choose_piece_size(like.device)):
         values = source.load(old[rows], like[rows], role)
         target.store(new[rows], values.contiguous(), RandomBits(step, number, start), role)
     return result
 
 
 def unpack(moment: Tensor, param: Tensor, role: str) -> Tensor:
-    """Returns a moment's numbers in at least float32, whatever its format. Of a DTensor this rank's part."""
+    """Returns a moment's numbers in at least float32, whatever its format; of a DTensor, this rank's part."""
     if hasattr(param, "to_local"):
         param, moment = param.to_local(), moment.to_local()  # type: ignore[attr-defined]
-    values = format_of(moment.dtype).load(moment, param, role)
-    return values.to(moment_dtype(values.dtype))
+    values = find_format(moment.dtype).load(moment, param, role)
+    return values.to(find_moment_dtype(values.dtype))

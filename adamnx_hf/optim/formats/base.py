@@ -18,7 +18,7 @@ class StateFormat:
     which older versions refuse.
 
     Args:
-        dtype: of the tensors that hold the moments.
+        dtype: the dtype of the tensors that hold the moments.
     """
 
     #: Whether `store` rounds stochastically. No gradient flows through that.
@@ -31,7 +31,7 @@ class StateFormat:
         self.dtype = dtype
 
     def fits(self, param: Tensor) -> bool:
-        """Returns whether moments of `param` can have this format; where not, float32 takes its place."""
+        """Returns whether moments of `param` can have this format. If not, float32 takes its place."""
         return True
 
     def shape(self, param: Tensor) -> torch.Size:
@@ -39,14 +39,14 @@ class StateFormat:
         return param.shape
 
     def zeros(self, param: Tensor) -> Tensor:
-        """Returns a new moment of `param` that stands for zeros. A DTensor for a DTensor."""
+        """Returns a new moment of `param` that stands for zeros; a DTensor if `param` is one."""
         return torch.zeros_like(param, dtype=self.dtype, memory_format=torch.preserve_format)
 
     def load(self, moment: Tensor, param: Tensor, role: str) -> Tensor:
         """Returns a moment's numbers, in the shape of `param`. Neither may be a DTensor.
 
         Args:
-            moment: in this format.
+            moment: a moment in this format.
             param: the parameter, or the rows of it that `moment` has.
             role: `"exp_avg"` or `"exp_avg_sq"`.
         """
@@ -56,9 +56,9 @@ class StateFormat:
         """Writes `values` into a moment.
 
         Args:
-            moment: in this format, of any strides.
-            values: floating-point, of the parameter's shape, laid out as it lies in memory.
-            bits: the parameter's.
+            moment: a moment in this format, of any strides.
+            values: contiguous floating-point numbers in the parameter's shape.
+            bits: the random bits of the parameter.
             role: `"exp_avg"` or `"exp_avg_sq"`.
         """
         moment.copy_(values)
@@ -71,4 +71,4 @@ class BFloat16(StateFormat):
 
     def store(self, moment: Tensor, values: Tensor, bits: RandomBits, role: str) -> None:
         """Writes `values`, each rounded to one of its two neighbours."""
-        moment.copy_(round_stochastically(values.float(), bits.of_moment(values, role)))
+        moment.copy_(round_stochastically(values.float(), bits.draw_half(values, role)))

@@ -2,9 +2,8 @@
 
 A value has 8 steps to an octave, below a power of two that its block of 128 has for itself, and is rounded
 stochastically. bitsandbytes' and torchao's formats round to the nearest entry of a table. There v would
-freeze as it does in bfloat16, only earlier, and a small v would become 0, so that the step m / √v knows no
-bounds.
-Here only 0 is stored as 0.
+freeze as it does in bfloat16, only earlier. And a small v would become 0, so that nothing would limit the
+step m / √v. Here only 0 is stored as 0.
 """
 
 from __future__ import annotations
@@ -62,18 +61,17 @@ class Int8(StateFormat):
         return torch.Size(packed_shape(param.shape)) if param.ndim > 1 else param.shape
 
     def zeros(self, param: Tensor) -> Tensor:
-        """Returns packed zeros for a moment of `param`. A DTensor for a DTensor."""
-        rows, width = packed_shape(param.shape)
-        if not hasattr(param, "to_local"):
-            return torch.zeros(rows, width, dtype=self.dtype, device=param.device)
+        """Returns packed zeros for a moment of `param`; a DTensor if `param` is one."""
         whole: Any = param
-        local = whole.to_local()
-        zeros = torch.zeros(local.shape[0], width, dtype=self.dtype, device=local.device)
-        shape = {"shape": torch.Size((rows, width)), "stride": (width, 1)}
-        result: Tensor = type(whole).from_local(
-            zeros, whole.device_mesh, whole.placements, run_check=False, **shape
-        )
-        return result
+        local = whole.to_local() if hasattr(param, "to_local") else param
+        shape = self.shape(param)
+        zeros = torch.zeros(local.shape[0], shape[1], dtype=self.dtype, device=local.device)
+        if local is not param:
+            mesh, placements = whole.device_mesh, whole.placements
+            zeros = type(whole).from_local(
+                zeros, mesh, placements, run_check=False, shape=shape, stride=(shape[1], 1)
+            )
+        return zeros
 
     def load(self, moment: Tensor, param: Tensor, role: str) -> Tensor:
         """Returns the numbers that are packed in `moment`: float32, of the shape of `param`."""
@@ -81,7 +79,7 @@ class Int8(StateFormat):
 
     def store(self, moment: Tensor, values: Tensor, bits: RandomBits, role: str) -> None:
         """Packs `values` into `moment`."""
-        chosen = bits.of_moment(values, role).flatten(1)
+        chosen = bits.draw_half(values, role).flatten(1)
         moment.copy_(encode(values.float().flatten(1), chosen, signed=role == "exp_avg"))
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["cut_rows", "most_elements"]
+__all__ = ["choose_piece_size", "cut_rows"]
 
 # How many elements are worked on at a time: each costs some 30 bytes. On the CPU they fit into its caches.
 PIECE, PIECE_ON_CPU = 2**22, 2**17
 
 
-def most_elements(device: torch.device) -> int:
+def choose_piece_size(device: torch.device) -> int:
     """Returns how many elements to work on at a time on `device`."""
     return PIECE_ON_CPU if device.type == "cpu" else PIECE
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from adamnx_hf.optim.formats.rounding import RandomBits, round_stochastically
 
-__all__ = ["PARAM_ROUNDINGS", "join", "keeps_residual", "new_residual", "split", "store_param"]
+__all__ = ["PARAM_ROUNDINGS", "join", "keeps_residual", "split", "store_param"]
 
 #: The values of `AdamNX(param_rounding=...)`, which act on bfloat16 parameters.
 PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
 
-#: Added to a parameter's number, so that its bits are not those of its moments.
+#: The number that is added to a parameter's own, so that its random bits differ from its moments'.
 PARAM_SALT = 1 << 30
 
 
@@ -25,22 +25,17 @@ def keeps_residual(param: Tensor, rounding: str) -> bool:
     return rounding == "kahan" and param.dtype == torch.bfloat16
 
 
-def new_residual(param: Tensor) -> Tensor:
-    """Returns the residual of a parameter from which nothing has been cut off: zeros."""
-    return torch.zeros_like(param, dtype=torch.bfloat16, memory_format=torch.preserve_format)
-
-
 def store_param(
     param: Tensor, values: Tensor, rounding: str, bits: RandomBits, residual: Tensor | None
 ) -> None:
     """Writes computed `values` into a parameter.
 
     Args:
-        param: any dtype, shape and strides. Dtypes other than bfloat16 are rounded to nearest.
-        values: of its shape; float32 for a bfloat16 parameter, unless its own dtype, which is copied.
+        param: a tensor of any dtype, shape and strides. Only bfloat16 is rounded otherwise than to nearest.
+        values: numbers in the parameter's shape: float32 for a bfloat16 parameter, or of its own dtype.
         rounding: one of :data:`PARAM_ROUNDINGS`.
-        bits: the parameter's.
-        residual: of its shape, or None; takes what `param` cannot hold, see :func:`split`.
+        bits: the random bits of the parameter.
+        residual: a tensor that takes what `param` cannot hold, see :func:`split`, or None.
     """
     if rounding == "nearest" or param.dtype != torch.bfloat16 or values.dtype == param.dtype:
         param.copy_(values)

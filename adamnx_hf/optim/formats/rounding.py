@@ -29,11 +29,12 @@ class RandomBits:
     def __call__(self, values: Tensor, salt: int = 0) -> Tensor:
         """Returns int32 bits of the shape of `values`, others for another `salt`. Do not write to them."""
         if salt not in self.drawn:
-            numel, number = values.numel(), self.number + salt
-            self.drawn[salt] = random_bits(numel, self.step, number, values.device, self.start)
+            self.drawn[salt] = random_bits(
+                values.numel(), self.step, self.number + salt, values.device, self.start
+            )
         return self.drawn[salt].view(values.shape)
 
-    def of_moment(self, values: Tensor, role: str) -> Tensor:
+    def draw_half(self, values: Tensor, role: str) -> Tensor:
         """Returns int32 below 2^16, of the shape of `values`. Each moment has its own half of the bits."""
         bits = self(values)
         return (bits if role == "exp_avg" else bits >> 16) & 0xFFFF

@@ -11,11 +11,11 @@ from torch.optim.optimizer import _to_scalar
 
 from adamnx_hf.optim.engines import ENGINES
 from adamnx_hf.optim.engines.contract import Case, Weight
-from adamnx_hf.optim.formats import moment_dtype
-from adamnx_hf.optim.layout import Memo
+from adamnx_hf.optim.formats import find_moment_dtype
+from adamnx_hf.optim.layout import Memo, pick
 from adamnx_hf.optim.schedules import Scalar
 
-__all__ = ["Clock", "count_on_device", "pack_steps", "read_rates", "step_dtype", "weigh"]
+__all__ = ["Clock", "count_on_device", "find_step_dtype", "pack_steps", "read_rates", "weigh"]
 
 # The next whole number is not one of float32's.
 _LAST_IN_FLOAT32 = 2**24
@@ -45,7 +45,7 @@ class Clock(NamedTuple):
         on_cpu = packed.is_cpu if packed is not None else all(step.is_cpu for step in state_steps)
         return cls(state_steps, packed, on_cpu)
 
-    def values(self) -> list[float]:
+    def read_steps(self) -> list[float]:
         """Returns the steps done so far for each parameter; an empty list where the device has them.
 
         Raises:
@@ -60,14 +60,24 @@ class Clock(NamedTuple):
             )
         return steps
 
-    def next_on(self, device: torch.device, places: Sequence[int]) -> Tensor:
-        """Returns the next t of the parameters at `places`, for which the host does not wait.
+    def find_next(self, steps: list[float], device: torch.device, places: Sequence[int]) -> Weight:
+        """Returns the next t of the parameters at `places`.
+
+        Args:
+            steps: the result of :meth:`read_steps`.
+            device: the device of the parameters.
+            places: the places of the parameters.
 
         Returns:
-            A tensor on `device` with one element for each, float64 where the device has that.
+            A number if the host knows the steps and they agree, else a tensor with one element for each
+            parameter. Where the host does not know them the tensor is on `device`, and nothing waits for it.
         """
+        if self.on_host:
+            chosen: list[float] = pick(steps, places)
+            agree = len(set(chosen)) == 1
+            return chosen[0] + 1 if agree else torch.tensor(chosen, dtype=torch.float64, device="cpu") + 1
         # The schedules' forms are right to float32's last digits too.
-        precision = step_dtype(device)
+        precision = find_step_dtype(device)
         if self.packed is not None and len(self.packed) == len(places):
             return self.packed.to(precision).to(device) + 1
         return torch.stack([self.state_steps[i].to(precision).to(device) for i in places]) + 1
@@ -120,7 +130,7 @@ def weigh(schedule: Callable[[Any, Any], Any], step: Weight, beta: Scalar, count
     return weight.expand(count) if isinstance(weight, Tensor) else weight
 
 
-def step_dtype(device: torch.device) -> torch.dtype:
+def find_step_dtype(device: torch.device) -> torch.dtype:
     """Returns the dtype of `step` on a device: float64, or float32 on MPS, which has no float64.
 
     In float32, 2^24 + 1 is 2^24, where counting would end.
@@ -146,13 +156,13 @@ def count_on_device(params: list[Tensor], states: Sequence[dict[str, Any]]) -> N
 
     That is for steps with `found_inf`, whose value the host is not to wait for.
     """
-    for kind in {(param.device.type, moment_dtype(param.dtype.to_real())) for param in params}:
+    for kind in {(param.device.type, find_moment_dtype(param.dtype.to_real())) for param in params}:
         able = [engine for engine in ENGINES.values() if engine.ABILITIES.unscales]
         if None not in [engine.why_not(Case(*kind, host_schedule=False)) for engine in able]:
             return  # then the host has to ask, for all of them
     moving = [(s, p.device) for p, s in zip(params, states, strict=True) if s["step"].device != p.device]
     for state, device in moving:
-        state["step"] = state["step"].to(step_dtype(device)).to(device, non_blocking=True)
+        state["step"] = state["step"].to(find_step_dtype(device)).to(device, non_blocking=True)
     if moving:
         pack_steps(states)
 

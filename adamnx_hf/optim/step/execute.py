@@ -1,23 +1,82 @@
-"""Calls of engines: on parameters as they are, or on copies of those that the engine cannot take."""
+"""The engines of a step: their choice, and their calls on parameters or, where they must, on copies."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adamnx_hf.optim.engines.contract import Engine, Extras, Rule
-from adamnx_hf.optim.formats import RandomBits, cut_rows, format_of, join, most_elements, store_param
+from adamnx_hf.optim.engines import choose_engine
+from adamnx_hf.optim.engines.contract import Case, Engine, Extras, Rule
+from adamnx_hf.optim.formats import (
+    RandomBits,
+    choose_piece_size,
+    cut_rows,
+    find_format,
+    find_moment_dtype,
+    join,
+    store_param,
+)
 from adamnx_hf.optim.layout import ROLES, Columns, Layout, are_wrapped, is_dense
-from adamnx_hf.optim.step.plan import Bucket
 
-__all__ = ["step_bucket"]
+__all__ = ["Engines", "choose_engines", "group_places", "step_bucket"]
+
+#: The engine for parameters of each device and dtype.
+Engines = dict[tuple[torch.device, torch.dtype], Engine]
+
+
+def choose_engines(
+    columns: Columns,
+    layout: Layout,
+    *,
+    host_schedule: bool,
+    foreach: bool | None,
+    fused: bool | None,
+    differentiable: bool,
+) -> Engines:
+    """Returns the engine for each device and dtype among the parameters.
+
+    Raises:
+        RuntimeError: the implementation that was asked for cannot serve one of them.
+    """
+    kinds = {(device, dtype) for device in layout.devices for dtype in layout.dtypes[0]}
+    if len(kinds) > 1:
+        kinds = {(param.device, param.dtype) for param in columns.params}
+    return {
+        (device, dtype): choose_engine(
+            Case(device.type, find_moment_dtype(dtype), host_schedule, differentiable, layout.wrapped),
+            foreach=foreach,
+            fused=fused,
+        )
+        for device, dtype in kinds
+    }
+
+
+def group_places(columns: Columns, engines: Engines, steps: list[float]) -> list[Sequence[int]]:
+    """Returns groups of places: parameters that agree in what their engine does not mix.
+
+    Args:
+        columns: the step's tensors.
+        engines: the result of :func:`choose_engines`.
+        steps: the steps done so far for each parameter; empty where the device has them.
+    """
+    may_differ = next(iter(engines.values())).ABILITIES.steps_may_differ
+    if len(engines) == 1 and (may_differ or len(set(steps)) <= 1):
+        return [range(len(columns.params))]
+    groups = defaultdict(list)
+    for i, param in enumerate(columns.params):
+        can = engines[param.device, param.dtype].ABILITIES
+        dtype = find_moment_dtype(param.dtype) if can.dtypes else param.dtype
+        step = steps[i] if steps and not can.steps_may_differ else None
+        groups[param.device, dtype, step].append(i)
+    return list(groups.values())
 
 
 class Batch(NamedTuple):
-    """The parameters at `places`, or of each the `rows`."""
+    """Some parameters, or some rows of each, which are stepped at once."""
 
     places: Any
     rows: Any = ()
@@ -25,7 +84,7 @@ class Batch(NamedTuple):
     starts: Any = ()
     """How many of a parameter's elements come before its rows."""
 
-    def of(self, columns: Columns) -> Columns:
+    def take(self, columns: Columns) -> Columns:
         """Returns the part of `columns` that this batch has."""
         if not self.rows:
             return columns.pick(self.places)
@@ -40,16 +99,16 @@ class Batch(NamedTuple):
         )
 
 
-def step_bucket(bucket: Bucket, rule: Rule, extras: Extras) -> None:
-    """Steps a bucket: at once the parameters that its engine can take as they are, copies of the others.
+def step_bucket(engine: Engine, columns: Columns, rule: Rule, extras: Extras) -> None:
+    """Steps parameters by one engine: at once those that it can take as they are, copies of the others.
 
     Copies are made of few elements at a time. What is stored in a narrow format is rounded here, unless the
     engine takes it as it is and rounds itself.
     """
-    engine, columns = bucket.engine, bucket.columns
-    can = engine.ABILITIES
-    taken = can.dtypes or {bucket.dtype}
-    direct, others = _sort(columns, bucket.layout, taken)
+    can, dtype = engine.ABILITIES, find_moment_dtype(columns.params[0].dtype)
+    taken = can.dtypes or {dtype}
+    layout = Layout.read(columns) if extras.layout is None else extras.layout
+    direct, others = _sort(columns, layout, taken)
     batches = [(Batch(direct), False)]
     if extras.grad_scale is not None and not can.unscales:  # divided gradients are copies, too
         batches = [(batch, False) for batch in _cut(direct, columns)]
@@ -58,18 +117,16 @@ def step_bucket(bucket: Bucket, rule: Rule, extras: Extras) -> None:
     for number, (batch, copied) in enumerate(batches):
         if not batch.places:
             continue
-        originals = batch.of(columns)
-        whole = not batch.rows and len(batch.places) == len(columns.params)
-        known = bucket.layout if whole else None
+        originals = working = batch.take(columns)
         own = extras
         if can.rounds or can.unscales:  # others do not look at what would be picked
-            own = extras.pick(batch.places, extras.memo.setdefault(number, {}), known)
-        if not copied:
-            _run(engine, originals, rule.pick(batch.places), own)
-            continue
-        copies = _copy(originals, taken, bucket.dtype, join_residuals=not can.rounds)
-        _run(engine, copies, rule.pick(batch.places), own)
-        _write_back(copies, originals, batch, extras, engine_rounds=can.rounds)
+            whole = not batch.rows and len(batch.places) == len(columns.params)
+            own = extras.pick(batch.places, extras.memo.setdefault(number, {}), layout if whole else None)
+        if copied:
+            working = _copy(originals, taken, dtype, join_residuals=not can.rounds)
+        _run(engine, working, rule.pick(batch.places), own)
+        if copied:
+            _write_back(working, originals, batch, extras)
 
 
 def _sort(
@@ -102,7 +159,7 @@ def _cut(places: Sequence[int], columns: Columns, *, by_rows: bool = True) -> It
         return
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or are_wrapped(*columns.four()):
         by_rows = False
-    most = most_elements(columns.params[places[0]].device)
+    most = choose_piece_size(columns.params[places[0]].device)
     batch, elements = Batch([], [], []), 0
     for place in places:
         param = columns.params[place]
@@ -138,17 +195,18 @@ def _copy(
         originals: the columns to copy.
         taken: dtypes that the engine takes.
         dtype: the dtype of copies of tensors that have another.
-        join_residuals: makes a float32 copy of a parameter and its residual.
+        join_residuals: makes a float32 copy of a parameter and its residual, which then has no copy.
     """
-    lists = originals.given()
+    lists = originals.four()
     for i, role in enumerate(ROLES[:4]):
         pairs = zip(lists[i], originals.params, strict=True)
         lists[i] = [_copy_tensor(tensor, param, role, taken, dtype) for tensor, param in pairs]
-    if originals.residuals:
-        lists[4] = [None if rest is None else rest.contiguous() for rest in originals.residuals]
-        if join_residuals:
-            rows = zip(originals.params, lists[0], lists[4], strict=True)
-            lists[0] = [copy if rest is None else join(param, rest) for param, copy, rest in rows]
+    rests = originals.residuals
+    if rests and join_residuals:
+        rows = zip(originals.params, lists[0], rests, strict=True)
+        lists[0] = [copy if rest is None else join(param, rest) for param, copy, rest in rows]
+    elif rests:
+        lists.append([None if rest is None else rest.contiguous() for rest in rests])
     return Columns(*lists)
 
 
@@ -156,13 +214,11 @@ def _copy_tensor(
     tensor: Tensor, param: Tensor, role: str, taken: Collection[torch.dtype], dtype: torch.dtype
 ) -> Tensor:
     if role.startswith("exp_avg") and tensor.dtype not in taken:
-        tensor = format_of(tensor.dtype).load(tensor, param, role)
+        tensor = find_format(tensor.dtype).load(tensor, param, role)
     return (tensor if tensor.dtype in taken else tensor.to(dtype)).contiguous()
 
 
-def _write_back(
-    copies: Columns, originals: Columns, batch: Batch, extras: Extras, *, engine_rounds: bool
-) -> None:
+def _write_back(copies: Columns, originals: Columns, batch: Batch, extras: Extras) -> None:
     """Stores `copies` after the step in their originals, each in its own format."""
     for i, place in enumerate(batch.places):
         t = extras.step if isinstance(extras.step, float) else extras.step[place]
@@ -174,11 +230,9 @@ def _write_back(
             ("exp_avg", originals.exp_avgs[i], copies.exp_avgs[i]),
             ("exp_avg_sq", originals.exp_avg_sqs[i], copies.exp_avg_sqs[i]),
         ):
-            if new is old:
-                continue
-            if new.dtype == old.dtype:
+            if new.dtype != old.dtype:
+                find_format(old.dtype).store(old, new, bits, role)
+            elif new is not old:
                 old.copy_(new)
-            else:
-                format_of(old.dtype).store(old, new, bits, role)
-        if engine_rounds and rest is not None and copies.residuals and copies.residuals[i] is not rest:
+        if rest is not None and copies.residuals and copies.residuals[i] is not rest:
             rest.copy_(copies.residuals[i])

@@ -1,4 +1,4 @@
-"""Checks of the arguments, and plain real tensors in the place of DTensors and complex ones."""
+"""Checks of a step's arguments, and plain real tensors in the place of DTensors and complex tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_choice(option: str, value: Any, choices: Collection[str]) -> None:
 def check_lists(
     columns: Columns, layout: Layout, state_steps: list[Tensor], numbers: Sequence[int] | None, rounding: str
 ) -> None:
-    """Raises ValueError where there is not one of everything for each parameter."""
+    """Raises ValueError where parameters lack a counter, a number or the list of residuals."""
     count = len(columns.params)
     if len(state_steps) != count:
         raise ValueError(f"AdamNX: {len(state_steps)} state_steps for {count} parameters")
@@ -44,7 +44,7 @@ def make_plain(
         differentiable: leaves DTensors as they are.
 
     Raises:
-        TypeError: parameters of integers.
+        TypeError: parameters are integers.
         RuntimeError: a state is placed in another way than its DTensor parameter.
     """
     given = columns

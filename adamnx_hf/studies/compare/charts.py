@@ -121,8 +121,7 @@ def draw_decay(path: Path, content: dict[str, Any]) -> None:
     """
     shown = []
     for i, one in enumerate(content["contenders"]):
-        decay = find_decay(one["optimizer"])
-        schedule = one["beta2_schedule"] or (decay.schedule if decay else None)
+        schedule = one["beta2_schedule"] or find_decay(one["optimizer"])
         if schedule and one["betas"] and one["steps"] > 1:
             shown.append((PALETTE[i % len(PALETTE)], one, schedule, one["betas"][1]))
     if not shown:
