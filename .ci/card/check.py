@@ -25,7 +25,7 @@ from torch import nn
 
 from adamnx_hf import AdamNX, adamnx
 from adamnx_hf.bench.device import context_is_lost
-from adamnx_hf.optim.clipping import total_norm
+from adamnx_hf.optim.clipping import compute_total_norm
 from adamnx_hf.optim.engines import triton as engine
 from adamnx_hf.optim.formats import join
 from adamnx_hf.optim.schedules import adam
@@ -307,7 +307,10 @@ def norm_of_all_sorts() -> str:
     grads = gradients_of_all_sorts()
     expected = torch.stack([grad.double().cpu().norm() for grad in grads]).norm()
     memo: Any = {}
-    errors = [abs(float(total_norm(grads, *given)) / float(expected) - 1) for given in ((), (memo,), (memo,))]
+    errors = [
+        abs(float(compute_total_norm(grads, *given)) / float(expected) - 1)
+        for given in ((), (memo,), (memo,))
+    ]
     assert max(errors) < 1e-5, f"relative errors {errors}"
     return f"relative error {max(errors):.1e}"
 
@@ -320,10 +323,10 @@ def norm_of_what_is_not_finite() -> str:
             for at in (0, 4999):
                 grads = [torch.ones(5000, device=DEVICE, dtype=dtype), torch.ones(3, device=DEVICE)]
                 grads[0][at] = value
-                norm = float(total_norm(grads))
+                norm = float(compute_total_norm(grads))
                 right = norm != norm if value != value else norm == float("inf")
                 assert right, f"{norm} of a gradient in {dtype} with {value} at {at}"
-    zero = float(total_norm([torch.zeros(5000, device=DEVICE)]))
+    zero = float(compute_total_norm([torch.zeros(5000, device=DEVICE)]))
     assert zero == 0, f"{zero} of zeros"
     return "inf and nan as they should be"
 
@@ -443,7 +446,7 @@ def offsets_beyond_2_to_the_31() -> str:
     adamnx([p], [g], [m], [v], [torch.tensor(0.0)], fused=True, **options)
     ends = [(float(t.min()), float(t.max())) for t in (p, m, v)]
     assert ends == [(0.5, 0.5), (1.0, 1.0), (1.0, 1.0)], f"least and largest of param, m, v: {ends}"
-    norm = float(total_norm([g]))
+    norm = float(compute_total_norm([g]))
     assert abs(norm / count**0.5 - 1) < 1e-5, f"norm {norm}, not {count**0.5}"
     return "all of 2^31 + 1000, and their norm"
 
