@@ -75,11 +75,15 @@ def judge_family(cases: Sequence[Case], smallest_effect: float | None = None) ->
     by_chance = adjust_by_holm(p_values)
     better = adjust_by_holm([_test_better(case) for case in cases])
     alike = adjust_by_holm([_test_equivalence(case, smallest_effect) for case in cases])
-    found = []
-    for case, p, *adjusted in zip(cases, p_values, by_chance, better, alike, strict=True):
-        keys = dict(zip(("p", "p_better", "p_equivalence"), (p, *adjusted[1:]), strict=True))
-        found.append(keys | {"verdict": _say(case, *adjusted, smallest_effect)})
-    return found
+    return [
+        {
+            "p": p_values[i],
+            "p_better": better[i],
+            "p_equivalence": alike[i],
+            "verdict": _say(case, by_chance[i], better[i], alike[i], smallest_effect),
+        }
+        for i, case in enumerate(cases)
+    ]
 
 
 def _test_better(case: Case) -> float | None:
