@@ -20,7 +20,8 @@ from results import (
     value_of,
 )
 
-from adamnx_hf.studies.paired import paired_difference
+from adamnx_hf.studies.compare.sweep import measure_room
+from adamnx_hf.studies.paired import adjust_by_holm, paired_difference
 
 #: What is kept of the line with which a process begins.
 OF_START = ["program", "commit", "device", "torch", "data", "parameters"]
@@ -116,19 +117,11 @@ def head_room(means: dict[float, float], better: str) -> float | None:
     Returns:
         In units of the metric. None where the best lies at an edge, beside a run that diverged, or on a line.
     """
-    rates = sorted(means)
-    if not rates:
+    if not means:
         return None
-    i = rates.index(pick_best(means, better))
-    if not 0 < i < len(rates) - 1:
-        return None
-    (x0, y0), (x1, y1), (x2, y2) = ((math.log(rate), means[rate]) for rate in rates[i - 1 : i + 2])
-    left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
-    bend = (right - left) / (x2 - x0)
-    if not math.isfinite(bend) or bend == 0:
-        return None
-    slope = left + bend * (x1 - x0)  # of the parabola at the best rate
-    return slope**2 / (4 * abs(bend))
+    lower = {rate: mean if better == "min" else -mean for rate, mean in sorted(means.items())}
+    room, inside = measure_room(pick_best(means, better), lower)
+    return room if inside else None
 
 
 def _differences(plan: Plan, contenders: Sequence[dict[str, Any]], better: str) -> list[dict[str, Any]]:
@@ -138,10 +131,8 @@ def _differences(plan: Plan, contenders: Sequence[dict[str, Any]], better: str) 
         for one in contenders
     }
     found = [_difference(plan, first, second, values) for first, second in plan.family]
-    last = 0.0
-    known = sorted((one for one in found if one["p"] is not None), key=lambda one: one["p"])
-    for rank, one in enumerate(known):
-        one["p_holm"] = last = max(last, min(1.0, (len(found) - rank) * one["p"]))
+    for one, p in zip(found, adjust_by_holm([one["p"] for one in found]), strict=True):
+        one["p_holm"] = p
     return found
 
 
@@ -153,20 +144,14 @@ def _difference(plan: Plan, first: str, second: str, values: dict[str, dict[int,
     if not pairs or not all(map(math.isfinite, pairs)):
         return found  # no pairs, or a run that diverged
     difference = paired_difference(pairs, [0.0] * len(pairs))
-    if difference.high is None:  # there is no spread to judge by
+    if difference.error is None:  # there is no spread to judge by
         return found
-    from scipy.stats import t as student
-
-    free = len(pairs) - 1
-    error = (difference.high - difference.mean) / float(student.ppf(0.975, free))
-    size = abs(difference.mean)
     return found | {
         "mean": difference.mean,
         "low": difference.low,
         "high": difference.high,
-        "p": 2 * float(student.sf(size / error, free)),
-        # Of the two one-sided tests of equivalence, the one that is harder to pass.
-        "p_equivalence": float(student.sf((plan.smallest_effect - size) / error, free)),
+        "p": difference.p_value(),
+        "p_equivalence": difference.p_equivalence(plan.smallest_effect),
     }
 
 

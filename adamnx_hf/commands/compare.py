@@ -48,9 +48,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds",
         type=number(int, 1),
-        default=5,
+        default=8,
         metavar="N",
         help="how many seeds judge (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--metric",
+        help="metric that verdicts are about, and that a sweep chooses by: eval_loss, or one of the task's "
+        "(default: the task's first)",
+    )
+    parser.add_argument(
+        "--smallest-effect",
+        "--smallest_effect",
+        type=number(float, 0, inclusive=False),
+        metavar="X",
+        help="smallest difference in that metric that matters to you. Smaller ones are called neither better "
+        "nor worse, and what is shown to be smaller is called no more than X apart (default: any matters)",
     )
     _add_sweep_arguments(parser)
     parser.add_argument(
@@ -87,7 +100,7 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         "--sweep-seeds",
         "--sweep_seeds",
         type=number(int, 1),
-        default=1,
+        default=3,
         metavar="N",
         help="seeds that each value of a sweep is tried with; none of them judges (default: %(default)s)",
     )
@@ -106,10 +119,6 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PERCENT",
         help="percent of the training split that the sweep is judged on (default: %(default)s). With "
         "--eval_on_held_out true, as many are first drawn for the runs that judge",
-    )
-    parser.add_argument(
-        "--metric",
-        help="metric that the sweep chooses by: eval_loss, or one of the task's (default: the task's first)",
     )
 
 
@@ -144,6 +153,7 @@ def make_study(args: argparse.Namespace) -> Study:
         validation_split=args.validation_split,
         hold_out=args.hold_out,
         metric=args.metric,
+        smallest_effect=args.smallest_effect,
         output_dir=args.output_dir,
         keep_models=args.keep_models,
         overwrite=args.overwrite_output_dir,
@@ -166,7 +176,8 @@ def _format_command(args: argparse.Namespace, flags: Sequence[str]) -> str:
         options += [f"--sweep-seeds={args.sweep_seeds}"]
         split = args.validation_split
         options += [f"--validation-split={split}"] if split else [f"--hold-out={args.hold_out}"]
-        options += [f"--metric={args.metric}"] if args.metric else []
+    options += [f"--metric={args.metric}"] if args.metric else []
+    options += [] if args.smallest_effect is None else [f"--smallest-effect={args.smallest_effect:g}"]
     words = []
     for word in hide_tokens(flags):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)

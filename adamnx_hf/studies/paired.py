@@ -8,7 +8,15 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Difference", "compare_pairs", "paired_difference", "verdict"]
+__all__ = [
+    "Difference",
+    "add_errors",
+    "adjust_by_holm",
+    "compare_pairs",
+    "paired_difference",
+    "student_tail",
+    "verdict",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +27,10 @@ class Difference:
     low: float | None
     """None, as `high`, where there is no spread to judge by: one pair, or pairs with equal differences."""
     high: float | None
+    error: float | None = None
+    """The standard error of the mean, None where there is no spread."""
+    freedom: int = 0
+    """The degrees of freedom of Student's t: one less than there are pairs."""
 
     @property
     def sign(self) -> int | None:
@@ -26,6 +38,21 @@ class Difference:
         if self.low is None or self.high is None:
             return None
         return (self.low > 0) - (self.high < 0)
+
+    def p_value(self) -> float | None:
+        """Returns the probability of a mean as far from 0 if there is no difference; None without spread."""
+        if self.error is None:
+            return None
+        return 2 * student_tail(abs(self.mean) / self.error, self.freedom)
+
+    def p_equivalence(self, bound: float) -> float | None:
+        """Returns the p value of the two one-sided tests that the difference lies within ±`bound`.
+
+        Below 0.05 the difference is "no more than `bound`" (Schuirmann's TOST). None without spread.
+        """
+        return (
+            None if self.error is None else student_tail((bound - abs(self.mean)) / self.error, self.freedom)
+        )
 
 
 def paired_difference(
@@ -45,13 +72,51 @@ def paired_difference(
 
     differences = [float(a) - float(b) for a, b in zip(first, second, strict=True)]
     mean = statistics.fmean(differences)
-    spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
+    freedom = len(differences) - 1
+    spread = statistics.stdev(differences) if freedom else 0.0
     # Equal differences come out of the subtraction equal to the last few bits only.
     if spread <= 1e-12 * max(map(abs, [*first, *second])):
         return Difference(mean, None, None)
-    quantile = float(t.ppf((1 + confidence) / 2, len(differences) - 1))
-    half = quantile * spread / math.sqrt(len(differences))
-    return Difference(mean, mean - half, mean + half)
+    error = spread / math.sqrt(len(differences))
+    half = float(t.ppf((1 + confidence) / 2, freedom)) * error
+    return Difference(mean, mean - half, mean + half, error, freedom)
+
+
+def student_tail(t: float, freedom: float) -> float:
+    """Returns the probability that Student's t is above `t`."""
+    from scipy.stats import t as student
+
+    return float(student.sf(t, freedom))
+
+
+def add_errors(*errors: tuple[float, int]) -> tuple[float, float]:
+    """Returns the standard error of a sum of independent estimates, and its degrees of freedom.
+
+    Args:
+        errors: the standard error of each, one at least above 0, and its degrees of freedom.
+
+    Reference: Satterthwaite, An approximate distribution of estimates of variance components (1946).
+    """
+    known = [(error, freedom) for error, freedom in errors if error]
+    total = math.hypot(*(error for error, _ in known))
+    return total, 1 / sum((error / total) ** 4 / freedom for error, freedom in known)
+
+
+def adjust_by_holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Returns p values for a family of tests: of all that are below 0.05, one is wrong with at most 5 %.
+
+    Args:
+        p_values: one for each test of the family, in any order; None where a test could not be made. Such a
+            test counts, since it belongs to the family.
+
+    Reference: Holm, A simple sequentially rejective multiple test procedure (1979).
+    """
+    adjusted: list[float | None] = [None] * len(p_values)
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    largest = 0.0
+    for rank, (p, place) in enumerate(known):
+        adjusted[place] = largest = max(largest, min(1.0, (len(p_values) - rank) * p))
+    return adjusted
 
 
 def compare_pairs(
@@ -77,7 +142,7 @@ def compare_pairs(
         "metric": metric,
         "better": better,
         "differences": [value if math.isfinite(value) else None for value in differences],
-        **(dataclasses.asdict(difference) if difference else dict.fromkeys(("mean", "low", "high"))),
+        **{key: getattr(difference, key, None) for key in ("mean", "low", "high")},
     }
     return row, difference
 

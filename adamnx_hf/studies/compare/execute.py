@@ -11,10 +11,11 @@ from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.files import sole_writer, write_json, write_text
 from adamnx_hf.common.splits import judged_on_training_rows, training_rows
 from adamnx_hf.studies.compare.charts import draw, draw_decay
-from adamnx_hf.studies.compare.judge import Outcome, choose_values, compare_contenders, summarize
+from adamnx_hf.studies.compare.judge import Outcome, compare_contenders, list_tried, summarize
 from adamnx_hf.studies.compare.markdown import markdown
 from adamnx_hf.studies.compare.plan import QUIET, describe_splits, make_plan
 from adamnx_hf.studies.compare.study import LOSS, Study, hide_folders
+from adamnx_hf.studies.compare.sweep import choose_values
 from adamnx_hf.studies.compare.training import Progress, carry_out, check_run
 from adamnx_hf.tasks.base import Recipe
 
@@ -47,9 +48,9 @@ def compare(study: Study) -> dict[str, Any]:
 def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
     """Plans the runs, checks all of them, then trains those that choose and those that judge."""
     metrics = {LOSS: "min", **{name: metric.best for name, metric in base.task.METRICS.items()}}
-    chosen_by = study.metric or next(iter(base.task.METRICS), LOSS)
-    if chosen_by not in metrics:
-        raise RecipeError(f"--metric: {chosen_by!r} is none of {', '.join(metrics)}")
+    primary = study.metric or next(iter(base.task.METRICS), LOSS)
+    if primary not in metrics:
+        raise RecipeError(f"--metric: {primary!r} is none of {', '.join(metrics)}")
     plan = make_plan(study, base, folder)
     # All runs are checked before the first is trained, also those that the sweep may not choose.
     for run in (*plan.sweep, *plan.candidates):
@@ -62,14 +63,13 @@ def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
     with contextlib.closing(Progress(len(plan.sweep) + len(study.contenders) * study.seeds)) as progress:
         for run in plan.sweep:
             carry_out(run, study, progress)
-            if all(row.get(chosen_by) is None for row in run.results["per_epoch"]):
+            if all(row.get(primary) is None for row in run.results["per_epoch"]):
                 raise RecipeError(
-                    f"--metric: no evaluation on these data gives {chosen_by}; choose by another, such as "
+                    f"--metric: no evaluation on these data gives {primary}; choose by another, such as "
                     f"--metric {LOSS}"
                 )
         chosen = {
-            one: choose_values(one, grid, plan.sweep, chosen_by, metrics[chosen_by])
-            for one, grid in plan.grids.items()
+            one: choose_values(one, list_tried(one, plan, primary), metrics[primary]) for one in plan.grids
         }
         runs = plan.judging_runs(chosen)
         for run in runs:
@@ -81,7 +81,7 @@ def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
         for name, best in metrics.items()
         if name == LOSS or any(row.get(name) is not None for row in rows)
     }
-    return Outcome(plan, chosen, runs, metrics, chosen_by, on_training_rows)
+    return Outcome(plan, chosen, runs, metrics, primary, study.smallest_effect, on_training_rows)
 
 
 def _describe(study: Study, base: Recipe, outcome: Outcome) -> dict[str, Any]:
@@ -89,7 +89,6 @@ def _describe(study: Study, base: Recipe, outcome: Outcome) -> dict[str, Any]:
     from adamnx_hf.runs.environment import describe_environment
     from adamnx_hf.runs.titles import find_title, list_data_changes
 
-    first, *others = study.contenders
     seed = base.training_arguments.seed
     return {
         "recipe": base.name,
@@ -100,13 +99,15 @@ def _describe(study: Study, base: Recipe, outcome: Outcome) -> dict[str, Any]:
         "seeds": list(range(seed, seed + study.seeds)),
         "sweep": {key: list(values) for key, values in study.sweeps.items()},
         "sweep_seeds": study.sweep_seeds if study.sweeps else 0,
-        "chosen_by": outcome.chosen_by if study.sweeps else None,
+        "chosen_by": outcome.primary if study.sweeps else None,
+        "judged_by": outcome.primary,
+        "smallest_effect": study.smallest_effect,
         "splits": describe_splits(study, base.task_arguments),
         "judged_on_training_rows": outcome.on_training_rows,
         "smoke": base.arguments.smoke,
         "metrics": dict(outcome.metrics),
         "commits": sorted({str(run.results["environment"].get("commit")) for run in outcome.runs}),
         "contenders": [summarize(one, outcome) for one in study.contenders],
-        "comparisons": [row for second in others for row in compare_contenders(first, second, outcome)],
+        "comparisons": compare_contenders(study.contenders, outcome),
         "environment": describe_environment(),
     }

@@ -1,20 +1,20 @@
-"""The judgement of a comparison's runs: the best values of a sweep, paired differences, verdicts."""
+"""The judgement of a comparison's runs: paired differences, and what each allows to be said."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.studies import paired
 from adamnx_hf.studies.compare.contenders import Contender, Values
 from adamnx_hf.studies.compare.plan import Plan, Run
 from adamnx_hf.studies.compare.study import LOSS
+from adamnx_hf.studies.compare.sweep import HeadRoom, Tried, find_edges, find_head_room
+from adamnx_hf.studies.compare.verdict import Case, Side, judge_family
 
-__all__ = ["Outcome", "choose_values", "compare_contenders", "find_edges", "summarize", "verdict"]
+__all__ = ["Outcome", "compare_contenders", "list_tried", "summarize"]
 
 #: The better values of a metric, by the best that it can be.
 _BETTER = {"min": "lower", "max": "higher"}
@@ -31,62 +31,38 @@ class Outcome:
     """The runs that judge."""
     metrics: Mapping[str, str]
     """`"min"` or `"max"`, the best that a metric can be, by its name."""
-    chosen_by: str
-    """The metric that a sweep chooses by."""
+    primary: str
+    """The metric that a sweep chooses by, and that verdicts are about."""
+    smallest_effect: float | None
+    """The smallest difference in it that matters."""
     on_training_rows: bool
     """Whether the runs were judged on rows that they were trained on."""
 
-
-def choose_values(
-    contender: Contender, grid: Sequence[Values], runs: Iterable[Run], metric: str, best: str
-) -> Values:
-    """Returns the values with the best mean over the sweep's seeds.
-
-    A run that diverged makes its values the worst there are. The loss decides between equals.
-
-    Args:
-        contender: whose values they are.
-        grid: the values that were tried.
-        runs: the sweep's, of all contenders.
-        metric: the one to choose by.
-        best: `"min"` or `"max"`, the best that the metric can be.
-
-    Raises:
-        RecipeError: the runs diverged at all values.
-    """
-    if len(grid) == 1:
-        return grid[0]
-    ranks = {}
-    mine = [run for run in runs if run.contender == contender]
-    for i, values in enumerate(grid):
-        tried = [run for run in mine if run.values == values]
-        mean, loss = (statistics.fmean(run.score(name) for run in tried) for name in (metric, LOSS))
-        if math.isfinite(mean):
-            ranks[i] = (mean if best == "min" else -mean, loss)
-    if not ranks:
-        raise RecipeError(f"{contender.label}: diverged at every value of the sweep; add smaller ones")
-    return grid[min(ranks, key=lambda i: ranks[i])]
+    def head_room(self, contender: Contender) -> HeadRoom | None:
+        """Returns what the sweep's grid leaves to a contender; None where that is not known."""
+        tried = list_tried(contender, self.plan, self.primary)
+        if len(tried) == 1:
+            return None
+        return find_head_room(self.chosen[contender], tried, self.metrics[self.primary])
 
 
-def find_edges(chosen: Values, grid: Sequence[Values]) -> list[str]:
-    """Returns the swept fields whose chosen value is the smallest or the largest number of the grid."""
-    edges = []
-    for key, value in chosen.items():
-        try:
-            tried = sorted({float(values[key]) for values in grid})
-        except ValueError:
-            continue  # not numbers
-        if len(tried) > 1 and float(value) in (tried[0], tried[-1]):
-            edges.append(key)
-    return edges
+def list_tried(contender: Contender, plan: Plan, metric: str) -> list[Tried]:
+    """Returns the values of a contender's grid with what the sweep's runs have come to."""
+    mine = [run for run in plan.sweep if run.contender == contender]
+    rows = []
+    for values in plan.grids[contender]:
+        runs = [run for run in mine if run.values == values]
+        rows.append(Tried(values, *([run.score(name) for run in runs] for name in (metric, LOSS))))
+    return rows
 
 
 def summarize(contender: Contender, outcome: Outcome) -> dict[str, Any]:
     """Returns what comparison.json holds of a contender: the optimizer, the choice, the sweep, the runs."""
-    grid, chosen = outcome.plan.grids[contender], outcome.chosen[contender]
+    chosen = outcome.chosen[contender]
     runs = [run for run in outcome.runs if run.contender == contender]
-    sweep = [run for run in outcome.plan.sweep if run.contender == contender]
-    results, by = runs[0].results, outcome.chosen_by
+    tried = list_tried(contender, outcome.plan, outcome.primary)
+    swept, room = len(tried) > 1, outcome.head_room(contender)
+    results = runs[0].results
     return {
         "label": contender.label,
         "optimizer": results["optimizer"],
@@ -95,11 +71,10 @@ def summarize(contender: Contender, outcome: Outcome) -> dict[str, Any]:
         "steps": results["steps"],
         "learning_rate": results["learning_rate"],
         "chosen": chosen,
-        "at_the_edge": find_edges(chosen, grid),
+        "at_the_edge": find_edges(chosen, outcome.plan.grids[contender]),
+        "head_room": dataclasses.asdict(room) if room else None,
         "sweep": [
-            {"values": values, by: [_or_none(run.score(by)) for run in sweep if run.values == values]}
-            for values in grid
-            if len(grid) > 1
+            {"values": one.values, outcome.primary: [*map(_or_none, one.scores)]} for one in tried if swept
         ],
         "runs": [
             {
@@ -118,44 +93,39 @@ def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def compare_contenders(first: Contender, second: Contender, outcome: Outcome) -> list[dict[str, Any]]:
-    """Returns what comparison.json holds of two contenders: a row for each metric, with its verdict."""
-    names, rows = (first.label, second.label), []
-    for metric, best in outcome.metrics.items():
-        a, b = (
-            [run.score(metric) for run in outcome.runs if run.contender == one] for one in (first, second)
-        )
-        row, difference = paired.compare_pairs(names, metric, _BETTER[best], a, b)
-        diverged = {name: sum(map(math.isnan, values)) for name, values in zip(names, (a, b), strict=True)}
-        said = verdict(names, best, difference, diverged, len(a), outcome.on_training_rows)
-        rows.append(row | {"diverged": diverged, "verdict": said})
+def compare_contenders(contenders: Sequence[Contender], outcome: Outcome) -> list[dict[str, Any]]:
+    """Returns what comparison.json holds of the first contender and each other one.
+
+    Those rows in the primary metric are a family of tests, whose p values are adjusted together. The rows of
+    other metrics have their differences and intervals, and no verdict.
+    """
+    first, *others = contenders
+    rows, cases = [], []
+    for second in others:
+        names = (first.label, second.label)
+        for metric, best in outcome.metrics.items():
+            a, b = (
+                [run.score(metric) for run in outcome.runs if run.contender == one] for one in (first, second)
+            )
+            row, difference = paired.compare_pairs(names, metric, _BETTER[best], a, b)
+            lost = [sum(map(math.isnan, values)) for values in (a, b)]
+            rows.append(row | {"diverged": dict(zip(names, lost, strict=True))})
+            if metric == outcome.primary:
+                sides = [
+                    _make_side(one, count, outcome) for one, count in zip((first, second), lost, strict=True)
+                ]
+                cases.append(Case(sides[0], sides[1], best, difference, len(a)))
+    judged = iter(judge_family(cases, outcome.smallest_effect))
+    for row in rows:
+        primary = row["metric"] == outcome.primary
+        row |= next(judged) if primary else {"verdict": f"not judged, only {outcome.primary} is"}
+        row["verdict"] += ", on rows that they were trained on" if outcome.on_training_rows else ""
     return rows
 
 
-def verdict(
-    names: tuple[str, str],
-    best: str,
-    difference: paired.Difference | None,
-    diverged: Mapping[str, int],
-    seeds: int,
-    on_training_rows: bool = False,
-) -> str:
-    """Says what the difference of two contenders allows to be said; see :mod:`adamnx_hf.studies.paired`.
-
-    Args:
-        names: the contenders' labels.
-        best: `"min"` or `"max"`, the best that the metric can be.
-        difference: first − second; None where a run diverged.
-        diverged: how many runs did, by label.
-        seeds: how many pairs there are.
-        on_training_rows: whether they were judged on rows that they were trained on.
-    """
-    if difference is None:
-        told = " and ".join(f"{name} in {count} of {seeds}" for name, count in diverged.items() if count)
-        unknown = f"no number (diverged?): {told}; not compared"
-    elif seeds == 1:
-        unknown = "one seed: cannot be judged"
-    else:
-        unknown = "the same in every seed" if difference.mean == 0 else "cannot be judged: the same each time"
-    said = paired.verdict(names, difference, _BETTER[best], unknown=unknown)
-    return said + (", on rows that they were trained on" if on_training_rows else "")
+def _make_side(contender: Contender, diverged: int, outcome: Outcome) -> Side:
+    grid, room = outcome.plan.grids[contender], outcome.head_room(contender)
+    unknown = "a run diverged beside its best values, or its sweep has no numbers"
+    if edges := find_edges(outcome.chosen[contender], grid):
+        unknown = f"its best {' and '.join(edges)} lies at the edge of the sweep"
+    return Side(contender.label, len(grid) > 1, room, unknown, diverged)

@@ -30,6 +30,7 @@ def markdown(content: dict[str, Any]) -> str:
     )
     if count > 1:
         parts.append(f"{count} intervals at 95 % each: of 20 such, one misses the truth by chance.")
+    parts.append(_explain_verdicts(content, others))
     if len(content["commits"]) > 1:
         parts.append(f"The runs are of different commits: {', '.join(content['commits'])}.")
     if content["sweep"]:
@@ -68,6 +69,17 @@ def _optimizers(content: dict[str, Any]) -> str:
     return format_table(rows)
 
 
+def _explain_verdicts(content: dict[str, Any], tests: int) -> str:
+    """Says what the verdicts are about, and what they are corrected for."""
+    metric, smallest = format_field(content["judged_by"]), content["smallest_effect"]
+    text = f"Verdicts are about {metric}"
+    if tests > 1:
+        text += f", with Holm's correction for {tests} tests"
+    if smallest is not None:
+        text += f"; the smallest difference of interest is {smallest:g}"
+    return text + "."
+
+
 def _sweep(content: dict[str, Any]) -> str:
     """Says what was swept, on which rows, and whose best values lie at the edge."""
     grid = "; ".join(f"{key} of {', '.join(values)}" for key, values in content["sweep"].items())
@@ -77,6 +89,12 @@ def _sweep(content: dict[str, Any]) -> str:
         f"({_count(content['sweep_seeds'], 'other seed')}), judged on {splits['judged']}; trained on "
         f"{splits['train']}."
     ]
+    for one in content["contenders"]:
+        if room := one["head_room"]:
+            error = "" if room["error"] is None else f" ± {room['error']:.2g}"
+            lines.append(
+                f"Between the values of the grid, {one['label']} may gain {room['estimate']:.2g}{error}."
+            )
     lines += [
         f"The best {name} of {one['label']} lies at the edge of the sweep: a wider one may do better."
         for one in content["contenders"]

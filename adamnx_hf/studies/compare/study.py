@@ -32,16 +32,18 @@ class Study:
     """Fields of the recipe for all runs, as flags."""
     sweeps: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """Values to choose from for each optimizer, by field."""
-    seeds: int = 5
+    seeds: int = 8
     """The number of seeds that judge."""
-    sweep_seeds: int = 1
+    sweep_seeds: int = 3
     """The number of seeds of each value of a sweep. None of them judges."""
     validation_split: str | None = None
     """The split that a sweep is judged on; None for a part of the training split."""
     hold_out: int = 10
     """The size of that part in percent."""
     metric: str | None = None
-    """The metric that a sweep chooses by; None for the task's first."""
+    """The metric that a sweep chooses by, and that verdicts are about; None for the task's first."""
+    smallest_effect: float | None = None
+    """The smallest difference in that metric that matters; None for any."""
     output_dir: Path | None = None
     """The folder to write into; None for `runs/RECIPE/compare`."""
     keep_models: bool = False
