@@ -23,7 +23,7 @@ class SophiaG(ForeachOptimizer):
 
     and every `curvature_every` steps :meth:`update_curvature`, after a backward pass of a loss against
     labels drawn from the model's own prediction. The recipes' Trainer makes that pass
-    (:class:`adamnx_hf.tasks.trainer.CurvatureCallback`); in a loop of your own, make it yourself.
+    (:class:`adamnx_hf.tasks.callbacks.CurvatureCallback`); in a loop of your own, make it yourself.
 
     Args:
         params: parameters or groups.
