@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from adamnx_hf.catalog.graft import fit_graft
 from adamnx_hf.catalog.run_options import fit_layerwise_to_run, fit_to_run
 from adamnx_hf.common.lazy import import_on_access
 from trainer_patches import register_optimizer
@@ -84,6 +85,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         Optimizer("radam", "RAdam", "RAdam", f"{_TORCHS}:radam", decay="adam"),
         Optimizer("lion", "Lion", "Lion", "adamnx_hf.catalog.lion:Lion"),
         Optimizer("sophiag", "SophiaG", "SophiaG", "adamnx_hf.catalog.sophia:SophiaG"),
+        Optimizer("graft", "Graft", "Graft", "adamnx_hf.catalog.graft:Graft", configure=fit_graft),
         # Transformers' own names.
         Optimizer("adamw_torch_fused", "AdamW", "AdamW", decay="adam"),
         Optimizer("adafactor", "Adafactor", "Adafactor", decay="adafactor"),

@@ -178,6 +178,8 @@ def test_other_settings_do_not_pass_for_the_same_runs(tiny, tmp_path, trained, c
         (["--optim", "adamnx", "adamnx colour=red"], "'colour' is not an option of optim='adamnx'"),
         (["--optim", "adamnx", "adamx"], "adamx: optim: 'adamx' is not valid; did you mean 'adamnx'?"),
         (["--optim", "adamnx", "adamw beta"], "NAME KEY=VALUE"),
+        (["--optim", "adamnx", "graft adamw adamnx lion"], "NAME KEY=VALUE"),
+        (["--optim", "adamnx", "graft adamw adamw2"], "length=adamw2 is not NAME or NAME("),
         ([*TWO, "--sweep", "learning_rate"], "FIELD=VALUE,VALUE"),
         ([*TWO, "--sweep", "learning_rate=1,1"], "two values or more"),
         ([*TWO, "--sweep", "learning_rat=1,2"], "did you mean '--learning_rate'?"),
@@ -401,6 +403,16 @@ def test_an_optimizers_settings_come_to_those_of_the_recipe(tiny, tmp_path, trai
         for label in labels
     ]
     assert given == ["beta1=0.8,horizon=auto", "beta1=0.8,horizon=500", None]
+
+
+def test_the_parts_of_a_graft_may_go_without_their_names():
+    settings = {"direction": "adamw", "length": "adamnx(horizon=auto)"}
+    assert Contender("graft adamw adamnx(horizon=auto)").settings == settings
+    assert Contender("graft direction=adamw length=adamnx(horizon=auto)").settings == settings
+    assert Contender("graft adamw adamnx(horizon=auto)").flags([]) == [
+        "--optim=graft",
+        "--optim_args=direction=adamw,length=adamnx(horizon=auto)",
+    ]
 
 
 @pytest.mark.parametrize("evaluations", [1, 2])

@@ -39,9 +39,13 @@ _RESERVED = {
 }
 
 
+# Settings that may be given without their names, in this order: `graft adamw adamnx`.
+_BY_PLACE = {"graft": ("direction", "length")}
+
+
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """An optimizer and what is set with it: `adamnx beta2_schedule=adam`, `adamw adam_beta2=0.95`."""
+    """An optimizer with settings: `adamnx beta2_schedule=adam`, `adamw adam_beta2=0.95`, `graft sgd lion`."""
 
     label: str
 
@@ -53,11 +57,14 @@ class Contender:
     @property
     def settings(self) -> dict[str, str]:
         """The settings that follow the name."""
-        pairs = [word.partition("=") for word in self.label.split()[1:]]
-        for key, equals, value in pairs:
-            if not (key and equals and value):
+        settings, by_place = {}, iter(_BY_PLACE.get(self.optim, ()))
+        for word in self.label.split()[1:]:
+            named = re.fullmatch(r"(\w+)=(.+)", word)
+            key, value = named.groups() if named else (next(by_place, None), word)
+            if key is None:
                 raise RecipeError(f"--optim {self.label!r}: write NAME KEY=VALUE ..., in quotes")
-        return {key: value for key, _, value in pairs}
+            settings[key] = value
+        return settings
 
     @property
     def folder(self) -> str:
