@@ -45,7 +45,7 @@ def train(
     Args:
         recipe: the recipe, see :func:`adamnx_hf.recipes.resolution.resolve`.
         command: the command to write into environment.json.
-        bare: prints nothing, leaves the model out of the folder, and times nothing but the training.
+        bare: prints nothing, leaves model and pictures out of the folder, and times nothing but the training.
         keep_model: writes the model also where `bare`.
         callbacks: more of Transformers' TrainerCallbacks.
 
@@ -145,14 +145,15 @@ def _write(record: RunRecord, results: Mapping[str, Any]) -> list[str]:
     recipe, trainer, folder = record.recipe, record.trainer, record.folder
     files.write_json(folder / "metrics.json", results["per_epoch"])
     files.write_json(folder / RESULTS, results)
-    if not record.quiet:
-        record.phase.remedy = f"the model and {RESULTS} are whole; adamnx-hf paper --curves PNG draws curves"
+    if record.quiet:
+        return []
+    record.phase.remedy = f"the model and {RESULTS} are whole; adamnx-hf paper --curves PNG draws curves"
     title = f"{recipe.name} · {results['optim']} · seed {results['seed']}"
     if results["smoke"]:
         title += " · smoke run: says nothing about the optimizer"
     curves.draw_runs(folder / "curves.png", title, {"": results["per_epoch"]}, recipe.task.METRICS)
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # one process has not all the weights
-    if record.quiet or sharded or not hasattr(recipe.task, "draw_predictions"):
+    if sharded or not hasattr(recipe.task, "draw_predictions"):
         return []
     recipe.task.draw_predictions(recipe, trainer, folder / PREDICTIONS)
     return [PREDICTIONS]

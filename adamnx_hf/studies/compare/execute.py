@@ -18,6 +18,7 @@ from adamnx_hf.studies.compare.study import LOSS, Study, hide_folders
 from adamnx_hf.studies.compare.sweep import choose_values
 from adamnx_hf.studies.compare.training import Progress, carry_out, check_run
 from adamnx_hf.tasks.base import Recipe
+from adamnx_hf.tasks.sharing import share_decoded
 
 __all__ = ["compare"]
 
@@ -60,7 +61,8 @@ def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
         print(
             f"adamnx-hf compare: {training_rows(base.task_arguments)}; each verdict says so", file=sys.stderr
         )
-    with contextlib.closing(Progress(len(plan.sweep) + len(study.contenders) * study.seeds)) as progress:
+    count = len(plan.sweep) + len(study.contenders) * study.seeds
+    with share_decoded(), contextlib.closing(Progress(count)) as progress:
         for run in plan.sweep:
             carry_out(run, study, progress)
             if all(row.get(primary) is None for row in run.results["per_epoch"]):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from adamnx_hf.common.images import read_images
 from adamnx_hf.tasks.image_classification.arguments import Arguments
 from adamnx_hf.tasks.randomness import RowRandom
+from adamnx_hf.tasks.sharing import decode_once
 
 __all__ = ["ImageDataset", "keep_batch", "make_up"]
 
@@ -54,14 +55,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.images = data.select_columns([image_column])
         self.image_column, self.size, self.transform = image_column, size, transform
         self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))
-        self.decoded: Tensor | None = None
-        if keep_decoded:
-            self.decoded = torch.empty(len(data), 3, size, size, dtype=torch.uint8)
-            with tqdm(total=len(data), desc="decoding", unit=" images", leave=False) as bar:
-                for start in range(0, len(data), 500):
-                    indices = range(start, min(start + 500, len(data)))
-                    self.decoded[start : indices.stop] = self._decode(indices)
-                    bar.update(len(indices))
+        self.decoded = decode_once(self._decode_all, self.images, size) if keep_decoded else None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,6 +73,16 @@ class ImageDataset(torch.utils.data.Dataset):
         if self.transform is None:
             return batch | draws
         return batch | {"pixel_values": self.transform(pixels, *draws.values())}
+
+    def _decode_all(self) -> Tensor:
+        count = len(self.images)
+        decoded = torch.empty(count, 3, self.size, self.size, dtype=torch.uint8)
+        with tqdm(total=count, desc="decoding", unit=" images", leave=False) as bar:
+            for start in range(0, count, 500):
+                indices = range(start, min(start + 500, count))
+                decoded[start : indices.stop] = self._decode(indices)
+                bar.update(len(indices))
+        return decoded
 
     def _decode(self, indices: Sequence[int]) -> Tensor:
         from torchvision.transforms.v2 import functional

@@ -20,6 +20,7 @@ from adamnx_hf.models.yolov7_tiny.image_processor import GREY, letterbox, letter
 from adamnx_hf.tasks.object_detection.arguments import Arguments
 from adamnx_hf.tasks.object_detection.boxes import read_objects
 from adamnx_hf.tasks.randomness import RowRandom
+from adamnx_hf.tasks.sharing import decode_once
 from adamnx_hf.tasks.transforms import HSVJitter
 
 __all__ = ["Augmentation", "DetectionDataset", "collate"]
@@ -96,7 +97,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         quiet: bool = False,
         random: RowRandom | None = None,
     ) -> None:
-        self.random = random
+        self.random, self.quiet = random, quiet
         self.images = data.select_columns([arguments.image_column])
         self.image_column, self.split, self.size = arguments.image_column, split, arguments.image_size
         self.augment, self.with_difficult = augment, with_difficult
@@ -104,9 +105,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         self.objects, self.sizes = read_objects(data, arguments, split, classes, quiet)
         self.decoded: Tensor | None = None
         if arguments.keep_decoded:
-            self.decoded = torch.empty(len(data), 3, self.size, self.size, dtype=torch.uint8)
-            for i in tqdm(range(len(data)), desc="decoding", unit=" images", leave=False, disable=quiet):
-                self.decoded[i] = self._decode(i)
+            self.decoded = decode_once(self._decode_all, self.images, "letterboxed", self.size)
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -144,6 +143,12 @@ class DetectionDataset(torch.utils.data.Dataset):
     def read_picture(self, index: int) -> Any:
         """Reads the image itself, PIL's, in RGB."""
         return images.read_image(self.images, self.image_column, index, self.split)
+
+    def _decode_all(self) -> Tensor:
+        decoded = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
+        for i in tqdm(range(len(self)), desc="decoding", unit=" images", leave=False, disable=self.quiet):
+            decoded[i] = self._decode(i)
+        return decoded
 
     def _decode(self, index: int) -> Tensor:
         return letterbox(functional.pil_to_tensor(self.read_picture(index)), self.size)

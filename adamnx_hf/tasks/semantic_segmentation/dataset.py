@@ -17,6 +17,7 @@ from tqdm import tqdm
 from adamnx_hf.common import images
 from adamnx_hf.tasks.randomness import RowRandom
 from adamnx_hf.tasks.semantic_segmentation.masks import PairFormat, find_class_ids
+from adamnx_hf.tasks.sharing import decode_once
 
 __all__ = ["SegmentationDataset", "collate", "make_eval_transform", "make_train_transform"]
 
@@ -54,13 +55,12 @@ class SegmentationDataset(torch.utils.data.Dataset):
         quiet: bool = False,
         random: RowRandom | None = None,
     ) -> None:
-        self.random = random
+        self.random, self.quiet = random, quiet
         self.images, self.masks = (data.select_columns([column]) for column in form[:2])
         self.form, self.split, self.transform, self.keep_mask = form, split, transform, keep_mask
         self.decoded: list[tuple[Tensor, Tensor]] | None = None
         if keep_decoded:
-            rows = tqdm(range(len(data)), desc="decoding", unit=" images", leave=False, disable=quiet)
-            self.decoded = [self._decode(i) for i in rows]
+            self.decoded = decode_once(self._decode_all, data, *form[:2], *(form.mask_values or ()))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,6 +76,10 @@ class SegmentationDataset(torch.utils.data.Dataset):
     def read_picture(self, index: int) -> Any:
         """Reads the image itself, PIL's, in RGB."""
         return images.read_image(self.images, self.form.image_column, index, self.split)
+
+    def _decode_all(self) -> list[tuple[Tensor, Tensor]]:
+        rows = tqdm(range(len(self)), desc="decoding", unit=" images", leave=False, disable=self.quiet)
+        return [self._decode(i) for i in rows]
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         image = functional.pil_to_tensor(self.read_picture(index))
