@@ -10,6 +10,8 @@ CARD := "torch==2.11.*" "torchvision==0.26.*" "transformers==5.17.*" accelerate 
 	expecttest hypothesis matplotlib mpmath pytest pytest-timeout pytest-xdist pyyaml rich scikit-learn scipy \
 	tqdm wrapt
 CARD_PYTHON ?= $(PYTHON)
+# One more than CI has cores, since a test that waits for its processes leaves one free.
+TEST_WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-oldest test-card-versions quality format dist architecture bench gpu gpu-rehearse docs docs-serve figures clean
@@ -32,7 +34,7 @@ demo: setup  ## Train a small vision transformer with AdamNX and with AdamW, and
 	$(BIN)/adamnx-hf demo
 
 test: setup  ## Run the tests.
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 test-slow: setup  ## Run the tests that take minutes, such as networks that learn a few images by heart.
 	$(BIN)/python -m pytest -m slow
@@ -43,7 +45,7 @@ test-oldest: ## Run the tests on the oldest torch and Transformers supported, in
 test-card-versions: setup  ## Run the optimizer's tests on the versions of a machine with a card, in .venv-card.
 	$(BIN)/uv venv --quiet --allow-existing --python $(CARD_PYTHON) .venv-card
 	$(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX=$(PIP_INDEX_URL)) VIRTUAL_ENV=.venv-card $(BIN)/uv pip install --quiet --compile-bytecode --python .venv-card/bin/python $(CARD)
-	PYTHONPATH=$(CURDIR) .venv-card/bin/python -m pytest tests/optim tests/bench -n 2
+	PYTHONPATH=$(CURDIR) .venv-card/bin/python -m pytest tests/optim tests/bench -n $(TEST_WORKERS)
 
 architecture: setup  ## Print how large the code is, and what its walls hold.
 	$(BIN)/python tests/test_architecture.py
