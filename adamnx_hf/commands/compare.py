@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from adamnx_hf.common.errors import number
-from adamnx_hf.studies.compare.contenders import parse_contenders, parse_sweeps
+from adamnx_hf.common.errors import RecipeError, number
+from adamnx_hf.studies.compare.contenders import parse_contenders, parse_family, parse_sweeps
+from adamnx_hf.studies.compare.plan_file import PlanFile, read_plan_file, write_value
 from adamnx_hf.studies.compare.study import Study, hide_folders
 
 __all__ = ["EXTRA", "TAKES_FLAGS", "add_arguments", "make_study", "run"]
@@ -20,12 +24,24 @@ EXTRA = "recipes"
 #: A recipe's fields are flags, too.
 TAKES_FLAGS = True
 
+# Options that a plan may settle, by its keys.
+_PLANNED = (
+    "optim",
+    "sweep",
+    "seeds",
+    "sweep_seeds",
+    "hold_out",
+    "validation_split",
+    "metric",
+    "smallest_effect",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `adamnx-hf compare`."""
     parser.usage = (
-        "adamnx-hf compare RECIPE --optim NAME NAME ... [--seeds N] [--sweep FIELD=V,V ...] "
-        "[--FIELD VALUE ...]"
+        "adamnx-hf compare RECIPE (--optim NAME NAME ... | --plan FILE) [--seeds N] "
+        "[--sweep FIELD=V,V ...] [--FIELD VALUE ...]"
     )
     parser.description = (
         "Trains a recipe with several optimizers over several seeds and says what the differences, paired by "
@@ -40,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--optim",
         nargs="+",
-        required=True,
         metavar="NAME",
         help='names as in TrainingArguments(optim=...), with settings as in "adamnx beta2_schedule=adam"; '
         "the first is compared with each other one",
@@ -48,9 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds",
         type=number(int, 1),
-        default=8,
         metavar="N",
-        help="how many seeds judge (default: %(default)s)",
+        help=f"how many seeds judge (default: {Study.seeds})",
     )
     parser.add_argument(
         "--metric",
@@ -64,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="smallest difference in that metric that matters to you. Smaller ones are called neither better "
         "nor worse, and what is shown to be smaller is called no more than X apart (default: any matters)",
+    )
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="YAML that settles beforehand what is run and how it is judged. Its hash and what other options "
+        "change of it are kept",
     )
     _add_sweep_arguments(parser)
     parser.add_argument(
@@ -100,9 +121,8 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         "--sweep-seeds",
         "--sweep_seeds",
         type=number(int, 1),
-        default=3,
         metavar="N",
-        help="seeds that each value of a sweep is tried with; none of them judges (default: %(default)s)",
+        help=f"seeds that each value of a sweep is tried with; none judges (default: {Study.sweep_seeds})",
     )
     parser.add_argument(
         "--validation-split",
@@ -115,9 +135,8 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         "--hold-out",
         "--hold_out",
         type=number(int, 1),
-        default=10,
         metavar="PERCENT",
-        help="percent of the training split that the sweep is judged on (default: %(default)s). With "
+        help=f"percent of the training split that the sweep is judged on (default: {Study.hold_out}). With "
         "--eval_on_held_out true, as many are first drawn for the runs that judge",
     )
 
@@ -131,57 +150,71 @@ def run(args: argparse.Namespace) -> None:
 
     content = compare(make_study(args))
     print(markdown(content))
-    print(f"\nWritten to {content['folder']}: comparison.json, comparison.md, comparison.png, decay.png")
+    print(f"\nWritten to {content['folder']}: comparison.json, comparison.md and pictures")
 
 
 def make_study(args: argparse.Namespace) -> Study:
-    """Makes the study that the arguments ask for.
+    """Makes the study that the arguments ask for, and their plan where they do not say otherwise.
 
     Raises:
-        RecipeError: an optimizer, a sweep or `--hold-out` does not fit.
+        RecipeError: the plan, an optimizer, a sweep or `--hold-out` does not fit.
     """
-    flags = list(args.flags)
-    if "eval_on_held_out" in _field_names(flags):  # --hold_out is an option here, no flag of the recipe
-        flags.append(f"--hold_out={args.hold_out}")
-    return Study(
+    plan = read_plan_file(args.plan) if args.plan else PlanFile({}, "")
+    typed = {key: value for key in _PLANNED if (value := getattr(args, key)) not in (None, [])}
+    chosen: dict[str, Any] = {**plan.values, **typed}
+    fields, sweeps = chosen.pop("fields", {}), chosen.pop("sweep", [])
+    flags = [*(f"--{key}={write_value(value)}" for key, value in fields.items()), *args.flags]
+    if "eval_on_held_out" in _read_fields(flags):  # --hold_out is an option here, no flag of the recipe
+        flags.append(f"--hold_out={chosen.get('hold_out', Study.hold_out)}")
+    if isinstance(sweeps, dict):
+        sweeps = [f"{key}={write_value(values)}" for key, values in sweeps.items()]
+    if "optim" not in chosen:
+        raise RecipeError("--optim: names two optimizers or more; or name a --plan that does")
+    contenders = parse_contenders(chosen.pop("optim"))
+    given = {"sweep": "; ".join(args.sweep), "recipe": args.recipe, "fields": _read_fields(args.flags)}
+    study = Study(
         recipe=args.recipe,
-        contenders=parse_contenders(args.optim),
+        contenders=contenders,
+        family=parse_family(chosen.pop("family", ()), contenders),
         flags=flags,
-        sweeps=parse_sweeps(args.sweep),
-        seeds=args.seeds,
-        sweep_seeds=args.sweep_seeds,
-        validation_split=args.validation_split,
-        hold_out=args.hold_out,
-        metric=args.metric,
-        smallest_effect=args.smallest_effect,
+        sweeps=parse_sweeps(sweeps),
         output_dir=args.output_dir,
         keep_models=args.keep_models,
         overwrite=args.overwrite_output_dir,
-        command=_format_command(args, flags),
+        plan=plan if args.plan else None,
+        given=typed | given,
+        **{key: value for key, value in chosen.items() if key != "recipe"},
     )
+    return dataclasses.replace(study, command=_format_command(study, sweeps))
 
 
-def _field_names(words: Sequence[str]) -> set[str]:
-    flags = (word.partition("=")[0] for word in words if word.startswith("--"))
-    return {flag.removeprefix("--").replace("-", "_") for flag in flags}
+def _read_fields(words: Sequence[str]) -> dict[str, str]:
+    """Returns the recipe's fields among the words of a command, with their values."""
+    fields: dict[str, str] = {}
+    for i, word in enumerate(words):
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            following = itertools.takewhile(lambda other: not other.startswith("--"), words[i + 1 :])
+            fields[flag.removeprefix("--").replace("-", "_")] = value if equals else ",".join(following)
+    return fields
 
 
-def _format_command(args: argparse.Namespace, flags: Sequence[str]) -> str:
-    """Returns the command as it was typed, without folders of this machine and tokens."""
+def _format_command(study: Study, sweeps: Sequence[str]) -> str:
+    """Returns a command that makes the study, without folders of this machine and tokens."""
     from adamnx_hf.runs.command_line import hide_tokens
 
-    options = ["--keep-models"] if args.keep_models else []
-    options += [f"--sweep={text}" for text in args.sweep]
-    if args.sweep:
-        options += [f"--sweep-seeds={args.sweep_seeds}"]
-        split = args.validation_split
-        options += [f"--validation-split={split}"] if split else [f"--hold-out={args.hold_out}"]
-    options += [f"--metric={args.metric}"] if args.metric else []
-    options += [] if args.smallest_effect is None else [f"--smallest-effect={args.smallest_effect:g}"]
+    options = ["--keep-models"] if study.keep_models else []
+    options += [f"--sweep={text}" for text in sweeps]
+    if sweeps:
+        split = study.validation_split
+        options += [f"--sweep-seeds={study.sweep_seeds}"]
+        options += [f"--validation-split={split}"] if split else [f"--hold-out={study.hold_out}"]
+    options += [f"--metric={study.metric}"] if study.metric else []
+    options += [] if study.smallest_effect is None else [f"--smallest-effect={study.smallest_effect:g}"]
     words = []
-    for word in hide_tokens(flags):
+    for word in hide_tokens(study.flags):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         words.append(f"{flag}{equals}{hide_folders(value)}" if value else word)
-    recipe = hide_folders(args.recipe)
-    optims = ["--optim", *args.optim]
-    return shlex.join(["adamnx-hf", "compare", recipe, *optims, f"--seeds={args.seeds}", *options, *words])
+    optims = ["--optim", *(one.label for one in study.contenders)]
+    start = ["adamnx-hf", "compare", hide_folders(study.recipe), *optims, f"--seeds={study.seeds}"]
+    return shlex.join([*start, *options, *words])

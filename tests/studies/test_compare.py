@@ -1,6 +1,7 @@
 """Comparisons: what is trained on what, what is said of it, and what an interruption costs."""
 
 import argparse
+import hashlib
 import json
 import math
 import statistics
@@ -76,6 +77,7 @@ def test_each_is_judged_at_its_own_best(tiny, tmp_path, trained, capsys):
         {"learning_rate": "0.001"},
     ]
     assert [one["at_the_edge"] for one in content["contenders"]] == [[], ["learning_rate"]]
+    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
     loss = next(item for item in content["comparisons"] if item["metric"] == "eval_loss")
     assert loss["differences"] == pytest.approx([-0.5] * 3)
     text = capsys.readouterr().out
@@ -87,6 +89,7 @@ def test_without_a_sweep_all_rows_are_trained_on(tiny, tmp_path, trained):
     words = ["--optim", "adamnx", "adamw", "--seeds", "1", "--learning_rate", "0.02", "--seed", "7"]
     assert cli.main(["compare", tiny, *words, "--output_dir", str(tmp_path / "out")]) == 0
     assert trained == [(optim, 0.02, 7, "train", "test", 0, False) for optim in ("adamnx", "adamw")]
+    assert not (tmp_path / "out" / "sweep.png").exists()
     content = content_of(tmp_path / "out")
     assert content["judged_by"] == "top1_error" and content["chosen_by"] is None
     assert [item["verdict"] for item in content["comparisons"]] == [
@@ -415,6 +418,110 @@ def test_the_parts_of_a_graft_may_go_without_their_names():
     ]
 
 
+PLAN = """
+optim: [adamw, adamnx, adamnx beta2_schedule=adam]
+fields: {weight_decay: 0.1, seed: 7}
+sweep: {learning_rate: [0.0316, 0.01, 0.00316]}
+sweep_seeds: 2
+seeds: 3
+metric: eval_loss
+smallest_effect: 0.005
+family: [[adamnx, adamw], [adamnx, adamnx beta2_schedule=adam]]
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    return path
+
+
+def test_a_plan_settles_what_is_run_and_judged(tiny, tmp_path, trained, plan, folder, capsys):
+    out = tmp_path / "out"
+    words = ["compare", tiny, "--plan", str(plan), "--output-dir", str(out)]
+    assert (
+        cli.main([*words, "--dataset_name", str(folder), "--disable_tqdm", "true"]) == 0
+    )  # a place, no change
+    content = content_of(out)
+    assert content["plan"] == {"sha256": hashlib.sha256(PLAN.encode()).hexdigest(), "deviations": []}
+    assert [one["label"] for one in content["contenders"]] == [
+        "adamw",
+        "adamnx",
+        "adamnx beta2_schedule=adam",
+    ]
+    assert (
+        content["seeds"] == [7, 8, 9] and content["sweep_seeds"] == 2 and content["judged_by"] == "eval_loss"
+    )
+    pairs = [(row["first"], row["second"]) for row in content["comparisons"] if row["metric"] == "eval_loss"]
+    assert pairs == [("adamnx", "adamw"), ("adamnx", "adamnx beta2_schedule=adam")]
+    assert len(trained) == 3 * 3 * 2 + 3 * 3
+    assert (
+        "--smallest-effect=0.005" in content["command"]
+        and "--sweep=learning_rate=0.0316" in content["command"]
+    )
+    assert "Deviations: none." in capsys.readouterr().out
+
+
+def test_what_is_not_as_planned_is_said(tiny, tmp_path, trained, plan, capsys):
+    words = ["compare", tiny, "--plan", str(plan), "--output-dir", str(tmp_path / "out"), "--seeds", "2"]
+    words += ["--weight_decay=0.3", "--adam_epsilon", "1e-6", "--sweep", "learning_rate=0.0316,0.01,0.00316"]
+    assert cli.main(words) == 0
+    assert content_of(tmp_path / "out")["plan"]["deviations"] == [
+        "seeds 2 instead of 3",
+        "weight_decay 0.3 instead of 0.1",
+        "adam_epsilon 1e-6 instead of nothing",
+    ]
+    assert "Deviations: seeds 2 instead of 3; weight_decay 0.3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("optim: adamnx", "optim: 'adamnx' is not a list, each entry a word"),
+        ("optims: [a, b]", "'optims' is no key of a plan; did you mean 'optim'?"),
+        ("seeds: 3.5", "seeds: 3.5 is not a whole number"),
+        ("seeds: 0", "seeds: 0 is not above 0"),
+        ("seeds: true", "seeds: True is not a whole number"),
+        ("- a", "is no list of `key: value`; keys are recipe, optim"),
+        ("a: [", "--plan "),
+        ("optim: [adamnx, adamw]\nfamily: [[adamnx, lion]]", "family: ['adamnx', 'lion'] is not two of the"),
+        ("optim: [adamnx, adamw]\nfamily: [[adamnx, adamw], [adamw, adamnx]]", "family: names a pair twice"),
+        ("seeds: 3", "--optim: names two optimizers or more; or name a --plan that does"),
+    ],
+)
+def test_a_plan_that_cannot_be(text, told, tiny, tmp_path, trained, plan, capsys):
+    plan.write_text(text)
+    assert cli.main(["compare", tiny, "--plan", str(plan), "--output-dir", str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("adamnx-hf compare: error: ") and told in line and not trained
+
+
+def test_a_grid_that_is_too_coarse_calls_no_winner(tiny, tmp_path, trained, monkeypatch, capsys):
+    """Both are as good at their best rates. One of the grid's is adamnx's best; adamw's lies between two."""
+    train, best = run.train, {"adamnx": 1e-2, "adamw": 10**-1.75}
+
+    def parabola(resolved, *args, **kwargs):
+        results = train(resolved, *args, **kwargs)
+        args = resolved.training_arguments
+        loss = 2 + 0.2 * math.log10(args.learning_rate / best[args.optim]) ** 2 + math.sin(args.seed) / 1e3
+        noise = math.sin(7 * args.seed + 100 * args.learning_rate) / 1e3
+        return results | {"per_epoch": [{"step": 8, "eval_loss": loss + noise}]}
+
+    monkeypatch.setattr(run, "train", parabola)
+    words = ["compare", tiny, *TWO, "--metric", "eval_loss", "--output-dir"]
+    coarse = ["--sweep", "learning_rate=1e-3,3.16e-3,1e-2,3.16e-2,1e-1"]
+    assert cli.main([*words, str(tmp_path / "coarse"), *coarse]) == 0
+    (row,) = content_of(tmp_path / "coarse")["comparisons"]
+    assert row["p"] < 0.01 and row["low"] < row["high"] < 0  # without a thought for the grid, adamnx wins
+    assert row["verdict"].startswith("not decided: the sweep's grid leaves adamw about 0.012")
+    assert "Between the values of the grid, adamw may gain 0.012" in capsys.readouterr().out
+    fine = ["--sweep", "learning_rate=5e-3,7.1e-3,1e-2,1.41e-2,1.78e-2,2e-2,2.8e-2"]
+    assert cli.main([*words, str(tmp_path / "fine"), *fine, "--smallest-effect", "0.005"]) == 0
+    (row,) = content_of(tmp_path / "fine")["comparisons"]
+    assert row["verdict"] == "no more than 0.005 apart"
+
+
 @pytest.mark.parametrize("evaluations", [1, 2])
 def test_runs_that_were_judged_once_are_drawn_as_dots(evaluations, tmp_path, monkeypatch):
     from matplotlib import pyplot as plt
@@ -429,7 +536,13 @@ def test_runs_that_were_judged_once_are_drawn_as_dots(evaluations, tmp_path, mon
         }
         for label in ("ours", "theirs")
     ]
-    difference = {"metric": "loss", "second": "theirs", "better": "lower", "differences": [0.0, 1.0, 2.0]}
+    difference = {
+        "metric": "loss",
+        "first": "ours",
+        "second": "theirs",
+        "better": "lower",
+        "differences": [0.0, 1.0, 2.0],
+    }
     content = {
         "metrics": {"loss": "min"},
         "contenders": contenders,

@@ -14,7 +14,7 @@ from adamnx_hf.common.text import MINUS
 from adamnx_hf.studies.decay import newest_weights, shares
 from adamnx_hf.studies.tables import format_field
 
-__all__ = ["draw", "draw_decay"]
+__all__ = ["draw", "draw_decay", "draw_sweep"]
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:
@@ -27,7 +27,8 @@ def draw(path: Path, content: dict[str, Any]) -> None:
         content: comparison.json's.
     """
     metrics, contenders = list(content["metrics"]), content["contenders"]
-    lower = 0.8 + 0.55 * (len(contenders) - 1)
+    pairs = sum(item["metric"] == metrics[0] for item in content["comparisons"])
+    lower = 0.8 + 0.55 * pairs
     size = (max(4.4 * len(metrics), 7), 4.4 + lower)
     once = all(len(run["per_epoch"]) == 1 for one in contenders for run in one["runs"])
     with canvas(
@@ -84,30 +85,86 @@ def _draw_curves(axes: Any, place: int, one: dict[str, Any], metric: str, labell
 
 
 def _draw_differences(axes: Any, content: dict[str, Any], metric: str) -> None:
-    """Draws a line for each other contender: a dot a seed, the mean, and its interval."""
+    """Draws a line for each pair of contenders: a dot a seed, the mean, and its interval."""
     from matplotlib.ticker import MaxNLocator
 
     items = [item for item in content["comparisons"] if item["metric"] == metric]
+    labels = [one["label"] for one in content["contenders"]]
     axes.axvline(0, color="#444444", linewidth=1)
     for place, item in enumerate(items):
-        y, colour = -place, PALETTE[(place + 1) % len(PALETTE)]
+        y, colour = -place, PALETTE[labels.index(item["second"]) % len(PALETTE)]
         dots = [value for value in item["differences"] if value is not None]
         axes.plot(dots, [y] * len(dots), "o", color=colour, alpha=0.4, ms=6, mew=0)
         if item["mean"] is not None:
             if item["low"] is not None:
                 axes.plot([item["low"], item["high"]], [y, y], color=colour, lw=2)
             axes.plot([item["mean"]], [y], "D", color=colour, ms=6)
+    firsts = {item["first"] for item in items}
+    names = [f"{MINUS} {item['second']}" for item in items]
+    if len(firsts) > 1:
+        names = [f"{item['first']} {name}" for item, name in zip(items, names, strict=True)]
     axes.set(
         yticks=[-i for i in range(len(items))],
-        yticklabels=[textwrap.fill(f"{MINUS} {item['second']}", 26) for item in items],
+        yticklabels=[textwrap.fill(name, 26) for name in names],
         ylim=(-len(items) + 0.5, 0.5),
         xlabel=f"{items[0]['better']} is better",
     )
-    first = content["contenders"][0]["label"]
-    axes.set_title(f"{first} {MINUS} …, by seed,\nwith mean and 95 % t interval", fontsize=9, weight="normal")
+    start = f"{firsts.pop()} {MINUS} …" if len(firsts) == 1 else "Differences"
+    axes.set_title(f"{start}, by seed,\nwith mean and 95 % t interval", fontsize=9, weight="normal")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:.3g}")
     axes.grid(axis="y", visible=False)
+
+
+def draw_sweep(path: Path, content: dict[str, Any]) -> None:
+    """Draws the metric over each swept field: means over the sweep's seeds, their errors, and the choice.
+
+    Of several fields a curve has the others as they were chosen. Without a sweep, or where its values are no
+    positive numbers, nothing is drawn.
+
+    Args:
+        path: where the PNG is written.
+        content: comparison.json's.
+    """
+    curves: dict[str, list[Any]] = {}
+    for i, one in enumerate(content["contenders"]):
+        for field in one["chosen"]:
+            points = _line_through_choice(one, field, content["chosen_by"])
+            if len(points) > 1 and min(points) > 0:
+                curves.setdefault(field, []).append((PALETTE[i % len(PALETTE)], one, points))
+    if not curves:
+        return
+    with canvas(path, 1, len(curves), size=(6.4 * len(curves), 5), squeeze=False) as (figure, axes):
+        for field, axis in zip(curves, axes[0], strict=True):
+            for colour, one, points in curves[field]:
+                rates = sorted(points)
+                means = [float(np.mean(points[rate])) for rate in rates]
+                errors = [_standard_error(points[rate]) for rate in rates]
+                label = one["label"] if axis is axes[0, 0] else None
+                axis.errorbar(rates, means, errors, color=colour, marker="o", ms=4, capsize=2, label=label)
+                chosen = float(one["chosen"][field])
+                axis.plot([chosen], [means[rates.index(chosen)]], "D", color=colour, ms=9, mfc="none")
+            axis.set(xscale="log", xlabel=format_field(field), ylabel=format_field(content["chosen_by"]))
+        figure.suptitle(f"{content['recipe']} · sweep, mean and standard error, with the chosen values")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+
+
+def _standard_error(values: list[float]) -> float:
+    return float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def _line_through_choice(one: dict[str, Any], field: str, metric: str) -> dict[float, list[float]]:
+    """Returns a metric's values at each value of a swept field, with the others as a contender chose them."""
+    points: dict[float, list[float]] = {}
+    for row in one["sweep"]:
+        others = all(row["values"][key] == value for key, value in one["chosen"].items() if key != field)
+        try:
+            number = float(row["values"][field])
+        except ValueError:
+            return {}
+        if others and None not in row[metric]:
+            points[number] = row[metric]
+    return points
 
 
 def draw_decay(path: Path, content: dict[str, Any]) -> None:

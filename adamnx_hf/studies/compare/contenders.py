@@ -11,7 +11,7 @@ from typing import Any
 
 from adamnx_hf.common.errors import RecipeError
 
-__all__ = ["Contender", "Values", "parse_contenders", "parse_sweeps"]
+__all__ = ["Contender", "Values", "parse_contenders", "parse_family", "parse_sweeps"]
 
 #: Values of the swept fields, as they stand on the command line.
 Values = dict[str, str]
@@ -124,6 +124,29 @@ def parse_contenders(labels: Sequence[str]) -> tuple[Contender, ...]:
     if len(contenders) < 2:
         raise RecipeError(f"--optim: needs two optimizers or more; got {labels[0]!r}")
     return tuple(contenders)
+
+
+def parse_family(
+    pairs: Sequence[Sequence[str]], contenders: Sequence[Contender]
+) -> tuple[tuple[Contender, Contender], ...]:
+    """Returns the pairs that are judged together; for none, the first contender with each other one.
+
+    Raises:
+        RecipeError: a pair is not two of the contenders, or is named twice.
+    """
+    if not pairs:
+        return tuple((contenders[0], other) for other in contenders[1:])
+    known, family = {one.label: one for one in contenders}, []
+    for pair in pairs:
+        labels = [" ".join(str(label).split()) for label in pair]
+        if len(labels) != 2 or labels[0] == labels[1] or not {*labels} <= {*known}:
+            raise RecipeError(
+                f"family: {pair!r} is not two of the optimizers; write [[A, B], ...] with their names"
+            )
+        family.append((known[labels[0]], known[labels[1]]))
+    if len(set(map(frozenset, family))) < len(family):
+        raise RecipeError("family: names a pair twice; each is judged once")
+    return tuple(family)
 
 
 def parse_sweeps(texts: Sequence[str]) -> dict[str, list[str]]:

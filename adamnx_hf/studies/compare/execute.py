@@ -10,7 +10,7 @@ from typing import Any
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.files import sole_writer, write_json, write_text
 from adamnx_hf.common.splits import judged_on_training_rows, training_rows
-from adamnx_hf.studies.compare.charts import draw, draw_decay
+from adamnx_hf.studies.compare.charts import draw, draw_decay, draw_sweep
 from adamnx_hf.studies.compare.judge import Outcome, compare_contenders, list_tried, summarize
 from adamnx_hf.studies.compare.markdown import markdown
 from adamnx_hf.studies.compare.plan import QUIET, describe_splits, make_plan
@@ -42,6 +42,7 @@ def compare(study: Study) -> dict[str, Any]:
         write_json(folder / "comparison.json", content)
         write_text(folder / "comparison.md", markdown(content) + "\n")
         draw(folder / "comparison.png", content)
+        draw_sweep(folder / "sweep.png", content)
         draw_decay(folder / "decay.png", content)
     return content | {"folder": str(folder)}
 
@@ -104,12 +105,24 @@ def _describe(study: Study, base: Recipe, outcome: Outcome) -> dict[str, Any]:
         "chosen_by": outcome.primary if study.sweeps else None,
         "judged_by": outcome.primary,
         "smallest_effect": study.smallest_effect,
+        "plan": _describe_plan(study, base),
         "splits": describe_splits(study, base.task_arguments),
         "judged_on_training_rows": outcome.on_training_rows,
         "smoke": base.arguments.smoke,
         "metrics": dict(outcome.metrics),
         "commits": sorted({str(run.results["environment"].get("commit")) for run in outcome.runs}),
         "contenders": [summarize(one, outcome) for one in study.contenders],
-        "comparisons": compare_contenders(study.contenders, outcome),
+        "comparisons": compare_contenders(study.family, outcome),
         "environment": describe_environment(),
     }
+
+
+def _describe_plan(study: Study, base: Recipe) -> dict[str, Any] | None:
+    """Returns the hash of the plan and what is not as planned; None without a plan."""
+    from adamnx_hf.recipes.policy import is_neutral
+
+    if study.plan is None:
+        return None
+    fields = {key: value for key, value in study.given["fields"].items() if not is_neutral(key, base.task)}
+    given = hide_folders({**study.given, "fields": fields})
+    return {"sha256": study.plan.sha256, "deviations": study.plan.find_deviations(given)}

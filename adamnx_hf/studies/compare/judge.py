@@ -93,15 +93,16 @@ def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def compare_contenders(contenders: Sequence[Contender], outcome: Outcome) -> list[dict[str, Any]]:
-    """Returns what comparison.json holds of the first contender and each other one.
+def compare_contenders(
+    family: Sequence[tuple[Contender, Contender]], outcome: Outcome
+) -> list[dict[str, Any]]:
+    """Returns what comparison.json holds of pairs of contenders.
 
     Those rows in the primary metric are a family of tests, whose p values are adjusted together. The rows of
     other metrics have their differences and intervals, and no verdict.
     """
-    first, *others = contenders
     rows, cases = [], []
-    for second in others:
+    for first, second in family:
         names = (first.label, second.label)
         for metric, best in outcome.metrics.items():
             a, b = (

@@ -30,7 +30,10 @@ def markdown(content: dict[str, Any]) -> str:
     )
     if count > 1:
         parts.append(f"{count} intervals at 95 % each: of 20 such, one misses the truth by chance.")
-    parts.append(_explain_verdicts(content, others))
+    parts.append(_explain_verdicts(content))
+    if plan := content["plan"]:
+        deviations = "; ".join(plan["deviations"]) or "none"
+        parts.append(f"By the plan with SHA-256 {plan['sha256']}. Deviations: {deviations}.")
     if len(content["commits"]) > 1:
         parts.append(f"The runs are of different commits: {', '.join(content['commits'])}.")
     if content["sweep"]:
@@ -69,8 +72,9 @@ def _optimizers(content: dict[str, Any]) -> str:
     return format_table(rows)
 
 
-def _explain_verdicts(content: dict[str, Any], tests: int) -> str:
+def _explain_verdicts(content: dict[str, Any]) -> str:
     """Says what the verdicts are about, and what they are corrected for."""
+    tests = sum(row["metric"] == content["judged_by"] for row in content["comparisons"])
     metric, smallest = format_field(content["judged_by"]), content["smallest_effect"]
     text = f"Verdicts are about {metric}"
     if tests > 1:

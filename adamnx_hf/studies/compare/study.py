@@ -9,6 +9,7 @@ from typing import Any
 
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.studies.compare.contenders import Contender
+from adamnx_hf.studies.compare.plan_file import PlanFile
 
 __all__ = ["LOSS", "Study", "hide_folders"]
 
@@ -27,7 +28,9 @@ class Study:
     recipe: str
     """The recipe's name or file."""
     contenders: tuple[Contender, ...]
-    """The optimizers. The first is compared with each other one."""
+    """The optimizers."""
+    family: tuple[tuple[Contender, Contender], ...]
+    """The pairs that are compared. Their verdicts are corrected for being several."""
     flags: Sequence[str] = ()
     """Fields of the recipe for all runs, as flags."""
     sweeps: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
@@ -50,6 +53,10 @@ class Study:
     """Whether the models of the runs that judge are written, too."""
     overwrite: bool = False
     """Whether runs with other settings, in the same folder, are run again."""
+    plan: PlanFile | None = None
+    """The plan that settled all this beforehand."""
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The options that were given beside the plan, by its keys."""
     command: str = ""
     """The command as it was typed, without this machine's folders and tokens."""
 
