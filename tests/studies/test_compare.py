@@ -15,6 +15,8 @@ from adamnx_hf.commands import compare as command
 from adamnx_hf.runs import training as run
 from adamnx_hf.studies.compare import charts
 from adamnx_hf.studies.compare.contenders import Contender
+from adamnx_hf.studies.compare.plan import make_plan
+from adamnx_hf.studies.compare.plan_file import read_plan_file
 from adamnx_hf.studies.paired import compare_pairs
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -520,6 +522,22 @@ def test_a_grid_that_is_too_coarse_calls_no_winner(tiny, tmp_path, trained, monk
     assert cli.main([*words, str(tmp_path / "fine"), *fine, "--smallest-effect", "0.005"]) == 0
     (row,) = content_of(tmp_path / "fine")["comparisons"]
     assert row["verdict"] == "no more than 0.005 apart"
+
+
+@pytest.mark.parametrize(
+    "path", [path.relative_to(RESULTS) for path in sorted(RESULTS.rglob("plan*.yaml"))], ids=str
+)
+def test_the_plans_of_the_results_can_be_carried_out(path):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    recipe = read_plan_file(RESULTS / path).values["recipe"]
+    args = parser.parse_args([recipe, "--plan", str(RESULTS / path)])
+    args.flags = []
+    study = command.make_study(args)
+    plan = make_plan(study, recipes.resolve(recipe, study.flags), Path("out"))
+    for one in plan.sweep[:: study.sweep_seeds]:
+        recipes.resolve(recipe, one.flags)
+    assert len(plan.sweep) == len(study.contenders) * len(study.sweeps["learning_rate"]) * study.sweep_seeds
 
 
 @pytest.mark.parametrize("evaluations", [1, 2])
