@@ -30,6 +30,7 @@ _PLANNED = (
     "sweep",
     "seeds",
     "sweep_seeds",
+    "sweep_budget",
     "hold_out",
     "validation_split",
     "metric",
@@ -115,7 +116,15 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FIELD=V,V,...",
         help="values of a field that each optimizer chooses from; several sweeps give all combinations. "
-        "A field that an optimizer's own settings fix is not swept for it",
+        "A field that an optimizer's own settings fix is not swept for it. learning_rate=auto begins around "
+        "the recipe's, goes on beyond an edge, and ends with values a factor of 1.41 apart around the best",
+    )
+    parser.add_argument(
+        "--sweep-budget",
+        "--sweep_budget",
+        type=number(int, 5),
+        metavar="N",
+        help=f"values that each optimizer may try with learning_rate=auto (default: {Study.sweep_budget})",
     )
     parser.add_argument(
         "--sweep-seeds",
@@ -208,6 +217,7 @@ def _format_command(study: Study, sweeps: Sequence[str]) -> str:
     if sweeps:
         split = study.validation_split
         options += [f"--sweep-seeds={study.sweep_seeds}"]
+        options += [f"--sweep-budget={study.sweep_budget}"] if "learning_rate=auto" in sweeps else []
         options += [f"--validation-split={split}"] if split else [f"--hold-out={study.hold_out}"]
     options += [f"--metric={study.metric}"] if study.metric else []
     options += [] if study.smallest_effect is None else [f"--smallest-effect={study.smallest_effect:g}"]

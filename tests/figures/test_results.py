@@ -232,9 +232,9 @@ def test_a_wrong_digit_is_found():
             for i, cell in enumerate(row):
                 for figure in FIGURE.finditer(cell):
                     last = figure.end() - 1
-                    for more in (1, 4, 7):
-                        digit = (int(cell[last]) + more) % 10
-                        changed = [*row[:i], f"{cell[:last]}{digit}{cell[last + 1 :]}", *row[i + 1 :]]
+                    others = [digit for digit in "0123456789" if digit != cell[last]]
+                    for digit in others[::3]:
+                        changed = [*row[:i], cell[:last] + digit + cell[last + 1 :], *row[i + 1 :]]
                         tried += 1
                         if any(all(is_in(record, c) for c in changed) for record in known):
                             missed.append((page, *changed))

@@ -17,6 +17,7 @@ from adamnx_hf.studies.compare import charts
 from adamnx_hf.studies.compare.contenders import Contender
 from adamnx_hf.studies.compare.plan import make_plan
 from adamnx_hf.studies.compare.plan_file import read_plan_file
+from adamnx_hf.studies.compare.refine import choose_next_places
 from adamnx_hf.studies.paired import compare_pairs
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -55,6 +56,7 @@ def trained(monkeypatch):
 
 
 TWO = ["--optim", "adamnx", "adamw"]
+AUTO = ["--sweep", "learning_rate=auto", "--sweep-seeds", "1", "--seeds", "2"]
 SWEEP = ["--sweep", "learning_rate=0.1,0.01,0.001", "--sweep-seeds", "1", "--seeds", "3"]
 
 
@@ -186,6 +188,8 @@ def test_other_settings_do_not_pass_for_the_same_runs(tiny, tmp_path, trained, c
         (["--optim", "adamnx", "graft adamw adamnx lion"], "NAME KEY=VALUE"),
         (["--optim", "adamnx", "graft adamw adamw2"], "length=adamw2 is not NAME or NAME("),
         ([*TWO, "--sweep", "learning_rate"], "FIELD=VALUE,VALUE"),
+        ([*TWO, *AUTO, "--sweep", "weight_decay=0,1"], "cannot be swept together with another field"),
+        ([*TWO, "--sweep", "weight_decay=auto"], "two values or more"),
         ([*TWO, "--sweep", "learning_rate=1,1"], "two values or more"),
         ([*TWO, "--sweep", "learning_rat=1,2"], "did you mean '--learning_rate'?"),
         ([*TWO, "--sweep", "learning_rate=1,x"], "invalid float value: 'x'"),
@@ -497,6 +501,48 @@ def test_a_plan_that_cannot_be(text, told, tiny, tmp_path, trained, plan, capsys
     assert cli.main(["compare", tiny, "--plan", str(plan), "--output-dir", str(tmp_path / "out")]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("adamnx-hf compare: error: ") and told in line and not trained
+
+
+def test_a_sweep_finds_its_own_rates(tiny, tmp_path, trained, capsys):
+    words = ["compare", tiny, *TWO, *AUTO, "--learning_rate", "0.01", "--metric", "eval_loss"]
+    assert cli.main([*words, "--output-dir", str(tmp_path / "out")]) == 0
+    tried = {optim: [row[1] for row in trained[:-4] if row[0] == optim] for optim in ("adamnx", "adamw")}
+    first = [0.0025, 0.005, 0.01, 0.02, 0.04]  # the recipe's and ×2 apart
+    assert tried["adamnx"] == [*first, 0.00707, 0.0141]  # the best is inside: its neighbours
+    assert tried["adamw"] == [*first, 0.00125, 0.000625, 0.000884, 0.00177]  # two beyond the edge, neighbours
+    content = content_of(tmp_path / "out")
+    assert [one["chosen"]["learning_rate"] for one in content["contenders"]] == ["0.01", "0.000884"]
+    assert [one["at_the_edge"] for one in content["contenders"]] == [[], []]
+    assert {row[:2] for row in trained[-4:]} == {("adamnx", 0.01), ("adamw", 0.000884)}
+    assert "0.000625, 0.000884, 0.00125, 0.00177, 0.0025" in capsys.readouterr().out
+    # Once more: all is there, and the same is chosen.
+    count = len(trained)
+    assert cli.main([*words, "--output-dir", str(tmp_path / "out")]) == 0 and len(trained) == count
+
+
+@pytest.mark.parametrize(("more", "count"), [(["--sweep-budget", "6"], 6), (["--smallest-effect", "0.5"], 5)])
+def test_a_sweep_ends_with_its_budget_or_where_little_is_left(more, count, tiny, tmp_path, trained):
+    words = ["compare", tiny, "--optim", "adamnx", "adamnx beta2_schedule=adam", *AUTO, *more]
+    words += ["--learning_rate", "0.01", "--metric", "eval_loss", "--output-dir", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    assert len(trained) == 2 * count + 4
+
+
+@pytest.mark.parametrize(
+    ("means", "places"),
+    [
+        ({-2: 1.0, 0: 2.0, 2: 3.0}, [-4]),
+        ({-2: 3.0, 0: 2.0, 2: 1.0}, [4]),
+        ({-2: 3.0, 0: 1.0, 2: 2.0}, [-1, 1]),
+        ({-2: 3.0, -1: 2.0, 0: 1.0, 2: 2.0}, [1]),
+        ({-2: 3.0, -1: 2.0, 0: 1.0, 1: 2.0}, []),
+        ({-2: math.inf, 0: math.inf}, [-4]),  # all diverged: smaller ones
+        ({-2: 1.0, 0: math.inf}, [-4]),
+        ({-2: 2.0, 0: 1.0, 2: math.inf}, [-1, 1]),
+    ],
+)
+def test_which_rates_are_tried_next(means, places):
+    assert choose_next_places(means) == places
 
 
 def test_a_grid_that_is_too_coarse_calls_no_winner(tiny, tmp_path, trained, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adamnx_hf.common.errors import RecipeError
+from adamnx_hf.studies.compare.refine import AUTO
 
 __all__ = ["Contender", "Values", "parse_contenders", "parse_family", "parse_sweeps"]
 
@@ -150,12 +151,16 @@ def parse_family(
 
 
 def parse_sweeps(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Returns the values of each `FIELD=VALUE,VALUE` by its field.
+    """Returns the values of each `FIELD=VALUE,VALUE` by its field, or the word of `learning_rate=auto`.
 
     Raises:
         RecipeError: a text is not of that form, or its field is given twice or is the comparison's.
     """
     sweeps: dict[str, list[str]] = {}
+    if f"learning_rate={AUTO}" in texts:
+        if len(texts) > 1:
+            raise RecipeError("--sweep: learning_rate=auto cannot be swept together with another field")
+        return {"learning_rate": [AUTO]}
     for text in texts:
         key, equals, values = text.partition("=")
         words = [word.strip() for word in values.split(",") if word.strip()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.files import sole_writer, write_json, write_text
 from adamnx_hf.common.splits import judged_on_training_rows, training_rows
 from adamnx_hf.studies.compare.charts import draw, draw_decay, draw_sweep
+from adamnx_hf.studies.compare.contenders import Contender
 from adamnx_hf.studies.compare.judge import Outcome, compare_contenders, list_tried, summarize
 from adamnx_hf.studies.compare.markdown import markdown
-from adamnx_hf.studies.compare.plan import QUIET, describe_splits, make_plan
+from adamnx_hf.studies.compare.plan import QUIET, Plan, describe_splits, make_plan
+from adamnx_hf.studies.compare.refine import FIRST_PLACES, choose_next_places, write_rate
 from adamnx_hf.studies.compare.study import LOSS, Study, hide_folders
-from adamnx_hf.studies.compare.sweep import choose_values
+from adamnx_hf.studies.compare.sweep import choose_values, find_head_room
 from adamnx_hf.studies.compare.training import Progress, carry_out, check_run
 from adamnx_hf.tasks.base import Recipe
 from adamnx_hf.tasks.sharing import share_decoded
@@ -71,6 +74,8 @@ def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
                     f"--metric: no evaluation on these data gives {primary}; choose by another, such as "
                     f"--metric {LOSS}"
                 )
+        for one in plan.starts:
+            _refine(one, plan, progress, primary, metrics[primary])
         chosen = {
             one: choose_values(one, list_tried(one, plan, primary), metrics[primary]) for one in plan.grids
         }
@@ -85,6 +90,33 @@ def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
         if name == LOSS or any(row.get(name) is not None for row in rows)
     }
     return Outcome(plan, chosen, runs, metrics, primary, study.smallest_effect, on_training_rows)
+
+
+def _refine(one: Contender, plan: Plan, progress: Progress, metric: str, best: str) -> None:
+    """Adds learning rates until the best lies between two that are ×1.41 away, as far as the budget goes.
+
+    It ends before, where the grid leaves less than half of the smallest effect of interest.
+    """
+    study, start = plan.study, plan.starts[one]
+    places, grid = list(FIRST_PLACES), plan.grids[one]
+    while len(grid) < study.sweep_budget:
+        tried = list_tried(one, plan, metric)
+        means = {place: one.find_mean(best) for place, one in zip(places, tried, strict=True)}
+        if any(map(math.isfinite, means.values())) and study.smallest_effect is not None:
+            room = find_head_room(choose_values(one, tried, best), tried, best)
+            if room is not None and room.estimate + (room.error or 0.0) < study.smallest_effect / 2:
+                return
+        new = choose_next_places(means)[: study.sweep_budget - len(grid)]
+        if not new:
+            return
+        for place in new:
+            chosen_by, judged = plan.add(one, {"learning_rate": write_rate(start, place)}, swept=True)
+            places.append(place)
+            progress.add(len(chosen_by))
+            for run in (*chosen_by, *judged):
+                check_run(run, study)
+            for run in chosen_by:
+                carry_out(run, study, progress)
 
 
 def _describe(study: Study, base: Recipe, outcome: Outcome) -> dict[str, Any]:

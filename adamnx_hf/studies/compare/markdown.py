@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from adamnx_hf.common.text import format_table
+from adamnx_hf.studies.compare.refine import AUTO
 from adamnx_hf.studies.tables import format_differences, format_field, format_mean
 
 __all__ = ["markdown"]
@@ -86,7 +87,7 @@ def _explain_verdicts(content: dict[str, Any]) -> str:
 
 def _sweep(content: dict[str, Any]) -> str:
     """Says what was swept, on which rows, and whose best values lie at the edge."""
-    grid = "; ".join(f"{key} of {', '.join(values)}" for key, values in content["sweep"].items())
+    grid = "; ".join(f"{key} of {_write_values(content, key)}" for key in content["sweep"])
     splits = content["splits"]
     lines = [
         f"Each at its best of {grid}, by {format_field(content['chosen_by'])} on {splits['sweep']} "
@@ -105,6 +106,16 @@ def _sweep(content: dict[str, Any]) -> str:
         for name in one["at_the_edge"]
     ]
     return "\n".join(lines)
+
+
+def _write_values(content: dict[str, Any], field: str) -> str:
+    """Writes the values of a swept field, those that each optimizer has tried if the sweep has found them."""
+    if (values := content["sweep"][field]) != [AUTO]:
+        return ", ".join(values)
+    tried = {one["label"]: [row["values"][field] for row in one["sweep"]] for one in content["contenders"]}
+    return "; ".join(
+        f"{', '.join(sorted(rates, key=float))} ({name})" for name, rates in tried.items() if rates
+    )
 
 
 def _count(number: int, noun: str = "seed") -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from adamnx_hf.common.errors import RecipeError
 from adamnx_hf.common.splits import overlap
 from adamnx_hf.studies.compare.contenders import Contender, Values
+from adamnx_hf.studies.compare.refine import AUTO, FIRST_PLACES, write_rate
 from adamnx_hf.studies.compare.study import Study
 from adamnx_hf.tasks.base import Recipe
 
@@ -55,16 +56,53 @@ class Run:
         return float(value) if value is not None and math.isfinite(value) else math.nan
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Plan:
-    """All runs that a comparison may need."""
+    """All runs that a comparison may need, as far as they are known."""
 
-    grids: Mapping[Contender, list[Values]]
+    study: Study
+    folder: Path
+    first_seed: int
+    flags: dict[Contender, list[str]]
+    """The flags of each contender's runs, without its swept values."""
+    rows: tuple[list[str], list[str]]
+    """The flags that say which rows the judging runs use, and which the sweep's."""
+    grids: dict[Contender, list[Values]] = dataclasses.field(default_factory=dict)
     """The values that are tried for each contender; one entry where there is nothing to choose."""
-    sweep: list[Run]
+    starts: dict[Contender, float] = dataclasses.field(default_factory=dict)
+    """The recipe's learning rate, for contenders whose sweep finds its own values."""
+    sweep: list[Run] = dataclasses.field(default_factory=list)
     """The runs to choose by."""
-    candidates: list[Run]
+    candidates: list[Run] = dataclasses.field(default_factory=list)
     """The runs to judge by, for each value that may be chosen."""
+
+    def add(self, contender: Contender, values: Values, *, swept: bool) -> tuple[list[Run], list[Run]]:
+        """Adds values to a contender's grid.
+
+        Args:
+            contender: whose values they are.
+            values: those of the swept fields.
+            swept: whether there are others to choose from.
+
+        Returns:
+            The new runs to choose by, and those to judge by.
+        """
+        judged_rows, sweep_rows = self.rows
+        flags = [*self.flags[contender], *(f"--{key}={value}" for key, value in values.items())]
+        first = self.first_seed + _SWEEP_SEEDS_FROM
+        seeds = range(first, first + self.study.sweep_seeds if swept else first)
+        new = [
+            [*_make_runs(contender, values, seeds, self.folder / "sweep", [*flags, *sweep_rows])],
+            [*self._make_judging_runs(contender, values, [*flags, *judged_rows])],
+        ]
+        self.grids.setdefault(contender, []).append(values)
+        self.sweep += new[0]
+        self.candidates += new[1]
+        return new[0], new[1]
+
+    def _make_judging_runs(self, contender: Contender, values: Values, flags: list[str]) -> Iterator[Run]:
+        seeds = range(self.first_seed, self.first_seed + self.study.seeds)
+        return _make_runs(contender, values, seeds, self.folder, flags, self.study.keep_models)
 
     def judging_runs(self, chosen: Mapping[Contender, Values]) -> list[Run]:
         """Returns the runs at the chosen values, seed by seed: an interrupted comparison has pairs."""
@@ -124,22 +162,18 @@ def make_plan(study: Study, base: Recipe, folder: Path) -> Plan:
     """
     from adamnx_hf import recipes
 
-    judged_rows, sweep_rows = _split_flags(study, base.task_arguments)
-    fields, seed = recipes.list_fields(study.recipe), base.training_arguments.seed
-    plan = Plan({one: one.grid(study.sweeps) for one in study.contenders}, [], [])
-    for one, grid in plan.grids.items():
-        common = [*study.flags, *QUIET]
-        optim_args = resolve_for(study, one, [*common, f"--optim={one.optim}"]).training_arguments.optim_args
-        flags = [*common, *one.flags(fields, optim_args)]
+    fields, rows = recipes.list_fields(study.recipe), _split_flags(study, base.task_arguments)
+    plan = Plan(study, folder, base.training_arguments.seed, {}, rows)
+    common = [*study.flags, *QUIET]
+    for one in study.contenders:
+        own = resolve_for(study, one, [*common, f"--optim={one.optim}"]).training_arguments
+        plan.flags[one] = [*common, *one.flags(fields, own.optim_args)]
+        grid = one.grid(study.sweeps)
+        if grid == [{"learning_rate": AUTO}]:
+            plan.starts[one] = own.learning_rate
+            grid = [{"learning_rate": write_rate(own.learning_rate, place)} for place in FIRST_PLACES]
         for values in grid:
-            swept = [*flags, *(f"--{key}={value}" for key, value in values.items())]
-            if len(grid) > 1:
-                seeds = range(seed + _SWEEP_SEEDS_FROM, seed + _SWEEP_SEEDS_FROM + study.sweep_seeds)
-                plan.sweep.extend(_make_runs(one, values, seeds, folder / "sweep", [*swept, *sweep_rows]))
-            seeds = range(seed, seed + study.seeds)
-            plan.candidates.extend(
-                _make_runs(one, values, seeds, folder, [*swept, *judged_rows], study.keep_models)
-            )
+            plan.add(one, values, swept=len(grid) > 1)
     if study.sweeps and not plan.sweep:
         raise RecipeError("--sweep: the settings of every optimizer fix what it would choose; leave it out")
     return plan

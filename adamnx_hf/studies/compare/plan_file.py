@@ -21,6 +21,7 @@ _KEYS: Mapping[str, tuple[Any, ...]] = {
     "sweep": (dict,),
     "seeds": (int,),
     "sweep_seeds": (int,),
+    "sweep_budget": (int,),
     "hold_out": (int,),
     "validation_split": (str,),
     "metric": (str,),

@@ -39,6 +39,8 @@ class Study:
     """The number of seeds that judge."""
     sweep_seeds: int = 3
     """The number of seeds of each value of a sweep. None of them judges."""
+    sweep_budget: int = 9
+    """How many values each optimizer may try where a sweep finds its own, as `learning_rate=auto`."""
     validation_split: str | None = None
     """The split that a sweep is judged on; None for a part of the training split."""
     hold_out: int = 10

@@ -23,6 +23,10 @@ class Tried(NamedTuple):
     losses: Sequence[float]
     """The evaluation loss of each, which decides between values whose scores are equal."""
 
+    def find_mean(self, best: str) -> float:
+        """Returns the mean score, with its sign changed if the best is `"max"`; inf if a run diverged."""
+        return _lower_is_better(self.scores, best)
+
 
 @dataclasses.dataclass(frozen=True)
 class HeadRoom:
@@ -53,7 +57,7 @@ def choose_values(contender: Contender, tried: Sequence[Tried], best: str) -> Va
         return tried[0].values
     ranks = {}
     for i, one in enumerate(tried):
-        mean = _lower_is_better(one.scores, best)
+        mean = one.find_mean(best)
         if math.isfinite(mean):
             ranks[i] = (mean, statistics.fmean(one.losses))
     if not ranks:

@@ -35,10 +35,14 @@ class Progress:
         """Takes the bar away."""
         self.bar.close()
 
+    def add(self, count: int) -> None:
+        """Adds runs that were not known from the start."""
+        self.bar.total += count
+        self.bar.refresh()
+
     def skip(self) -> None:
         """Leaves out a run that was done before: it says nothing about the time that is left."""
-        self.bar.total -= 1
-        self.bar.refresh()
+        self.add(-1)
 
     def finish(self) -> None:
         """Counts a run that is done."""
