@@ -119,10 +119,12 @@ def adamnx(
 
     numbers = range(len(params)) if numbers is None else numbers
     steps = clock.read_steps()
-    for number, places in enumerate(group_places(columns, engines, steps)):
-        bucket, count = columns.pick(places), len(places)
+    groups = group_places(columns, engines, steps)
+    # All are found before the first parameter is changed: this may fail.
+    nexts = [clock.find_next(steps, columns.params[places[0]].device, places) for places in groups]
+    for number, places in enumerate(groups):
+        bucket, step, count = columns.pick(places), nexts[number], len(places)
         first = bucket.params[0]
-        step = clock.find_next(steps, first.device, places)
         weight1 = weigh(adam, step, beta1, count)
         weight2 = weigh(BETA2_SCHEDULES[beta2_schedule], step, beta2, count)
         rule = Rule(weight1, weight2, lr, weight_decay, eps, maximize)

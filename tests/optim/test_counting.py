@@ -109,3 +109,19 @@ def test_a_float32_step_of_the_callers_is_refused_where_it_ends():
         with pytest.raises(ValueError, match="a step of float32 counts to 16,777,216 and no further"):
             adamnx(*tensors, [late], **numbers)
         assert late == LATE + 2 and torch.equal(tensors[0][0], before)
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+def test_counters_that_cannot_be_read_are_told_before_anything_is_stepped(foreach):
+    dtypes = (
+        torch.float32,
+        torch.float64,
+        torch.float64,
+    )  # two buckets; counters of the second differ
+    params, moments, squares = ([torch.ones(3, dtype=dtype) for dtype in dtypes] for _ in range(3))
+    steps = [torch.zeros(()), torch.zeros(()), torch.zeros(1)]
+    grads = [torch.ones_like(param) for param in params]
+    options = {"beta1": 0.9, "beta2": 0.99, "lr": 0.1, "weight_decay": 0.1, "eps": 1e-8}
+    with pytest.raises(RuntimeError, match="stack expects each tensor"):
+        adamnx(params, grads, moments, squares, steps, capturable=True, foreach=foreach, **options)
+    assert all((tensor == 1).all() for tensor in (*params, *moments, *squares)) and not any(steps)
