@@ -54,7 +54,7 @@ NAME_OR_PATH = re.compile(
 )
 
 #: Fields of TrainingArguments and of every recipe that leave the outcome alone, or that a results table has
-#: columns for. A task's own fields say so themselves, by `doc(..., neutral=True)`.
+#: columns for. A task's own fields say so themselves, by `make_field(..., neutral=True)`.
 NEUTRAL = re.compile(
     r"output_dir|overwrite_output_dir|run_name|seed|optim|optim_args|disable_tqdm|report_to|fast|"
     r"per_device_eval_batch_size|resume_from_checkpoint|title|hardware|hours|paper_tables|"

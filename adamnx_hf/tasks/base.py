@@ -28,7 +28,7 @@ def make_field(default: Any, text: str, **flags: bool) -> Any:
 
 
 def check_range(arguments: Any, names: Iterable[str], low: float, high: float, verdict: str = "not") -> None:
-    """Checks that some fields of a dataclass are None or numbers in a range.
+    """Checks that some fields of a dataclass are numbers in a range, or None where that is their default.
 
     Args:
         arguments: the dataclass's instance.
@@ -41,7 +41,9 @@ def check_range(arguments: Any, names: Iterable[str], low: float, high: float, v
     """
     for name in names:
         value = getattr(arguments, name)
-        if value is not None and not low <= value <= high:
+        if value is None and getattr(type(arguments), name) is None:
+            continue
+        if not low <= value <= high:
             raise ValueError(f"{name}: {value} is {verdict} from {low} to {high}")
 
 

@@ -122,6 +122,9 @@ class RecipeSFTTrainer(RecipeTrainer, SFTTrainer):
 
     args: RecipeSFTConfig
 
+    # The loss summed over the tokens of an evaluation, and their number.
+    _eval_loss = _eval_tokens = 0.0
+
     def __init__(self, *, exact_match: ExactMatch | None = None, **kwargs: Any) -> None:
         self.exact_match = exact_match
         self.asked: Any = None

@@ -25,17 +25,18 @@ def share_decoded() -> Iterator[None]:
         _DECODED = before
 
 
-def decode_once(decode: Callable[[], _T], data: Any, *settings: Any) -> _T:
+def decode_once(decode: Callable[[], _T], data: Any, split: str, *settings: Any) -> _T:
     """Returns what `decode` returns, or within :func:`share_decoded` what it returned for the same rows.
 
     Args:
         decode: decodes all rows. Nobody may write to what it returns.
         data: the `datasets` data set of the rows, whose fingerprint tells equal ones.
+        split: the name of their split. Fingerprints that users write themselves may be those of two splits.
         settings: hashable values that `decode` depends on.
     """
     if _DECODED is None:
         return decode()
-    key = (data._fingerprint, *settings)
+    key = (data._fingerprint, split, *settings)
     if key not in _DECODED:
         _DECODED[key] = decode()
     return _DECODED[key]

@@ -243,3 +243,9 @@ def test_files_of_a_branch_of_the_hub(hub, monkeypatch, tmp_path):
     Dataset.from_dict({"row": [7]}).to_parquet(tmp_path / "local" / "train.parquet")
     Dataset.from_dict({"row": [8]}).to_parquet(tmp_path / "local" / "test.parquet")
     assert rows(str(tmp_path / "local"), dataset_revision="other") == [[7], [8]]
+
+
+def test_none_is_no_value_of_a_number_with_a_default():
+    for name in ("hold_out", "hold_out_seed"):
+        with pytest.raises(TypeError):
+            DataArguments(dataset_name="x", **{name: None})

@@ -25,22 +25,22 @@ def count_calls():
 def test_equal_rows_are_decoded_once_within():
     decode, calls = count_calls()
     with share_decoded():
-        first = decode_once(decode, Rows("a"), 32)
-        assert decode_once(decode, Rows("a"), 32) is first and len(calls) == 1
-        for other in ((Rows("b"), 32), (Rows("a"), 64)):
+        first = decode_once(decode, Rows("a"), "train", 32)
+        assert decode_once(decode, Rows("a"), "train", 32) is first and len(calls) == 1
+        for other in ((Rows("b"), "train", 32), (Rows("a"), "train", 64), (Rows("a"), "test", 32)):
             assert decode_once(decode, *other) is not first
         with share_decoded():  # one in another does not forget
-            assert decode_once(decode, Rows("a"), 32) is first
-        assert decode_once(decode, Rows("a"), 32) is first
+            assert decode_once(decode, Rows("a"), "train", 32) is first
+        assert decode_once(decode, Rows("a"), "train", 32) is first
 
 
 def test_outside_nothing_is_kept():
     decode, calls = count_calls()
     for _ in range(2):
-        decode_once(decode, Rows("a"))
+        decode_once(decode, Rows("a"), "train")
     with share_decoded():
-        decode_once(decode, Rows("a"))
-    decode_once(decode, Rows("a"))
+        decode_once(decode, Rows("a"), "train")
+    decode_once(decode, Rows("a"), "train")
     assert len(calls) == 4
 
 

@@ -55,7 +55,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.images = data.select_columns([image_column])
         self.image_column, self.size, self.transform = image_column, size, transform
         self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))
-        self.decoded = decode_once(self._decode_all, self.images, size) if keep_decoded else None
+        self.decoded = decode_once(self._decode_all, self.images, split, size) if keep_decoded else None
 
     def __len__(self) -> int:
         return len(self.labels)

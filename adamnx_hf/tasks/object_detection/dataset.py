@@ -105,7 +105,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         self.objects, self.sizes = read_objects(data, arguments, split, classes, quiet)
         self.decoded: Tensor | None = None
         if arguments.keep_decoded:
-            self.decoded = decode_once(self._decode_all, self.images, "letterboxed", self.size)
+            self.decoded = decode_once(self._decode_all, self.images, split, self.size)
 
     def __len__(self) -> int:
         return len(self.objects)

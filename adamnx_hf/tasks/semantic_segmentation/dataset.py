@@ -60,14 +60,14 @@ class SegmentationDataset(torch.utils.data.Dataset):
         self.form, self.split, self.transform, self.keep_mask = form, split, transform, keep_mask
         self.decoded: list[tuple[Tensor, Tensor]] | None = None
         if keep_decoded:
-            self.decoded = decode_once(self._decode_all, data, *form[:2], *(form.mask_values or ()))
+            self.decoded = decode_once(self._decode_all, data, split, *form[:2], *(form.mask_values or ()))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         image, mask = self._decode(index) if self.decoded is None else self.decoded[index]
-        mask = mask.long()
+        mask = mask.to(torch.int64, copy=True)  # a decoded one is kept
         with nullcontext() if self.random is None else self.random.seed_row(index):
             pixels, labels = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
         example = {"pixel_values": pixels.as_subclass(Tensor), "labels": labels.as_subclass(Tensor)}
