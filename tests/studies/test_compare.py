@@ -285,21 +285,22 @@ def test_one_split_is_parted_in_three(tiny, tmp_path, trained, monkeypatch):
     assert not content_of(tmp_path / "out")["judged_on_training_rows"]
 
 
+NO_TOP5 = {"per_epoch": [{"step": 8, "eval_loss": 1.0, "top5_error": None}]}
+NO_METRIC = "--metric: no evaluation on these data gives top5_error; name another, such as --metric eval_loss"
+
+
 @pytest.mark.parametrize(
     ("results", "words", "told"),
     [
-        (
-            {"per_epoch": [{"step": 8, "eval_loss": 1.0, "top5_error": None}]},
-            ["--metric", "top5_error"],
-            "--metric: no evaluation on these data gives top5_error; choose by another, such as --",
-        ),
-        ({"steps": 0}, [], "adamnx: took no step in "),
+        (NO_TOP5, [*SWEEP, "--metric", "top5_error"], NO_METRIC),
+        (NO_TOP5, ["--metric", "top5_error"], NO_METRIC),
+        ({"steps": 0}, SWEEP, "adamnx: took no step in "),
     ],
 )
 def test_what_cannot_be_compared(results, words, told, tiny, tmp_path, trained, capsys, monkeypatch):
     train = run.train
     monkeypatch.setattr(run, "train", lambda *args, **kwargs: train(*args, **kwargs) | results)
-    words = ["compare", tiny, *TWO, *SWEEP, *words, "--output_dir", str(tmp_path / "out")]
+    words = ["compare", tiny, *TWO, *words, "--output_dir", str(tmp_path / "out")]
     assert cli.main(words) == 1
     assert told in capsys.readouterr().err and len(trained) == 1  # at once
 

@@ -15,7 +15,7 @@ from adamnx_hf.studies.compare.charts import draw, draw_decay, draw_sweep
 from adamnx_hf.studies.compare.contenders import Contender
 from adamnx_hf.studies.compare.judge import Outcome, compare_contenders, list_tried, summarize
 from adamnx_hf.studies.compare.markdown import markdown
-from adamnx_hf.studies.compare.plan import QUIET, Plan, describe_splits, make_plan
+from adamnx_hf.studies.compare.plan import QUIET, Plan, Run, describe_splits, make_plan
 from adamnx_hf.studies.compare.refine import FIRST_PLACES, choose_next_places, write_rate
 from adamnx_hf.studies.compare.study import LOSS, Study, hide_folders
 from adamnx_hf.studies.compare.sweep import choose_values, find_head_room
@@ -69,11 +69,7 @@ def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
     with share_decoded(), contextlib.closing(Progress(count)) as progress:
         for run in plan.sweep:
             carry_out(run, study, progress)
-            if all(row.get(primary) is None for row in run.results["per_epoch"]):
-                raise RecipeError(
-                    f"--metric: no evaluation on these data gives {primary}; choose by another, such as "
-                    f"--metric {LOSS}"
-                )
+            _check_metric(run, primary)
         for one in plan.starts:
             _refine(one, plan, progress, primary, metrics[primary])
         chosen = {
@@ -82,6 +78,7 @@ def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
         runs = plan.judging_runs(chosen)
         for run in runs:
             carry_out(run, study, progress)
+            _check_metric(run, primary)
     # The runs lack those of the task's metrics that the recipe does not ask for.
     rows = [row for run in runs for row in run.results["per_epoch"]]
     metrics = {
@@ -90,6 +87,18 @@ def _carry_out_all(study: Study, base: Recipe, folder: Path) -> Outcome:
         if name == LOSS or any(row.get(name) is not None for row in rows)
     }
     return Outcome(plan, chosen, runs, metrics, primary, study.smallest_effect, on_training_rows)
+
+
+def _check_metric(run: Run, metric: str) -> None:
+    """Checks that a run's evaluations have a metric: the task's may be ones that a recipe does not ask for.
+
+    Raises:
+        RecipeError: none of them has it.
+    """
+    if all(row.get(metric) is None for row in run.results["per_epoch"]):
+        raise RecipeError(
+            f"--metric: no evaluation on these data gives {metric}; name another, such as --metric {LOSS}"
+        )
 
 
 def _refine(one: Contender, plan: Plan, progress: Progress, metric: str, best: str) -> None:
@@ -101,7 +110,7 @@ def _refine(one: Contender, plan: Plan, progress: Progress, metric: str, best: s
     places, grid = list(FIRST_PLACES), plan.grids[one]
     while len(grid) < study.sweep_budget:
         tried = list_tried(one, plan, metric)
-        means = {place: one.find_mean(best) for place, one in zip(places, tried, strict=True)}
+        means = {place: there.find_mean(best) for place, there in zip(places, tried, strict=True)}
         if any(map(math.isfinite, means.values())) and study.smallest_effect is not None:
             room = find_head_room(choose_values(one, tried, best), tried, best)
             if room is not None and room.estimate + (room.error or 0.0) < study.smallest_effect / 2:
