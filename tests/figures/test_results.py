@@ -94,7 +94,7 @@ def records(path):
     data = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(data, list):  # a card's checks, which have no figures for a table
         return
-    if "judged_by" in data:  # vision and language on a card
+    if "differences" in data:  # vision and language on a card
         for one in data["contenders"]:
             means = [(statistics.fmean(point["values"]),) for point in one["sweep"]]
             yield [(one["learning_rate"],), (one["head_room"] or math.inf,), *means, *_spreads(one["runs"])]
