@@ -187,6 +187,8 @@ def draw_results(folder: Path) -> list[Path]:
         ("flatness/sharpness.png", sharpness.draw, read("flatness/sharpness.json")),
         ("horizon/gains.png", draw_gains, [read(f"horizon/{path.name}") for path in lengths]),
         ("jitter/jitter.png", jitter.draw, read("jitter/jitter.json")),
+        ("learning_rate/tuned.png", compare.draw_sweep, read("learning_rate/tuned.json")),
+        ("learning_rate/warmup.png", compare.draw_sweep, read("learning_rate/warmup.json")),
     ]
     for name, draw, data in figures:
         draw(folder / name, data)

@@ -17,7 +17,7 @@ from adamnx_hf.figures.__main__ import main
 from adamnx_hf.optim.schedules import horizon
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-PAGES = ("ablation", "adax", "cifar100_h200", "flatness", "horizon", "jitter")
+PAGES = ("ablation", "adax", "cifar100_h200", "flatness", "horizon", "jitter", "learning_rate")
 
 #: Data that a page's tables have, besides the data it links to, or that of its own name.
 MORE_DATA = {"adax/README.md": ["ablation/comparison.json"]}
