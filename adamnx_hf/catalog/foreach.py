@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["ForeachOptimizer"]
+__all__ = ["ForeachOptimizer", "evaluate"]
+
+
+def evaluate(closure: Callable[[], float] | None) -> float | None:
+    """Evaluates the closure of a step, with gradients; returns its loss, or None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 class ForeachOptimizer(Optimizer):
@@ -38,10 +46,7 @@ class ForeachOptimizer(Optimizer):
         Args:
             closure: reevaluates the model and returns the loss.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         for group in self.param_groups:
             alike: defaultdict[Any, list[Tensor]] = defaultdict(list)
             for param in group["params"]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from adamnx_hf.catalog.foreach import evaluate
 from trainer_patches import RunInfo, registered_optimizers
 
 __all__ = ["Graft", "fit_graft"]
@@ -53,10 +54,7 @@ class Graft(Optimizer):
         Args:
             closure: reevaluates the model and returns the loss.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not params:
             return loss

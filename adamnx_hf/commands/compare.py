@@ -13,7 +13,7 @@ from typing import Any
 
 from adamnx_hf.common.errors import RecipeError, number
 from adamnx_hf.studies.compare.contenders import parse_contenders, parse_family, parse_sweeps
-from adamnx_hf.studies.compare.plan_file import PlanFile, read_plan_file, write_value
+from adamnx_hf.studies.compare.plan_file import OPTIONS, PlanFile, read_plan_file, write_value
 from adamnx_hf.studies.compare.study import Study, hide_folders
 
 __all__ = ["EXTRA", "TAKES_FLAGS", "add_arguments", "make_study", "run"]
@@ -23,19 +23,6 @@ EXTRA = "recipes"
 
 #: A recipe's fields are flags, too.
 TAKES_FLAGS = True
-
-# Options that a plan may settle, by its keys.
-_PLANNED = (
-    "optim",
-    "sweep",
-    "seeds",
-    "sweep_seeds",
-    "sweep_budget",
-    "hold_out",
-    "validation_split",
-    "metric",
-    "smallest_effect",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +156,7 @@ def make_study(args: argparse.Namespace) -> Study:
         RecipeError: the plan, an optimizer, a sweep or `--hold-out` does not fit.
     """
     plan = read_plan_file(args.plan) if args.plan else PlanFile({}, "")
-    typed = {key: value for key in _PLANNED if (value := getattr(args, key)) not in (None, [])}
+    typed = {key: value for key in OPTIONS if (value := getattr(args, key)) not in (None, [])}
     chosen: dict[str, Any] = {**plan.values, **typed}
     fields, sweeps = chosen.pop("fields", {}), chosen.pop("sweep", [])
     flags = [*(f"--{key}={write_value(value)}" for key, value in fields.items()), *args.flags]

@@ -103,7 +103,7 @@ def add_errors(*errors: tuple[float, int]) -> tuple[float, float]:
 
 
 def adjust_by_holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Returns p values for a family of tests: of all that are below 0.05, one is wrong with at most 5 %.
+    """Adjusts the p values of a family of tests: with 95 %, no true hypothesis has one below 0.05.
 
     Args:
         p_values: one for each test of the family, in any order; None where a test could not be made. Such a

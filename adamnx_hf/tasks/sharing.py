@@ -10,7 +10,7 @@ __all__ = ["decode_once", "share_decoded"]
 
 _T = TypeVar("_T")
 
-#: What has been decoded within :func:`share_decoded`; None outside.
+#: The images that were decoded within :func:`share_decoded`; None outside of it.
 _DECODED: dict[Any, Any] | None = None
 
 

@@ -80,29 +80,25 @@ class Plan:
         """Adds values to a contender's grid.
 
         Args:
-            contender: whose values they are.
-            values: those of the swept fields.
+            contender: the one that is to try the values.
+            values: the values of the swept fields.
             swept: whether there are others to choose from.
 
         Returns:
             The new runs to choose by, and those to judge by.
         """
-        judged_rows, sweep_rows = self.rows
+        study, (judged_rows, sweep_rows) = self.study, self.rows
         flags = [*self.flags[contender], *(f"--{key}={value}" for key, value in values.items())]
         first = self.first_seed + _SWEEP_SEEDS_FROM
-        seeds = range(first, first + self.study.sweep_seeds if swept else first)
-        new = [
-            [*_make_runs(contender, values, seeds, self.folder / "sweep", [*flags, *sweep_rows])],
-            [*self._make_judging_runs(contender, values, [*flags, *judged_rows])],
-        ]
+        seeds = range(first, first + (study.sweep_seeds if swept else 0))
+        choosing = [*_make_runs(contender, values, seeds, self.folder / "sweep", [*flags, *sweep_rows])]
+        seeds = range(self.first_seed, self.first_seed + study.seeds)
+        flags += judged_rows
+        judging = [*_make_runs(contender, values, seeds, self.folder, flags, study.keep_models)]
         self.grids.setdefault(contender, []).append(values)
-        self.sweep += new[0]
-        self.candidates += new[1]
-        return new[0], new[1]
-
-    def _make_judging_runs(self, contender: Contender, values: Values, flags: list[str]) -> Iterator[Run]:
-        seeds = range(self.first_seed, self.first_seed + self.study.seeds)
-        return _make_runs(contender, values, seeds, self.folder, flags, self.study.keep_models)
+        self.sweep += choosing
+        self.candidates += judging
+        return choosing, judging
 
     def judging_runs(self, chosen: Mapping[Contender, Values]) -> list[Run]:
         """Returns the runs at the chosen values, seed by seed: an interrupted comparison has pairs."""

@@ -11,7 +11,7 @@ from typing import Any
 from adamnx_hf.common.errors import RecipeError, nearest
 from adamnx_hf.common.plain_values import read_yaml
 
-__all__ = ["PlanFile", "read_plan_file", "write_value"]
+__all__ = ["OPTIONS", "PlanFile", "read_plan_file", "write_value"]
 
 # The keys of a plan with the types of their values, and those of lists' items.
 _KEYS: Mapping[str, tuple[Any, ...]] = {
@@ -28,6 +28,9 @@ _KEYS: Mapping[str, tuple[Any, ...]] = {
     "smallest_effect": (float, int),
     "family": (list, list),
 }
+#: The keys that are options of `adamnx-hf compare`, too.
+OPTIONS = tuple(key for key in _KEYS if key not in ("recipe", "fields", "family"))
+
 _WORDS = {str: "a word", int: "a whole number", float: "a number", list: "a list", dict: "a mapping"}
 
 
